@@ -1,0 +1,15 @@
+"""A small kit to learn, teach and check Contrastive Supervised Distillation (CSD).
+
+Each module is one room of the house, and data flows one way through it::
+
+    data -> model -> losses -> methods -> train -> retrieval -> drift -> report
+
+Source of the method: Barletti, Biondi, Pernici, Bruni and Del Bimbo, "Contrastive Supervised
+Distillation for Continual Representation Learning", ICIAP 2021 (arXiv 2205.05476).
+"""
+
+__version__ = "0.1.0"
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave. The message names the value and the remedy."""

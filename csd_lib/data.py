@@ -1,0 +1,329 @@
+"""Images, the split of their classes into tasks, and augmentation on the device.
+
+Images are ``uint8 [N, C, H, W]`` until the network normalises them: 8-bit images are small
+enough to live on the GPU as a whole, and "black" is simply 0 when a crop is padded.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd_lib import InputError
+
+DATASETS = ("digits", "cifar100")
+
+# Channel statistics of the training images, for values scaled to [0, 1].
+DIGITS_MEAN, DIGITS_STD = (0.3064,), (0.3754,)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train and test images of one data set, in memory.
+
+    Images are uint8 ``[N, C, H, W]``, labels int64 ``[N]`` indexing ``class_names``; ``mean`` and
+    ``std`` hold one value per channel, for pixel values scaled to [0, 1].
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a student may see of one task, and the test images it is examined on later.
+
+    Labels are positions in the class order, not the data set's own class ids: the classes of
+    task 0 are labels 0, 1, ..., those of task 1 follow on, and so on. A label is therefore also
+    the row of the classifier head that belongs to the class.
+    """
+
+    index: int
+    classes: tuple[int, ...]  # the data set's own class ids, in class order
+    class_names: tuple[str, ...]
+    first_label: int
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    @property
+    def end_label(self) -> int:
+        """One past this task's last label, which is also how many classes were seen by then."""
+        return self.first_label + len(self.classes)
+
+
+def data_folder() -> Path:
+    """Where data sets are looked for: ``data/`` of this checkout, else of the current folder."""
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data"
+
+
+def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+        name: ``"digits"`` (1,797 real handwritten 8x8 digits that scikit-learn ships; no network
+            needed) or ``"cifar100"`` (60,000 colour images of 32x32).
+        root: the folder that holds ``cifar100.npz``, or the file itself. Default:
+            ``$CSD_DATA``, else ``data/``. If the file is missing, torchvision downloads and
+            verifies the official archive, and the file is written from it.
+
+    Raises:
+        InputError: for an unknown name, or a file that is corrupt or has the wrong arrays.
+    """
+    if name == "digits":
+        return _load_digits()
+    if name == "cifar100":
+        root = Path(root or os.environ.get("CSD_DATA") or data_folder())
+        path = root if root.suffix == ".npz" else root / "cifar100.npz"
+        if not path.exists():
+            _download_cifar100(path)
+        return read_npz(path, "cifar100", CIFAR100_MEAN, CIFAR100_STD)
+    raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+
+
+def _load_digits() -> Dataset:
+    """Split scikit-learn's digits: per class, the first two thirds train and the rest test.
+
+    The file lists its writers one after the other, so this split, unlike a shuffled one, tests
+    mostly on the hands of writers that were not trained on.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    is_train = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(10):
+        members = (labels == label).nonzero().squeeze(1)
+        is_train[members[: len(members) * 2 // 3]] = True
+    return Dataset(
+        "digits",
+        images[is_train],
+        labels[is_train],
+        images[~is_train],
+        labels[~is_train],
+        tuple(str(digit) for digit in range(10)),
+        DIGITS_MEAN,
+        DIGITS_STD,
+    )
+
+
+def read_npz(
+    path: str | Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Dataset:
+    """Read a data set from one .npz file, without executing anything in it.
+
+    Arrays: ``train_images`` uint8 ``[N, H, W, C]``, ``train_labels`` int ``[N]``, ``test_images``,
+    ``test_labels``, ``class_names``.
+
+    Raises:
+        InputError: if the file is unreadable, or an array is missing or has a wrong shape, dtype
+            or label.
+    """
+    path = Path(path)
+    remedy = "delete the file and load the data set again"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise InputError(f"{path} is not a complete .npz file ({error}): {remedy}") from error
+
+    def require(key: str, dtype_kind: str, ndim: int) -> np.ndarray:
+        if key not in arrays:
+            raise InputError(f"{path} has no array {key!r}: {remedy}")
+        array = arrays[key]
+        if array.dtype.kind not in dtype_kind or array.ndim != ndim or len(array) == 0:
+            raise InputError(
+                f"{path}: {key} is {array.dtype} with shape {array.shape}, which is not "
+                f"{'an image array' if ndim == 4 else 'a list of labels or names'}: {remedy}"
+            )
+        return array
+
+    names = tuple(str(class_name) for class_name in require("class_names", "U", 1))
+    tensors = {}
+    for part in ("train", "test"):
+        images, labels = require(f"{part}_images", "u", 4), require(f"{part}_labels", "iu", 1)
+        if images.dtype != np.uint8 or images.shape[3] != len(mean):
+            raise InputError(
+                f"{path}: {part}_images is {images.dtype} {images.shape}, expected uint8 "
+                f"[N, H, W, {len(mean)}]: {remedy}"
+            )
+        if len(images) != len(labels):
+            raise InputError(
+                f"{path}: {len(images)} {part} images but {len(labels)} labels: {remedy}"
+            )
+        if labels.min() < 0 or labels.max() >= len(names):
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise InputError(
+                f"{path}: label {wrong} in {part}_labels is outside 0..{len(names) - 1}: {remedy}"
+            )
+        tensors[f"{part}_images"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        tensors[f"{part}_labels"] = torch.from_numpy(labels.astype(np.int64))
+    return Dataset(name=name, class_names=names, mean=mean, std=std, **tensors)
+
+
+def _download_cifar100(path: Path) -> None:
+    """Let torchvision fetch and verify the official archive, and write it as one .npz."""
+    from torchvision.datasets import CIFAR100
+
+    folder = path.parent
+    print(f"CIFAR-100 is not at {path}: downloading the official archive (169 MB) once.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {
+            part: CIFAR100(folder, train=part == "train", download=True)
+            for part in ("train", "test")
+        }
+    except (OSError, RuntimeError, EOFError) as error:
+        raise InputError(
+            f"CIFAR-100 could not be downloaded to {folder} ({error}): check the network, or copy "
+            f"cifar100.npz from a colleague to {path} (or point CSD_DATA at it)"
+        ) from error
+    arrays = {"class_names": np.array(parts["train"].classes)}
+    for part, images in parts.items():
+        # Sorted by class, so that every copy of the file holds the images in the same order.
+        order = np.argsort(images.targets, kind="stable")
+        arrays[f"{part}_images"] = images.data[order]
+        arrays[f"{part}_labels"] = np.asarray(images.targets, dtype=np.int64)[order]
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)  # atomic: a kill leaves either no file or a whole one
+
+
+def class_order_from_seed(num_classes: int, seed: int) -> tuple[int, ...]:
+    """Return a random order of the class ids 0..num_classes-1, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randperm(num_classes, generator=generator).tolist())
+
+
+def class_incremental_split(
+    dataset: Dataset,
+    num_tasks: int,
+    *,
+    class_order: Sequence[int] | None = None,
+    seed: int | None = None,
+) -> list[Task]:
+    """Split the classes of a data set into tasks; every class is in exactly one task.
+
+    Args:
+        dataset: what to split.
+        num_tasks: how many tasks, 1..number of classes. If it does not divide the number of
+            classes, the first tasks get one class more, and a warning says so.
+        class_order: the order in which classes arrive. Default: label order, as in the paper.
+        seed: draw the class order at random from this seed instead.
+
+    Raises:
+        InputError: for an impossible number of tasks or an order that is not a permutation.
+    """
+    num_classes = len(dataset.class_names)
+    if not isinstance(num_tasks, int) or not 1 <= num_tasks <= num_classes:
+        raise InputError(
+            f"tasks={num_tasks!r}: {dataset.name} has {num_classes} classes, so choose a whole "
+            f"number of tasks from 1 to {num_classes}"
+        )
+    if class_order is not None and seed is not None:
+        raise InputError("give class_order or seed, not both: each decides the order of classes")
+    if seed is not None:
+        class_order = class_order_from_seed(num_classes, seed)
+    order = tuple(range(num_classes)) if class_order is None else tuple(class_order)
+    if sorted(order) != list(range(num_classes)):
+        raise InputError(
+            f"class_order={list(order)} must contain each class id 0..{num_classes - 1} once"
+        )
+    groups = [tuple(group.tolist()) for group in np.array_split(np.array(order), num_tasks)]
+    if num_classes % num_tasks:
+        sizes = ", ".join(str(len(group)) for group in groups)
+        warnings.warn(
+            f"{num_classes} classes do not divide into {num_tasks} equal tasks: the tasks have "
+            f"{sizes} classes",
+            stacklevel=2,
+        )
+
+    label_of_class = torch.empty(num_classes, dtype=torch.int64)
+    label_of_class[list(order)] = torch.arange(num_classes)
+    train_labels = label_of_class[dataset.train_labels]
+    test_labels = label_of_class[dataset.test_labels]
+    tasks, first = [], 0
+    for index, classes in enumerate(groups):
+        end = first + len(classes)
+        train = (train_labels >= first) & (train_labels < end)
+        test = (test_labels >= first) & (test_labels < end)
+        tasks.append(
+            Task(
+                index=index,
+                classes=classes,
+                class_names=tuple(dataset.class_names[c] for c in classes),
+                first_label=first,
+                train_images=dataset.train_images[train],
+                train_labels=train_labels[train],
+                test_images=dataset.test_images[test],
+                test_labels=test_labels[test],
+            )
+        )
+        first = end
+    return tasks
+
+
+def merge_tasks(tasks: Sequence[Task]) -> Task:
+    """Return one task with the classes and images of all the given ones (for joint training)."""
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    return Task(
+        index=0,
+        classes=sum((task.classes for task in tasks), ()),
+        class_names=sum((task.class_names for task in tasks), ()),
+        first_label=tasks[0].first_label,
+        **{part: torch.cat([getattr(task, part) for task in tasks]) for part in parts},
+    )
+
+
+def augment(
+    images: Tensor, padding: int = 4, flip: bool = True, generator: torch.Generator | None = None
+) -> Tensor:
+    """Randomly crop and flip a whole batch at once, with one draw per image.
+
+    Each image is surrounded by ``padding`` black pixels, a window of the original size is cut
+    out at a random place, and with probability one half it is mirrored left to right.
+
+    Args:
+        images: ``[B, C, H, W]``, uint8 and not yet normalised, so that 0 is black.
+        padding: black pixels added on each side; 0 for no crop.
+        flip: whether to mirror. Off for digits, which mirroring turns into other signs.
+        generator: source of randomness, on the device of the images.
+
+    Returns:
+        ``[B, C, H, W]``, same dtype and device, in channels_last memory order.
+    """
+    batch, _, height, width = images.shape
+    device = images.device
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (batch, 1), device=device, generator=generator)
+
+    rows = draw(2 * padding + 1) + torch.arange(height, device=device)  # [B, H]
+    columns = draw(2 * padding + 1) + torch.arange(width, device=device)  # [B, W]
+    if flip:
+        columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    padded = F.pad(images, (padding,) * 4)
+    image = torch.arange(batch, device=device)
+    # One gather for the batch: [B, H, W, C], which read as [B, C, H, W] is channels_last.
+    cropped = padded.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None]]
+    return cropped.permute(0, 3, 1, 2)

@@ -1,0 +1,96 @@
+"""A run from config to measured results, kept in a folder: load it if it is there, or make it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import csd_lib
+from csd_lib import runs
+from csd_lib.data import Dataset
+from csd_lib.retrieval import RetrievalMatrix, average, forgetting, retrieval_matrix
+from csd_lib.train import Run, TrainConfig, pick_device, train
+
+
+@dataclass(frozen=True)
+class Experiment(Run):
+    """A finished run with what was measured on it."""
+
+    matrix: RetrievalMatrix
+    folder: Path
+
+
+def run_name(config: TrainConfig) -> str:
+    """Name of a run's folder: readable, and different for every config and version of the code."""
+    identity = json.dumps({**asdict(config), "code": runs.code_hash()}, sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
+
+
+def run_experiment(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    *,
+    folder: str | Path | None = None,
+    on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
+    progress: bool = True,
+) -> Experiment:
+    """Train and measure, or load what an earlier call with the same config and code has left.
+
+    Args:
+        config: everything that decides the run. ``device="auto"`` is resolved before it is stored.
+        dataset: the images; default: loads ``config.dataset``.
+        folder: where config, history, models and results are kept. Default: a folder of its own
+            under ``runs/`` (or ``$CSD_RUNS``). A killed run goes on from its last epoch.
+        on_epoch, progress: as in ``train``.
+
+    Raises:
+        InputError: for an impossible config, a folder that cannot be written, or one that holds a
+            run of another config or of another version of the code.
+        TrainingError: if training breaks down.
+    """
+    config = replace(config, device=str(pick_device(config.device)))
+    folder = Path(folder or runs.runs_folder() / run_name(config))
+    run = train(config, dataset, folder=folder, on_epoch=on_epoch, progress=progress)
+    results_file = folder / "results.json"
+    if results_file.exists():
+        results = runs.read_json(results_file)
+        matrix = RetrievalMatrix(
+            **{name: np.array(values, dtype=float) for name, values in results["matrix"].items()}
+        )
+    else:
+        matrix = retrieval_matrix(run.models, run.tasks)
+        runs.write_json(results_file, _results(run, matrix))
+    return Experiment(run.config, run.tasks, run.models, run.history, matrix, folder)
+
+
+def _results(run: Run, matrix: RetrievalMatrix) -> dict[str, Any]:
+    """Everything a table needs, with what one must know to believe it."""
+    device = torch.device(run.config.device)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "config": asdict(run.config),
+        "code": runs.code_hash(),
+        "date": datetime.date.today().isoformat(),
+        "device": gpu or f"{device.type}, {os.cpu_count()} cores",
+        "versions": {
+            "csd_lib": csd_lib.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "training_seconds": round(sum(record["seconds"] for record in run.history), 1),
+        "matrix": {name: values.tolist() for name, values in vars(matrix).items()},
+        "average": {name: average(values) for name, values in vars(matrix).items()},
+        "forgetting": {name: forgetting(values) for name, values in vars(matrix).items()},
+    }

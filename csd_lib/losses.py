@@ -1,0 +1,152 @@
+"""The four losses of CSD, as pure functions of tensors.
+
+    L = CE + triplet                        on the first task            (plasticity)
+    L = CE + triplet + KD + CSD             on later tasks               (+ stability)
+
+Each function takes 2-D float tensors with one image a row and int64 labels, has fixed shapes and
+never asks the device for a value, so it can be captured in a CUDA graph. Gradients are finite
+for every batch, also one without any positive pair. Half precision is computed in float32.
+
+"Published code" is the authors' repository NiccoBiondi/ContrastiveSupervisedDistillation. Where
+it differs from the paper, the docstring says so.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax cross entropy over all classes seen so far (paper Eq. 4).
+
+    Args:
+        logits: ``[B, classes seen so far]``.
+        labels: int64 ``[B]``, rows of the head.
+    """
+    return F.cross_entropy(_at_least_float32(logits), labels)
+
+
+def triplet_loss(features: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
+    """Batch-hard triplet loss on cosine similarity (paper Eq. 5; form of the published code).
+
+    For every anchor: its least similar image of the same class (hardest positive) and its most
+    similar image of another class (hardest negative), then
+    ``max(0, cos(a, n) - cos(a, p) + margin)``. Anchors that lack one of the two are left out,
+    and the mean is taken over the losses that are not zero. The paper's Eq. 5 has squared
+    Euclidean distances and no margin.
+
+    Args:
+        features: ``[B, D]``, any length; they are normalised here.
+        labels: int64 ``[B]``.
+        margin: in units of cosine similarity.
+
+    Returns:
+        Scalar; 0 if no anchor has both a positive and a negative.
+    """
+    unit = unit_length(features)
+    similarity = unit @ unit.T
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    is_positive, is_negative = same & ~itself, ~same
+    # Stand-ins of +-2 lie outside the range of a cosine, so they are chosen only if nothing else
+    # is there, and those anchors are dropped by `valid`.
+    hardest_positive = similarity.masked_fill(~is_positive, 2.0).min(dim=1).values
+    hardest_negative = similarity.masked_fill(~is_negative, -2.0).max(dim=1).values
+    valid = is_positive.any(dim=1) & is_negative.any(dim=1)
+    loss = F.relu(hardest_negative - hardest_positive + margin) * valid
+    return loss.sum() / (loss > 0).sum().clamp_min(1)
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
+    """Knowledge distillation on the old classes' logits (paper Eq. 7; published code's form).
+
+    ``KL(teacher || student)`` between the softmaxes at the given temperature, summed over the old
+    classes and averaged over the batch. As in the published code there is no factor
+    ``temperature ** 2``. The paper's Eq. 7 has no temperature.
+
+    Args:
+        student_logits: ``[B, C]``, all classes seen so far, old classes first.
+        teacher_logits: ``[B, C_old]`` with ``C_old <= C``; no gradient flows into it.
+    """
+    old = student_logits[:, : teacher_logits.shape[1]]
+    student = F.log_softmax(_at_least_float32(old) / temperature, dim=1)
+    teacher = F.log_softmax(_at_least_float32(teacher_logits.detach()) / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def csd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
+    """Contrastive supervised distillation, in the form of the published code.
+
+    The anchor is a student feature ``s_i``. It is contrasted with every other student feature and
+    with every teacher feature. Positives ``P(i)`` are those with the anchor's label, so always at
+    least the anchor's own teacher ``t_i``; the anchor itself is left out everywhere::
+
+        L = mean_i  mean_{p in P(i)}  -log( exp(s_i.p / T) / sum_{a != s_i} exp(s_i.a / T) )
+
+    Args:
+        student: ``[B, D]`` features, any length; they are normalised here.
+        teacher: ``[B, D]`` features of the same images; no gradient flows into it.
+        labels: int64 ``[B]``.
+        temperature: T above; smaller values look more at the most similar images.
+
+    Returns:
+        Scalar, at least 0.
+    """
+    anchors = unit_length(student)
+    contrast = torch.cat([anchors, unit_length(teacher.detach())])  # [2B, D]
+    similarity = anchors @ contrast.T / temperature  # [B, 2B]
+    batch = len(labels)
+    itself = torch.eye(batch, 2 * batch, dtype=torch.bool, device=labels.device)
+    is_positive = (labels[:, None] == labels.repeat(2)[None, :]) & ~itself
+    denominator = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
+    log_probability = similarity - denominator
+    per_anchor = (log_probability * is_positive).sum(dim=1) / is_positive.sum(dim=1)
+    return -per_anchor.mean()
+
+
+def csd_loss_paper(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Contrastive supervised distillation as printed in the paper (Eq. 8).
+
+    The anchor is a *teacher* feature ``t_i``, it is contrasted with the student features, and
+    there is no temperature::
+
+        L = -1/B sum_i 1/|P(i)| sum_{p in P(i)} log( exp(t_i.s_p) / sum_{a != i} exp(t_i.s_a) )
+
+    Rule for ``p = i``: ``P(i)`` is every image of the batch with the label of image i, image i
+    included, so the own pair ``t_i.s_i`` stands above the line. The sum below the line leaves
+    a = i out, as printed. A term with p = i is therefore not a log-probability and the loss can
+    be negative. An image that is alone in its batch has an empty sum below and contributes 0.
+
+    Args:
+        student: ``[B, D]`` features, any length; they are normalised here.
+        teacher: ``[B, D]`` features of the same images; no gradient flows into it.
+        labels: int64 ``[B]``.
+    """
+    similarity = unit_length(teacher.detach()) @ unit_length(student).T  # row i: t_i . s_a
+    if len(labels) < 2:
+        return similarity.sum() * 0.0  # still part of the autograd graph
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    is_positive = labels[:, None] == labels[None, :]
+    denominator = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
+    log_ratio = similarity - denominator
+    per_anchor = (log_ratio * is_positive).sum(dim=1) / is_positive.sum(dim=1)
+    return -per_anchor.mean()
+
+
+def unit_length(features: Tensor) -> Tensor:
+    """Scale each row to Euclidean length 1; a row of zeros stays zero, with a finite gradient.
+
+    Rows are first divided by their largest entry, so that squares neither overflow nor vanish
+    for features of size 1e20 or 1e-20.
+    """
+    features = _at_least_float32(features)
+    largest = features.detach().abs().amax(dim=1, keepdim=True)
+    features = features / torch.where(largest > 0, largest, 1.0)
+    # A row that is not zero now has a length of at least 1, so 0.5 only touches rows of zeros.
+    return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(0.5)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

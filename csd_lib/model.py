@@ -1,0 +1,154 @@
+"""The network: a ResNet for small images, with a normalised head that grows with every task."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csd_lib import InputError
+from csd_lib.losses import unit_length
+
+FEATURE_SIZE = 64
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch normalisation, and a shortcut without parameters.
+
+    Where the block halves the image, the shortcut takes every second pixel and fills the new
+    channels with zeros (option A of He et al. 2016).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
+        super().__init__()
+        self.stride, self.new_channels = stride, channels_out - channels_in
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, channels_out, H / stride, W / stride]`` for ``[B, channels_in, H, W]``."""
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.new_channels:
+            before = self.new_channels // 2
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, before, self.new_channels - before))
+        x = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(x)) + shortcut)
+
+
+class NormalizedHead(nn.Module):
+    """A linear classifier without bias whose rows, one per class, have length 1.
+
+    It starts without rows and grows with every task; old rows keep their values.
+    """
+
+    def __init__(self, feature_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(0, feature_size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, classes]`` of features ``[B, feature_size]``."""
+        return F.linear(features, self.weight)
+
+    @torch.no_grad()
+    def grow(self, rows: Tensor) -> None:
+        """Append rows ``[new classes, feature_size]`` of any length, normalised."""
+        self.weight = nn.Parameter(torch.cat([self.weight, unit_length(rows.to(self.weight))]))
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        """Scale every row back to length 1, in place, after an optimiser step."""
+        self.weight.copy_(unit_length(self.weight))
+
+
+class ResNet(nn.Module):
+    """ResNet-(6n + 2) for small images: ``features, logits = model(images)``.
+
+    Three stages of n blocks with 16, 32 and 64 channels, a final ReLU and global average pooling
+    give a 64-d feature, which is not normalised. The head is linear without bias; its rows, one
+    per class seen so far, have length 1. Depth 32 with 100 classes and 3 channels has 469,904
+    parameters, as in the published code. Depth 8 suits 8x8 digits.
+
+    Args:
+        depth: 8, 14, 20, 26, 32, ...
+        num_classes: rows of the head to begin with; ``grow_head`` adds more.
+        in_channels: 3 for colour images, 1 for grey ones.
+        mean, std: channel statistics for pixel values in [0, 1], kept with the model so that
+            images are normalised the same way in training and retrieval. Default: 0 and 1.
+        seed: decides the initial weights. The global random state is left as it was.
+    """
+
+    def __init__(
+        self,
+        depth: int = 32,
+        num_classes: int = 0,
+        in_channels: int = 3,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if depth < 8 or depth % 6 != 2:
+            raise InputError(f"depth={depth}: a ResNet here has 6n + 2 layers: 8, 14, 20, 26, 32")
+        blocks = (depth - 2) // 6
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(16)
+            self.stage1 = self._stage(16, 16, 1, blocks)
+            self.stage2 = self._stage(16, 32, 2, blocks)
+            self.stage3 = self._stage(32, FEATURE_SIZE, 2, blocks)
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
+        self.head = NormalizedHead(FEATURE_SIZE)
+        shape = (1, in_channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(mean or (0.0,) * in_channels).reshape(shape))
+        self.register_buffer("std", torch.tensor(std or (1.0,) * in_channels).reshape(shape))
+        if num_classes:
+            self.grow_head(num_classes, torch.Generator().manual_seed(seed))
+
+    @staticmethod
+    def _stage(channels_in: int, channels_out: int, stride: int, blocks: int) -> nn.Sequential:
+        first = Block(channels_in, channels_out, stride)
+        return nn.Sequential(
+            first, *(Block(channels_out, channels_out, 1) for _ in range(blocks - 1))
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Rows of the head, which is the number of classes seen so far."""
+        return self.head.weight.shape[0]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``[B, 64]`` and logits ``[B, num_classes]`` of images ``[B, C, H, W]``.
+
+        uint8 images are scaled to [0, 1] and normalised here; float images are taken as
+        normalised already.
+        """
+        x = self.normalize_images(images) if images.dtype == torch.uint8 else images
+        x = F.relu(self.norm(self.stem(x)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        features = x.mean(dim=(2, 3))
+        return features, self.head(features)
+
+    def normalize_images(self, images: Tensor) -> Tensor:
+        """Turn uint8 images into float32 with the model's mean and standard deviation."""
+        return (images.float() / 255 - self.mean) / self.std
+
+    def grow_head(self, new_classes: int, generator: torch.Generator | None = None) -> None:
+        """Add a row in a random direction for each new class (the published code's way)."""
+        self.head.grow(torch.randn(new_classes, FEATURE_SIZE, generator=generator))
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Return a copy of the model that never changes: the teacher of the next task.
+
+    Parameters take no gradient, and batch normalisation uses its running statistics (the
+    published code leaves its teacher in train mode, where they drift).
+    """
+    teacher = copy.deepcopy(model).eval()
+    return teacher.requires_grad_(False)

@@ -1,0 +1,407 @@
+"""Figures, all in one style: colour-blind safe, markers as well as colours, large type.
+
+Every function takes data and returns a matplotlib figure; ``show`` puts it on a notebook page
+with a text that describes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from csd_lib.data import Task
+from csd_lib.methods import METHODS
+
+# Okabe and Ito's colours, which readers with any common colour blindness can tell apart.
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+)
+GREY, BLACK = "#8C8C8C", "#000000"
+METHOD_STYLE = {
+    "fine-tuning": dict(color=ORANGE, marker="s", linestyle="--"),
+    "lwf": dict(color=SKY, marker="^", linestyle="-."),
+    "csd": dict(color=BLUE, marker="o", linestyle="-"),
+    "joint": dict(color=GREY, marker="D", linestyle=":"),
+}
+TERM_STYLE = {
+    "ce": dict(label="cross entropy", color=ORANGE, marker="s"),
+    "triplet": dict(label="triplet", color=GREEN, marker="^"),
+    "kd": dict(label="KD", color=SKY, marker="v"),
+    "csd": dict(label="CSD", color=BLUE, marker="o"),
+}
+CLASS_COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK, "#F0E442", GREY, "#882255"]
+CLASS_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
+
+
+def use_style() -> None:
+    """Set the one style of all figures."""
+    sns.set_theme(style="whitegrid", context="notebook", font_scale=1.2)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.bbox": "tight",
+            "axes.titlesize": 15,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 2.5,
+            "lines.markersize": 8,
+        }
+    )
+
+
+def show(figure: Figure, description: str) -> None:
+    """Put a figure on the page, with a description for readers who cannot see it.
+
+    The description is stored as the image's alt text and written below it.
+    """
+    display(figure, metadata={"image/png": {"alt": description}})
+    plt.close(figure)
+    display(Markdown(f"*Figure: {description}*"))
+
+
+def image_rows(rows: Sequence[tuple[str, Tensor]], titles: Sequence[str] | None = None) -> Figure:
+    """Rows of images, each with a label on its left.
+
+    Args:
+        rows: (label, images uint8 ``[n, C, H, W]``).
+        titles: one text above each column of the first row.
+    """
+    columns = max(len(images) for _, images in rows)
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(1.05 * columns + 1.2, 1.1 * len(rows) + 0.35 * bool(titles)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (label, images) in enumerate(rows):
+        for column, axis in enumerate(axes[row]):
+            axis.axis("off")
+            if column < len(images):
+                _draw_image(axis, images[column])
+        axes[row][0].text(
+            -0.15, 0.5, label, transform=axes[row][0].transAxes, ha="right", va="center"
+        )
+    for axis, title in zip(axes[0], titles or [], strict=False):
+        axis.set_title(title, fontsize=13)
+    return figure
+
+
+def _draw_image(axis: plt.Axes, image: Tensor) -> None:
+    """Draw one uint8 ``[C, H, W]`` image, grey if it has a single channel."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+
+
+def task_picture(tasks: Sequence[Task], classes_per_task: int = 5) -> Figure:
+    """The split as a picture: a row per task, one training image for each of its classes."""
+    rows, titles = [], []
+    for task in tasks:
+        labels = range(task.first_label, task.end_label)[:classes_per_task]
+        first = [(task.train_labels == label).nonzero()[0, 0] for label in labels]
+        rows.append((f"task {task.index + 1}", task.train_images[first]))
+        titles.append([task.class_names[label - task.first_label] for label in labels])
+    figure = image_rows(rows)
+    axes = np.array(figure.axes).reshape(len(rows), -1)
+    for row, names in zip(axes, titles, strict=True):
+        for axis, name in zip(row, names, strict=False):
+            axis.set_title(name, fontsize=13)
+    return figure
+
+
+def visibility_picture(num_tasks: int) -> Figure:
+    """Which images are there for what: a row per training stage, a column per task."""
+    states = np.full((num_tasks, num_tasks), 0)
+    states[np.tril_indices(num_tasks, -1)] = 1
+    np.fill_diagonal(states, 2)
+    words = {0: "not yet there", 1: "gone; test only", 2: "train"}
+    figure, axis = plt.subplots(figsize=(2.6 * num_tasks + 1, 0.9 * num_tasks + 0.8))
+    sns.heatmap(states, cmap=["#F2F2F2", "#BFD7EA", BLUE], cbar=False, linewidths=3, ax=axis)
+    for i, j in np.ndindex(states.shape):
+        color = "white" if states[i, j] == 2 else BLACK
+        axis.text(j + 0.5, i + 0.5, words[states[i, j]], ha="center", va="center", color=color)
+    axis.set_xticklabels([f"images of task {j + 1}" for j in range(num_tasks)])
+    axis.set_yticklabels([f"while training task {i + 1}" for i in range(num_tasks)], rotation=0)
+    return figure
+
+
+def number_matrix(
+    values: np.ndarray | Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    number_format: str = ".2f",
+    outlined: np.ndarray | Tensor | None = None,
+    limits: tuple[float, float] | None = None,
+    axis: plt.Axes | None = None,
+) -> Figure:
+    """A heat map with its numbers written in; NaN cells stay empty.
+
+    Args:
+        values: ``[rows, columns]``.
+        outlined: bool of the same shape; these cells get a thick frame.
+        limits: smallest and largest value of the colour scale.
+        axis: draw into this one instead of a new figure.
+    """
+    values = np.asarray(values, dtype=float)
+    if axis is None:
+        _, axis = plt.subplots(figsize=(0.95 * len(columns) + 1.8, 0.65 * len(rows) + 1.1))
+    low, high = limits or (None, None)
+    sns.heatmap(
+        values,
+        annot=True,
+        fmt=number_format,
+        cmap="cividis",
+        cbar=False,
+        vmin=low,
+        vmax=high,
+        linewidths=2,
+        xticklabels=columns,
+        yticklabels=rows,
+        ax=axis,
+        annot_kws={"fontsize": 14},
+    )
+    axis.tick_params(axis="y", rotation=0)
+    axis.set_title(title)
+    if outlined is not None:
+        for i, j in np.argwhere(np.asarray(outlined)):
+            axis.add_patch(plt.Rectangle((j + 0.05, i + 0.07), 0.9, 0.86, fill=False, ec=RED, lw=4))
+    return axis.figure
+
+
+def unit_circle(
+    groups: dict[str, Tensor],
+    labels: Tensor,
+    arrows: Tensor | None = None,
+    class_names: Sequence[str] = ("class A", "class B"),
+) -> Figure:
+    """Two-dimensional features as points on the unit circle.
+
+    Args:
+        groups: for example ``{"student": [N, 2], "teacher": [N, 2]}``, of length 1; the second is
+            drawn hollow and a little further out.
+        labels: int64 ``[N]``.
+        arrows: ``[N, 2]``, drawn at the points of the first group.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 6))
+    axis.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
+    for index, (group, points) in enumerate(groups.items()):
+        radius = 1 + 0.13 * index
+        for label in labels.unique().tolist():
+            chosen = points[labels == label].numpy() * radius
+            color = CLASS_COLORS[label]
+            axis.scatter(
+                *chosen.T,
+                s=170,
+                marker=CLASS_MARKERS[label],
+                facecolors=color if index == 0 else "white",
+                edgecolors=color,
+                linewidths=2.5,
+                label=f"{group}, {class_names[label]}",
+                zorder=3,
+            )
+        for number, point in enumerate(points.numpy() * (radius - 0.17 if index == 0 else 1.3)):
+            axis.text(*point, f"${group[0]}_{number + 1}$", ha="center", va="center")
+    if arrows is not None:
+        start, step = next(iter(groups.values())).numpy(), arrows.numpy()
+        axis.quiver(
+            *start.T, *step.T, angles="xy", scale_units="xy", scale=1, color=RED, width=0.012
+        )
+    axis.set(xlim=(-1.55, 1.55), ylim=(-1.45, 1.45), aspect="equal", xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.16), ncols=len(groups), frameon=False)
+    return figure
+
+
+def training_curves(history: Sequence[dict[str, float]]) -> Figure:
+    """The loss terms of every epoch, one panel per task."""
+    tasks = sorted({record["task"] for record in history})
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(6 * len(tasks), 3.8), squeeze=False, sharey=True
+    )
+    for task, axis in zip(tasks, axes[0], strict=True):
+        records = [record for record in history if record["task"] == task]
+        for term, style in TERM_STYLE.items():
+            if term in records[0]:
+                epochs = [record["epoch"] + 1 for record in records]
+                every = max(1, len(records) // 8)
+                axis.plot(epochs, [record[term] for record in records], **style, markevery=every)
+        axis.set(title=f"task {task + 1}", xlabel="epoch", ylim=(0, None))
+        axis.legend()
+    axes[0][0].set_ylabel("loss term (mean over the epoch)")
+    return figure
+
+
+class LiveCurves:
+    """Redraws ``training_curves`` while a network learns: pass it as ``on_epoch``.
+
+    It draws at most every ``seconds``, so that drawing never costs more than training; call
+    ``finish`` at the end for the last state, with a description.
+    """
+
+    def __init__(self, seconds: float = 2.0):
+        self.seconds, self.drawn_at, self.handle = seconds, time.monotonic(), None
+
+    def __call__(self, history: Sequence[dict[str, float]]) -> None:
+        """Redraw if the last drawing is old enough."""
+        if time.monotonic() - self.drawn_at >= self.seconds:
+            self._draw(history, "losses so far, while the network is training")
+
+    def finish(self, history: Sequence[dict[str, float]], description: str) -> None:
+        """Draw the final state in the same place, described as ``show`` does it."""
+        self._draw(history, description)
+        display(Markdown(f"*Figure: {description}*"))
+
+    def _draw(self, history: Sequence[dict[str, float]], description: str) -> None:
+        figure = training_curves(history)
+        metadata = {"image/png": {"alt": description}}
+        if self.handle is None:
+            self.handle = display(figure, display_id=True, metadata=metadata)
+        else:
+            self.handle.update(figure, metadata=metadata)
+        plt.close(figure)
+        self.drawn_at = time.monotonic()
+
+
+def retrieval_examples(
+    query_images: Tensor, found_images: Tensor, is_hit: Tensor, query_names: Sequence[str]
+) -> Figure:
+    """Queries on the left and what each finds, nearest first, marked as right or wrong.
+
+    Args:
+        query_images: uint8 ``[n, C, H, W]``.
+        found_images: uint8 ``[n, k, C, H, W]``.
+        is_hit: bool ``[n, k]``.
+        query_names: class of each query.
+    """
+    count, k = is_hit.shape
+    figure, axes = plt.subplots(
+        count, k + 1, figsize=(1.15 * (k + 1) + 0.8, 1.35 * count), layout="constrained"
+    )
+    for row in range(count):
+        _draw_image(axes[row][0], query_images[row])
+        axes[row][0].set_title(f"query: {query_names[row]}", fontsize=12)
+        for column in range(k):
+            axis = axes[row][column + 1]
+            _draw_image(axis, found_images[row, column])
+            hit = bool(is_hit[row, column])
+            axis.set_title("✓ right" if hit else "✗ wrong", color=BLUE if hit else RED, fontsize=12)
+            axis.spines[:].set(visible=True, color=BLUE if hit else RED, linewidth=4)
+        for axis in axes[row]:
+            axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def method_curves(
+    values: dict[str, np.ndarray], ylabel: str, title: str = "", xlabels: Sequence[str] = ()
+) -> Figure:
+    """One line per method over the stages: mean over seeds, bars of one sample sd.
+
+    Args:
+        values: ``{method: [seeds, stages]}`` in %.
+        xlabels: one text per stage.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.4))
+    for name, runs in values.items():
+        sd = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(runs.shape[1])
+        axis.errorbar(
+            range(runs.shape[1]),
+            runs.mean(axis=0),
+            yerr=sd,
+            capsize=5,
+            label=METHODS[name].title,
+            **METHOD_STYLE[name],
+        )
+    axis.set(ylabel=ylabel, title=title)
+    axis.set_xticks(range(len(xlabels)), xlabels)
+    axis.margins(x=0.12)
+    axis.legend()
+    return figure
+
+
+def grouped_points(
+    values: dict[str, dict[str, Sequence[float]]], ylabel: str, title: str = ""
+) -> Figure:
+    """Every single run as a point, and the mean as a bar: groups side by side, by method.
+
+    Args:
+        values: ``{group: {method: one value per seed}}``.
+    """
+    figure, axis = plt.subplots(figsize=(2.6 * len(values) + 2.5, 4.4))
+    methods = list(next(iter(values.values())))
+    for g, by_method in enumerate(values.values()):
+        for m, name in enumerate(methods):
+            style = METHOD_STYLE[name]
+            x = g + 0.27 * (m - (len(methods) - 1) / 2)
+            runs = np.asarray(by_method[name])
+            axis.bar(x, runs.mean(), width=0.25, color=style["color"], alpha=0.45)
+            axis.scatter(
+                np.full(len(runs), x),
+                runs,
+                color=style["color"],
+                marker=style["marker"],
+                edgecolors=BLACK,
+                zorder=3,
+                label=METHODS[name].title if g == 0 else None,
+            )
+    axis.axhline(0, color=BLACK, lw=1)
+    axis.set_xticks(range(len(values)), list(values))
+    axis.set(ylabel=ylabel, title=title)
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def drift_maps(
+    maps: dict[str, np.ndarray], labels: Tensor, class_names: Sequence[str], start: str
+) -> Figure:
+    """Panels of one map: where the same images lie after different trainings.
+
+    Arrows run from each class's centre in the panel ``start`` to its centre in the others.
+
+    Args:
+        maps: ``{title: positions [N, 2]}``, all in the coordinates of one fitted map.
+        labels: int64 ``[N]``.
+        class_names: one per label.
+        start: title of the panel where the arrows begin.
+    """
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(5.2 * len(maps), 5), sharex=True, sharey=True, layout="constrained"
+    )
+    centers = {
+        title: {c: positions[labels == c].mean(axis=0) for c in labels.unique().tolist()}
+        for title, positions in maps.items()
+    }
+    for axis, (title, positions) in zip(axes, maps.items(), strict=True):
+        for c, center in centers[title].items():
+            style = dict(
+                color=CLASS_COLORS[c % len(CLASS_COLORS)],
+                marker=CLASS_MARKERS[c % len(CLASS_MARKERS)],
+            )
+            axis.scatter(*positions[labels == c].T, s=22, alpha=0.55, linewidths=0, **style)
+            axis.scatter(*center, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
+            axis.annotate(class_names[c], center, (9, 7), textcoords="offset points", zorder=5)
+            if title != start:
+                axis.annotate(
+                    "",
+                    center,
+                    centers[start][c],
+                    arrowprops=dict(arrowstyle="-|>", color=BLACK, lw=2.5, shrinkA=0, shrinkB=7),
+                    zorder=3,
+                )
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.grid(False)
+    return figure

@@ -1,0 +1,139 @@
+"""From the results of many runs to one table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csd_lib import InputError, runs
+from csd_lib.methods import METHODS
+from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
+
+GALLERIES = {
+    "own": "gallery: the task's own classes",
+    "seen": "gallery: all classes seen so far",
+}
+
+
+def load_results(folder: str | Path | None = None) -> list[dict[str, Any]]:
+    """Read every ``results.json`` under a folder (default: ``runs/`` or ``$CSD_RUNS``).
+
+    Raises:
+        InputError: if there is none, or one is damaged.
+    """
+    folder = Path(folder or runs.runs_folder())
+    paths = sorted(folder.glob("*/results.json"))
+    if not paths:
+        raise InputError(
+            f"no finished run under {folder}: make one with 'python -m csd_lib train', or name "
+            f"another folder with --folder"
+        )
+    return [runs.read_json(path) for path in paths]
+
+
+def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
+    """Format values as ``mean ± sample sd``; a single value has no sd, NaN becomes a dash."""
+    values = [100 * value if percent else value for value in values]
+    if any(value is None or value != value for value in values):
+        return "–"
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def comparable_groups(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Group results that differ in method and seed only; no table mixes others in one block."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        shared = {k: v for k, v in result["config"].items() if k not in ("method", "seed")}
+        key = json.dumps([shared, result["code"], result["device"]], sort_keys=True)
+        groups.setdefault(key, []).append(result)
+    return list(groups.values())
+
+
+def table_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one block: Recall@1 on the first task after each task, and the means.
+
+    Args:
+        group: results that differ in method and seed only.
+        gallery: ``"own"`` or ``"seen"``.
+    """
+    tasks = group[0]["config"]["tasks"]
+    after = [f"task 1 after task {i + 1}" for i in range(tasks)]
+    header = ["method", *after, "average", "forgetting"]
+    rows = []
+    for name, method in METHODS.items():
+        runs_of_method = [r for r in group if r["config"]["method"] == name]
+        if not runs_of_method:
+            continue
+        matrices = [r["matrix"][gallery] for r in runs_of_method]
+        first_task = [mean_and_sd([m[i][0] for m in matrices]) for i in range(len(matrices[0]))]
+        rows.append(
+            [
+                method.title,
+                *["–"] * (tasks - len(first_task)),  # joint training has only a last stage
+                *first_task,
+                mean_and_sd([r["average"][gallery] for r in runs_of_method]),
+                mean_and_sd([r["forgetting"][gallery] for r in runs_of_method]),
+            ]
+        )
+    return header, rows
+
+
+def render(results: Sequence[dict[str, Any]], markdown: bool = False) -> str:
+    """Render results as text for a terminal, or as Markdown, one block per setting and gallery."""
+    lines = []
+    for group in comparable_groups(results):
+        config = group[0]["config"]
+        seeds = sorted({result["config"]["seed"] for result in group})
+        dates = sorted({result["date"] for result in group})
+        lines.append(
+            f"Recall@1 in %, mean ± sd over seeds {', '.join(map(str, seeds))}: "
+            f"{config['dataset']}, {config['tasks']} tasks, {config['epochs']} epochs a task, "
+            f"{group[0]['device']}, torch {group[0]['versions']['torch']}, "
+            f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}"
+        )
+        for gallery, title in GALLERIES.items():
+            header, rows = table_rows(group, gallery)
+            lines += ["", title, "", *_format(header, rows, markdown)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def render_matrix(matrix: RetrievalMatrix) -> str:
+    """Render one run's matrices in %: a row after each task, a column for each task's images."""
+    blocks = []
+    titles = {
+        **{name: f"Recall@1, {title}" for name, title in GALLERIES.items()},
+        "accuracy": "Classification accuracy over all classes seen so far",
+    }
+    for name, title in titles.items():
+        values = getattr(matrix, name)
+        stages, tasks = values.shape
+        header = ["", *[f"task {j + 1}" for j in range(tasks)]]
+        rows = [
+            [f"after task {tasks - stages + i + 1}", *[mean_and_sd([v]) for v in values[i]]]
+            for i in range(stages)
+        ]
+        summary = (
+            f"average {mean_and_sd([average(values)])}, forgetting "
+            f"{mean_and_sd([forgetting(values)])}, backward transfer "
+            f"{mean_and_sd([backward_transfer(values)])}"
+        )
+        blocks.append("\n".join([f"{title} (%)", *_format(header, rows, False), summary]))
+    return "\n\n".join(blocks)
+
+
+def _format(header: list[str], rows: list[list[str]], markdown: bool) -> list[str]:
+    if markdown:
+        rule = ["---"] + ["---:"] * (len(header) - 1)
+        return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
+    widths = [max(len(cells[i]) for cells in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for cells in (header, *rows):
+        first, *rest = cells
+        padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *padded]))
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -1,0 +1,230 @@
+"""Image retrieval: features, Recall@K, and how both change from task to task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csd_lib import InputError
+from csd_lib.data import Task
+from csd_lib.losses import unit_length
+from csd_lib.model import ResNet
+
+# Similarities held in memory at once: 8 million float64 are 64 MB.
+MAX_SIMILARITIES = 8_000_000
+
+
+class Recall(dict):
+    """``{k: recall}`` in [0, 1], with the number of queries that count and of those left out."""
+
+    def __init__(self, values: dict[int, float], queries: int, left_out: int):
+        super().__init__(values)
+        self.queries, self.left_out = queries, left_out
+
+
+@torch.no_grad()
+def _features_and_logits(model: ResNet, images: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Run the network over all images in eval mode, and leave it in the mode it was in."""
+    if images.ndim != 4 or len(images) == 0:
+        raise InputError(f"images have shape {tuple(images.shape)}, expected [N > 0, C, H, W]")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    outputs = [model(batch.to(device)) for batch in images.split(batch_size)]
+    model.train(was_training)
+    features, logits = zip(*outputs, strict=True)
+    return torch.cat(features), torch.cat(logits)
+
+
+def embed(model: ResNet, images: Tensor, batch_size: int = 512) -> Tensor:
+    """Return the features ``[N, D]`` of images ``[N, C, H, W]``, without augmentation.
+
+    The network is used in eval mode; the result stays on its device.
+    """
+    return _features_and_logits(model, images, batch_size)[0]
+
+
+def wrong_before_right(
+    queries: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+) -> Tensor:
+    """Count, for each query, the gallery images of other classes that it finds too early.
+
+    Those are the negatives whose cosine similarity to the query is strictly higher than that of
+    its most similar positive. A query is a hit at K if fewer than K negatives come too early.
+
+    Similarities are computed in float64 and compared in float32, so that identical images tie
+    whatever order the hardware adds their products in.
+
+    Args, shapes and errors: as in ``recall_at_k``.
+
+    Returns:
+        int64 ``[N]``; -1 for queries that have no positive in the gallery.
+    """
+    search_each_other = gallery is None
+    if search_each_other:
+        gallery, gallery_labels = queries, query_labels
+    _check_features("queries", queries, query_labels)
+    _check_features("gallery", gallery, gallery_labels)
+    if queries.shape[1] != gallery.shape[1]:
+        raise InputError(
+            f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}: "
+            f"embed both with the same model"
+        )
+    device = torch.device("cpu") if queries.device.type == "mps" else queries.device  # no float64
+    queries, query_labels = unit_length(queries.to(device).double()), query_labels.to(device)
+    gallery, gallery_labels = unit_length(gallery.to(device).double()), gallery_labels.to(device)
+
+    counts = []
+    rows_at_once = max(1, MAX_SIMILARITIES // len(gallery))
+    for first in range(0, len(queries), rows_at_once):
+        chunk = slice(first, first + rows_at_once)
+        similarity = (queries[chunk] @ gallery.T).float()
+        is_positive = query_labels[chunk, None] == gallery_labels[None, :]
+        if search_each_other:  # a query must not find itself
+            row = torch.arange(len(similarity), device=device)
+            similarity[row, first + row] = -torch.inf
+            is_positive[row, first + row] = False
+        nearest_positive = similarity.masked_fill(~is_positive, -torch.inf).amax(1, keepdim=True)
+        # No positive is nearer than the nearest one, so all that is strictly nearer is negative.
+        count = (similarity > nearest_positive).sum(dim=1)
+        counts.append(torch.where(is_positive.any(dim=1), count, -1))
+    return torch.cat(counts)
+
+
+def recall_at_k(
+    queries: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    ks: Sequence[int] = (1,),
+) -> Recall:
+    """Recall@K: the share of queries with an image of their own class among the K nearest.
+
+    Nearness is cosine similarity. A query is a hit unless K negatives are strictly nearer than
+    its nearest positive, so ties count as hits (as in the published code). Queries without any
+    positive cannot hit and are left out.
+
+    Args:
+        queries: float ``[N, D]``.
+        query_labels: int64 ``[N]``.
+        gallery: float ``[M, D]`` to search in. Without it each query searches all other queries.
+        gallery_labels: int64 ``[M]``.
+        ks: the values of K.
+
+    Returns:
+        ``{k: share in [0, 1]}``; its attributes ``queries`` and ``left_out`` count the queries.
+
+    Raises:
+        InputError (a ValueError): for NaN or infinite features (the published function scores
+            them as perfect), empty input, wrong shapes, K below 1, or no query with a positive.
+    """
+    if any(not isinstance(k, int) or k < 1 for k in ks) or len(ks) == 0:
+        raise InputError(f"ks={tuple(ks)}: give whole numbers from 1")
+    if (gallery is None) != (gallery_labels is None):
+        raise InputError("give gallery and gallery_labels together, or neither")
+    counts = wrong_before_right(queries, query_labels, gallery, gallery_labels)
+    counted = counts[counts >= 0]
+    if len(counted) == 0:
+        raise InputError(
+            f"none of the {len(counts)} queries has another image of its class in the gallery"
+        )
+    values = {k: (counted < k).double().mean().item() for k in ks}
+    return Recall(values, len(counted), len(counts) - len(counted))
+
+
+def _check_features(name: str, features: Tensor, labels: Tensor) -> None:
+    if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
+        raise InputError(
+            f"{name} are {features.dtype} with shape {tuple(features.shape)}, expected float "
+            f"[N > 0, D > 0]"
+        )
+    if labels.shape != features.shape[:1] or labels.is_floating_point():
+        raise InputError(
+            f"the labels of the {name} are {labels.dtype} with shape {tuple(labels.shape)}, "
+            f"expected one whole number for each of the {len(features)} features"
+        )
+    broken = (~torch.isfinite(features)).any(dim=1).sum().item()
+    if broken:
+        raise InputError(
+            f"{broken} of {len(features)} {name} have NaN or infinite features: the network that "
+            f"made them is broken, and no recall can be computed"
+        )
+
+
+@dataclass(frozen=True)
+class RetrievalMatrix:
+    """Row i, column j: after training on task i, measured on the test images of task j.
+
+    All values are shares in [0, 1] in float64 arrays ``[stages, tasks]``. Joint training has one
+    stage, after all tasks.
+    """
+
+    own: np.ndarray
+    """Recall@1 when the gallery holds the classes of task j only."""
+    seen: np.ndarray
+    """Recall@1 when the gallery holds all classes seen so far, and those of task j."""
+    accuracy: np.ndarray
+    """Classification accuracy over all classes seen so far; NaN for tasks not yet seen."""
+
+
+def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> RetrievalMatrix:
+    """Measure every model on every task's test images.
+
+    Args:
+        models: the model after each task, or the one joint model.
+        tasks: from ``class_incremental_split``.
+    """
+    shape = (len(models), len(tasks))
+    own, seen, accuracy = (np.full(shape, np.nan) for _ in range(3))
+    for i, model in enumerate(models):
+        outputs = [_features_and_logits(model, task.test_images, 512) for task in tasks]
+        features = [f for f, _ in outputs]
+        labels = [task.test_labels.to(features[0].device) for task in tasks]
+        for j, task in enumerate(tasks):
+            own[i, j] = recall_at_k(features[j], labels[j])[1]
+            in_gallery = [t for t in tasks if t.end_label <= model.num_classes or t.index == j]
+            everything = torch.cat([features[t.index] for t in in_gallery])
+            all_labels = torch.cat([labels[t.index] for t in in_gallery])
+            counts = wrong_before_right(everything, all_labels)
+            is_query = (all_labels >= task.first_label) & (all_labels < task.end_label)
+            counts = counts[is_query & (counts >= 0)]
+            seen[i, j] = (counts < 1).double().mean().item()
+            if task.end_label <= model.num_classes:
+                correct = outputs[j][1].argmax(dim=1) == labels[j]
+                accuracy[i, j] = correct.double().mean().item()
+    return RetrievalMatrix(own, seen, accuracy)
+
+
+def average(matrix: np.ndarray) -> float:
+    """Mean over tasks after the last one: the last row's mean."""
+    return float(np.mean(matrix[-1]))
+
+
+def forgetting(matrix: np.ndarray) -> float:
+    """Mean, over all tasks but the last, of the best past value minus the final one.
+
+    ``F = mean_j ( max_{j <= i < T-1} R[i, j] - R[T-1, j] )`` (Chaudhry et al., ECCV 2018). It is
+    positive if something was lost. NaN for a single task or a single stage.
+    """
+    stages, tasks = matrix.shape
+    if stages != tasks or tasks < 2:
+        return float("nan")
+    return float(np.mean([matrix[j:-1, j].max() - matrix[-1, j] for j in range(tasks - 1)]))
+
+
+def backward_transfer(matrix: np.ndarray) -> float:
+    """Mean change of a task's value since it was learned (Lopez-Paz and Ranzato, NIPS 2017).
+
+    ``BWT = mean_{j < T-1} ( R[T-1, j] - R[j, j] )``. It is negative if something was lost.
+    """
+    stages, tasks = matrix.shape
+    if stages != tasks or tasks < 2:
+        return float("nan")
+    return float(np.mean([matrix[-1, j] - matrix[j, j] for j in range(tasks - 1)]))

@@ -1,0 +1,368 @@
+"""One configuration, one step and one flat loop, the same for every method."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from csd_lib import InputError, runs
+from csd_lib.data import (
+    DATASETS,
+    Dataset,
+    Task,
+    augment,
+    class_incremental_split,
+    load_dataset,
+    merge_tasks,
+)
+from csd_lib.losses import unit_length
+from csd_lib.methods import LossSettings, Method, Outputs, get_method
+from csd_lib.model import ResNet, freeze
+
+# What a field left at None becomes. CIFAR-100: the paper's protocol. Digits: small enough for
+# seconds on a laptop, and with later tasks learned so fast that forgetting shows within them.
+DATASET_DEFAULTS = {
+    "cifar100": dict(
+        depth=32,
+        epochs=800,
+        batch_size=128,
+        learning_rate=1e-3,
+        later_learning_rate=1e-5,
+        milestones=(0.25, 0.5, 0.75),
+        crop_padding=4,
+        flip=True,
+    ),
+    "digits": dict(
+        depth=8,
+        epochs=15,
+        batch_size=64,
+        learning_rate=1e-3,
+        later_learning_rate=5e-3,
+        milestones=(),
+        crop_padding=0,
+        flip=False,
+    ),
+}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on usefully: the loss is not finite, or the features have collapsed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LossSettings):
+    """Everything that decides a run. It is stored with the run's results."""
+
+    dataset: str = "digits"
+    """Data set: digits or cifar100."""
+    method: str = "csd"
+    """Method: fine-tuning, lwf, csd or joint."""
+    tasks: int = 2
+    """Number of tasks that the classes are split into."""
+    class_order_seed: int | None = None
+    """Seed of a random class order (None: label order, as in the paper)."""
+    depth: int | None = None
+    """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, 8 for digits)."""
+    epochs: int | None = None
+    """Epochs per task (None: 800 for cifar100 as in the paper, 15 for digits)."""
+    batch_size: int | None = None
+    """Images per step (None: 128 for cifar100 as in the paper, 64 for digits)."""
+    learning_rate: float | None = None
+    """Adam's learning rate on the first task (None: 1e-3, as in the paper)."""
+    later_learning_rate: float | None = None
+    """Adam's learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, else 5e-3)."""
+    milestones: tuple[float, ...] | None = None
+    """Fractions of a task's epochs at which to divide the learning rate by 10 (None: 0.25 0.5 0.75
+    for cifar100, which is the published code's 200, 400, 600 of 800; for digits never)."""
+    weight_decay: float = 5e-4
+    """L2 penalty inside Adam, on every parameter (paper)."""
+    crop_padding: int | None = None
+    """Black pixels around an image before the random crop (None: 4 for cifar100, 0 for digits)."""
+    flip: bool | None = None
+    """Mirror images at random (None: True for cifar100, False for digits)."""
+    head_init: str = "random"
+    """New head rows: random (published code) or class_means of the teacher's features."""
+    seed: int = 0
+    """Decides the initial weights, the order of the images and their augmentation."""
+    device: str = "auto"
+    """Where to train: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASET_DEFAULTS:
+            raise InputError(
+                f"unknown data set {self.dataset!r}: choose one of {', '.join(DATASETS)}"
+            )
+        get_method(self.method)
+        for name, default in DATASET_DEFAULTS[self.dataset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name, is_possible, rule in _RULES:
+            value = getattr(self, name)
+            try:
+                possible = is_possible(value)
+            except TypeError:
+                possible = False
+            if not possible:
+                raise InputError(f"{name}={value!r}: {rule}")
+
+
+def _whole(minimum: int) -> Callable[[object], bool]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum
+
+
+def _number(above: float | None = None, at_least: float | None = None) -> Callable:
+    return lambda v: (
+        not isinstance(v, bool)
+        and math.isfinite(v)
+        and (above is None or v > above)
+        and (at_least is None or v >= at_least)
+    )
+
+
+_RULES: list[tuple[str, Callable, str]] = [
+    ("tasks", _whole(1), "choose at least one task"),
+    ("class_order_seed", lambda v: v is None or _whole(0)(v), "choose a whole number from 0"),
+    ("depth", lambda v: _whole(8)(v) and v % 6 == 2, "a ResNet has 6n + 2 layers: 8, 14, 20, 32"),
+    ("epochs", _whole(1), "choose at least one epoch"),
+    ("batch_size", _whole(2), "the losses compare images of one batch, so use at least 2"),
+    ("learning_rate", _number(above=0), "choose a positive number"),
+    ("later_learning_rate", _number(above=0), "choose a positive number"),
+    (
+        "milestones",
+        lambda v: all(0 < m < 1 for m in v) and list(v) == sorted(set(v)),
+        "give rising fractions between 0 and 1",
+    ),
+    ("weight_decay", _number(at_least=0), "choose 0 or more"),
+    ("crop_padding", _whole(0), "choose 0 pixels or more"),
+    ("flip", lambda v: isinstance(v, bool), "choose True or False"),
+    ("head_init", lambda v: v in ("random", "class_means"), "choose random or class_means"),
+    ("seed", _whole(0), "choose a whole number from 0"),
+    ("margin", _number(at_least=0), "choose 0 or more"),
+    ("kd_temperature", _number(above=0), "choose a positive number"),
+    ("csd_temperature", _number(above=0), "choose a positive number"),
+    ("lambda_kd", _number(at_least=0), "choose 0 or more"),
+    ("lambda_csd", _number(at_least=0), "choose 0 or more"),
+]
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn a device name into a device that works here.
+
+    Raises:
+        InputError: for an unknown name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device={name!r} cannot be used here ({reason}): try auto") from error
+    return device
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training leaves behind."""
+
+    config: TrainConfig
+    tasks: list[Task]
+    models: list[ResNet]  # frozen, after each task (joint training: one, after all of them)
+    history: list[dict[str, float]]  # one record per epoch
+
+
+def training_step(
+    student: ResNet,
+    teacher: ResNet | None,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    method: Method,
+    settings: LossSettings,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Update the student on one batch.
+
+    Args:
+        images: uint8 ``[B, C, H, W]``, already augmented. Student and teacher see the same ones.
+        labels: int64 ``[B]``.
+
+    Returns:
+        The weighted loss terms (scalars) and the student's features ``[B, D]``, all detached and
+        still on the device: reading them here would make the GPU wait.
+    """
+    features, logits = student(images)
+    outputs = Outputs(labels, features, logits)
+    if teacher is not None:
+        with torch.no_grad():
+            teacher_features, teacher_logits = teacher(images)
+        outputs = Outputs(labels, features, logits, teacher_features, teacher_logits)
+
+    terms = method.loss_terms(outputs, settings)
+    optimizer.zero_grad(set_to_none=True)
+    sum(terms.values()).backward()
+    optimizer.step()
+    student.head.normalize_()
+    return {name: term.detach() for name, term in terms.items()}, features.detach()
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    *,
+    folder: str | Path | None = None,
+    on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train one network on the tasks, one after the other, without keeping old images.
+
+    Args:
+        config: everything that decides the run.
+        dataset: the images; default: loads ``config.dataset``.
+        folder: where to keep a checkpoint after every epoch and the model after every task. Called
+            again with the same config, a killed run goes on from there, on the CPU with the same
+            result bit for bit. None keeps nothing.
+        on_epoch: called with the history so far after every epoch, for live curves.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: if the config is impossible for this data set or machine.
+        TrainingError: if the loss is not finite or the features collapse.
+    """
+    method = get_method(config.method)
+    device = pick_device(config.device)
+    # Adam with weight decay shrinks some numbers until a CPU handles them ten times slower.
+    torch.set_flush_denormal(True)
+    dataset = dataset or load_dataset(config.dataset)
+    tasks = class_incremental_split(dataset, config.tasks, seed=config.class_order_seed)
+    stages = [merge_tasks(tasks)] if method.joint else tasks
+    if folder:
+        runs.make_folder(folder)
+
+    student = ResNet(
+        config.depth, 0, dataset.train_images.shape[1], dataset.mean, dataset.std, config.seed
+    ).to(device, memory_format=torch.channels_last)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    models: list[ResNet] = []
+    history: list[dict[str, float]] = []
+    saved = runs.load_checkpoint(folder, asdict(config)) if folder else None
+    if saved:
+        history = saved["history"]
+        models = [runs.restore_model(student, state) for state in saved["models"]]
+
+    for stage in stages[len(models) :]:
+        teacher = models[-1] if models else None
+        if teacher is not None and config.head_init == "class_means":
+            student.head.grow(_class_means(teacher, stage))
+        else:
+            rows = torch.Generator().manual_seed(1000 * config.seed + stage.index)
+            student.grow_head(len(stage.classes), rows)
+        optimizer = torch.optim.Adam(student.parameters(), weight_decay=config.weight_decay)
+        first_epoch = 0
+        if saved and saved["student"]:
+            first_epoch = saved["epoch"]
+            student.load_state_dict(saved["student"])
+            optimizer.load_state_dict(saved["optimizer"])
+        if saved:
+            generator.set_state(saved["generator"])
+            saved = None
+
+        images, labels = stage.train_images.to(device), stage.train_labels.to(device)
+        steps = math.ceil(len(labels) / config.batch_size)
+        bar = tqdm(
+            total=config.epochs * steps,
+            initial=first_epoch * steps,
+            desc=f"{method.title}, task {stage.index + 1} of {len(stages)}",
+            unit="step",
+            disable=not progress,
+        )
+        for epoch in range(first_epoch, config.epochs):
+            started = time.perf_counter()
+            optimizer.param_groups[0]["lr"] = learning_rate(config, stage.index, epoch)
+            student.train()
+            totals: dict[str, Tensor] = {}
+            order = torch.randperm(len(labels), device=device, generator=generator)
+            for batch in order.split(config.batch_size):
+                augmented = augment(images[batch], config.crop_padding, config.flip, generator)
+                terms, features = training_step(
+                    student, teacher, optimizer, augmented, labels[batch], method, config
+                )
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0) + value * len(batch) / len(labels)
+                bar.update()
+
+            # The only place where the host waits for the device: once an epoch.
+            means = {name: total.item() for name, total in totals.items()}
+            record = {"task": stage.index, "epoch": epoch, "loss": sum(means.values()), **means}
+            record["spread"] = feature_spread(features).item()
+            record["learning_rate"] = optimizer.param_groups[0]["lr"]
+            _check_health(record)
+            record["seconds"] = time.perf_counter() - started
+            history.append(record)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+            if on_epoch:
+                on_epoch(history)
+            if epoch + 1 == config.epochs:
+                models.append(freeze(student))
+            if folder:
+                runs.save_checkpoint(
+                    folder,
+                    asdict(config),
+                    models,
+                    history,
+                    student,
+                    optimizer,
+                    generator,
+                    epoch + 1,
+                )
+        bar.close()
+    return Run(config, tasks, models, history)
+
+
+def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:
+    """Return Adam's learning rate for one epoch of one task."""
+    start = config.learning_rate if task_index == 0 else config.later_learning_rate
+    passed = sum(epoch >= milestone * config.epochs for milestone in config.milestones)
+    return start * 0.1**passed
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """Mean cosine distance between two features ``[B, D]`` of a batch: 0 if all point one way."""
+    unit = unit_length(features)
+    others = len(unit) * (len(unit) - 1)
+    return 1 - ((unit.sum(dim=0) ** 2).sum() - (unit**2).sum()) / max(others, 1)
+
+
+def _check_health(record: dict[str, float]) -> None:
+    """Stop a run that learns nothing any more; a broken network can score well in retrieval."""
+    where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
+    remedy = (
+        f"lower the learning rate (here {record['learning_rate']:g}; "
+        f"the paper uses 1e-3 on the first task and 1e-5 later)"
+    )
+    if not math.isfinite(record["loss"]):
+        raise TrainingError(f"{where}: the loss is {record['loss']}: {remedy}")
+    if record["spread"] < 1e-3:
+        raise TrainingError(
+            f"{where}: the features have collapsed, all images have nearly the same one (mean "
+            f"cosine distance {record['spread']:.1e}): {remedy}"
+        )
+
+
+@torch.no_grad()
+def _class_means(teacher: ResNet, stage: Task, batch_size: int = 512) -> Tensor:
+    """Sum of each new class's unit features, as the teacher sees it: ``[new classes, D]``."""
+    device = teacher.head.weight.device
+    batches = stage.train_images.split(batch_size)
+    features = torch.cat([unit_length(teacher(batch.to(device))[0]) for batch in batches])
+    labels = stage.train_labels.to(device) - stage.first_label
+    sums = torch.zeros(len(stage.classes), features.shape[1], device=device)
+    return sums.index_add_(0, labels, features)
