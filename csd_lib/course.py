@@ -15,6 +15,7 @@ from IPython.display import Markdown, display
 
 from csd_lib import InputError, plots
 from csd_lib.data import Dataset, load_dataset
+from csd_lib.experiment import Experiment, run_experiment
 from csd_lib.train import TrainConfig
 
 MODES = {
@@ -47,6 +48,11 @@ class Session:
     def load_dataset(self) -> Dataset:
         """Load this mode's images."""
         return load_dataset(MODE_SETTINGS[self.mode]["dataset"])
+
+    def run(self, method: str, seed: int = 0, **changes: Any) -> Experiment:
+        """Load this mode's run of a method and seed, or train and measure it now."""
+        config = self.config(method, seed, **changes)
+        return run_experiment(config, progress=self.mode != "smoke")
 
     def check(self, what: str, value: float, quoted: float, tolerance: float) -> None:
         """Compare a value with the one the text quotes; the text quotes smoke mode.

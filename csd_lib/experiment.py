@@ -37,6 +37,11 @@ def run_name(config: TrainConfig) -> str:
     return f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
 
+def run_folder(config: TrainConfig) -> Path:
+    """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
+    return runs.runs_folder() / run_name(config)
+
+
 def run_experiment(
     config: TrainConfig,
     dataset: Dataset | None = None,
@@ -60,7 +65,7 @@ def run_experiment(
         TrainingError: if training breaks down.
     """
     config = replace(config, device=str(pick_device(config.device)))
-    folder = Path(folder or runs.runs_folder() / run_name(config))
+    folder = Path(folder or run_folder(config))
     run = train(config, dataset, folder=folder, on_epoch=on_epoch, progress=progress)
     results_file = folder / "results.json"
     if results_file.exists():

@@ -14,6 +14,7 @@ import numpy as np
 import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from csd_lib.data import Task
@@ -110,7 +111,7 @@ def task_picture(tasks: Sequence[Task], classes_per_task: int = 5) -> Figure:
     rows, titles = [], []
     for task in tasks:
         labels = range(task.first_label, task.end_label)[:classes_per_task]
-        first = [(task.train_labels == label).nonzero()[0, 0] for label in labels]
+        first = [int((task.train_labels == label).nonzero()[0]) for label in labels]
         rows.append((f"task {task.index + 1}", task.train_images[first]))
         titles.append([task.class_names[label - task.first_label] for label in labels])
     figure = image_rows(rows)
@@ -156,7 +157,7 @@ def number_matrix(
         limits: smallest and largest value of the colour scale.
         axis: draw into this one instead of a new figure.
     """
-    values = np.asarray(values, dtype=float)
+    values = np.round(np.asarray(values, dtype=float), 6) + 0.0  # no -0.00
     if axis is None:
         _, axis = plt.subplots(figsize=(0.95 * len(columns) + 1.8, 0.65 * len(rows) + 1.1))
     low, high = limits or (None, None)
@@ -175,6 +176,7 @@ def number_matrix(
         annot_kws={"fontsize": 14},
     )
     axis.tick_params(axis="y", rotation=0)
+    axis.grid(False)
     axis.set_title(title)
     if outlined is not None:
         for i, j in np.argwhere(np.asarray(outlined)):
@@ -196,12 +198,13 @@ def unit_circle(
         labels: int64 ``[N]``.
         arrows: ``[N, 2]``, drawn at the points of the first group.
     """
-    figure, axis = plt.subplots(figsize=(6.4, 6))
+    figure, axis = plt.subplots(figsize=(7, 5.2))
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
     for index, (group, points) in enumerate(groups.items()):
         radius = 1 + 0.13 * index
+        points = points * radius
         for label in labels.unique().tolist():
-            chosen = points[labels == label].numpy() * radius
+            chosen = points[labels == label].numpy()
             color = CLASS_COLORS[label]
             axis.scatter(
                 *chosen.T,
@@ -213,25 +216,27 @@ def unit_circle(
                 label=f"{group}, {class_names[label]}",
                 zorder=3,
             )
-        for number, point in enumerate(points.numpy() * (radius - 0.17 if index == 0 else 1.3)):
-            axis.text(*point, f"${group[0]}_{number + 1}$", ha="center", va="center")
+        # Points in the same place share one name, or they would be written over each other.
+        places: dict[tuple[float, float], list[str]] = {}
+        for number, (x, y) in enumerate((points / radius * (1.32 if index else 0.83)).tolist()):
+            places.setdefault((round(x, 3), round(y, 3)), []).append(f"${group[0]}_{number + 1}$")
+        for (x, y), names in places.items():
+            axis.text(x, y, ", ".join(names), ha="center", va="center")
     if arrows is not None:
         start, step = next(iter(groups.values())).numpy(), arrows.numpy()
         axis.quiver(
             *start.T, *step.T, angles="xy", scale_units="xy", scale=1, color=RED, width=0.012
         )
-    axis.set(xlim=(-1.55, 1.55), ylim=(-1.45, 1.45), aspect="equal", xticks=[], yticks=[])
+    axis.set(xlim=(-1.6, 1.6), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.16), ncols=len(groups), frameon=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(groups), frameon=False)
     return figure
 
 
 def training_curves(history: Sequence[dict[str, float]]) -> Figure:
     """The loss terms of every epoch, one panel per task."""
     tasks = sorted({record["task"] for record in history})
-    figure, axes = plt.subplots(
-        1, len(tasks), figsize=(6 * len(tasks), 3.8), squeeze=False, sharey=True
-    )
+    figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 3.8), squeeze=False)
     for task, axis in zip(tasks, axes[0], strict=True):
         records = [record for record in history if record["task"] == task]
         for term, style in TERM_STYLE.items():
@@ -240,8 +245,9 @@ def training_curves(history: Sequence[dict[str, float]]) -> Figure:
                 every = max(1, len(records) // 8)
                 axis.plot(epochs, [record[term] for record in records], **style, markevery=every)
         axis.set(title=f"task {task + 1}", xlabel="epoch", ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()
-    axes[0][0].set_ylabel("loss term (mean over the epoch)")
+    axes[0][0].set_ylabel("loss term, mean of epoch")
     return figure
 
 
@@ -342,12 +348,13 @@ def grouped_points(
     """
     figure, axis = plt.subplots(figsize=(2.6 * len(values) + 2.5, 4.4))
     methods = list(next(iter(values.values())))
+    width = 0.8 / len(methods)
     for g, by_method in enumerate(values.values()):
         for m, name in enumerate(methods):
             style = METHOD_STYLE[name]
-            x = g + 0.27 * (m - (len(methods) - 1) / 2)
+            x = g + width * (m - (len(methods) - 1) / 2)
             runs = np.asarray(by_method[name])
-            axis.bar(x, runs.mean(), width=0.25, color=style["color"], alpha=0.45)
+            axis.bar(x, runs.mean(), width=0.94 * width, color=style["color"], alpha=0.45)
             axis.scatter(
                 np.full(len(runs), x),
                 runs,
@@ -379,7 +386,7 @@ def drift_maps(
         start: title of the panel where the arrows begin.
     """
     figure, axes = plt.subplots(
-        1, len(maps), figsize=(5.2 * len(maps), 5), sharex=True, sharey=True, layout="constrained"
+        1, len(maps), figsize=(4 * len(maps), 4.4), sharex=True, sharey=True, layout="constrained"
     )
     centers = {
         title: {c: positions[labels == c].mean(axis=0) for c in labels.unique().tolist()}

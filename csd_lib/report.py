@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from csd_lib import InputError, runs
 from csd_lib.methods import METHODS
 from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
+from csd_lib.train import TrainConfig
 
 GALLERIES = {
     "own": "gallery: the task's own classes",
@@ -95,11 +97,25 @@ def render(results: Sequence[dict[str, Any]], markdown: bool = False) -> str:
             f"{group[0]['device']}, torch {group[0]['versions']['torch']}, "
             f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}"
         )
+        changed = _changed_settings(config)
+        if changed:
+            lines.append(f"changed from the data set's defaults: {changed}")
         for gallery, title in GALLERIES.items():
             header, rows = table_rows(group, gallery)
             lines += ["", title, "", *_format(header, rows, markdown)]
         lines.append("")
     return "\n".join(lines)
+
+
+def _changed_settings(config: dict[str, Any]) -> str:
+    """List the fields that differ from the defaults and are not in the headline already."""
+    default = json.loads(json.dumps(asdict(TrainConfig(dataset=config["dataset"]))))
+    in_headline = ("method", "tasks", "epochs", "seed", "device")
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in config.items()
+        if name not in in_headline and value != default[name]
+    )
 
 
 def render_matrix(matrix: RetrievalMatrix) -> str:

@@ -219,6 +219,7 @@ def train(
     dataset: Dataset | None = None,
     *,
     folder: str | Path | None = None,
+    stop_after: int | None = None,
     on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
     progress: bool = True,
 ) -> Run:
@@ -230,6 +231,7 @@ def train(
         folder: where to keep a checkpoint after every epoch and the model after every task. Called
             again with the same config, a killed run goes on from there, on the CPU with the same
             result bit for bit. None keeps nothing.
+        stop_after: train only this many tasks for now; a later call goes on from there.
         on_epoch: called with the history so far after every epoch, for live curves.
         progress: show a progress bar.
 
@@ -258,7 +260,7 @@ def train(
         history = saved["history"]
         models = [runs.restore_model(student, state) for state in saved["models"]]
 
-    for stage in stages[len(models) :]:
+    for stage in stages[len(models) : stop_after]:
         teacher = models[-1] if models else None
         if teacher is not None and config.head_init == "class_means":
             student.head.grow(_class_means(teacher, stage))

@@ -1,0 +1,154 @@
+"""Run the ordered notebooks, write each as an HTML page under build/, print the table of runs.
+
+    python tools/run_notebooks.py            # what `make run` does
+    python tools/run_notebooks.py --write    # also store the outputs in notebooks/ (make notebooks)
+
+Every run starts from an empty build/runs, so the pages show what the code does now. A page can be
+read without a network: images are inside it and formulas are MathML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from jinja2 import DictLoader
+from latex2mathml.converter import convert as latex_to_mathml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+
+from csd_lib.report import comparable_groups, load_results, render
+from csd_lib.runs import runs_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+
+# nbconvert's "lab" page, but with our alt texts: the template drops them, and readers who cannot
+# see a figure would be told that there is no description.
+TEMPLATE = """
+{% extends 'lab/index.html.j2' %}
+{% block html_head_css %}
+{{ super() }}
+<style>
+.jp-RenderedMarkdown pre { font-family: monospace; background: #f7f7f7; padding: 8px; }
+math { font-size: 118%; }
+</style>
+{% endblock html_head_css %}
+{% block data_png %}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:image/png;base64,{{ output.data['image/png'] }}"
+ alt="{{ output.metadata.get('image/png', {}).get('alt', '') | escape }}">
+</div>
+{% endblock data_png %}
+"""
+
+
+def notebook_paths(names: list[str]) -> list[Path]:
+    """Return the notebooks in their order, or those whose names begin with one of `names`."""
+    paths = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    chosen = [p for p in paths if not names or p.name.startswith(tuple(names))]
+    if not chosen:
+        sys.exit(f"error: no notebook begins with {names}; there are {[p.name for p in paths]}")
+    return chosen
+
+
+def execute(path: Path) -> NotebookNode:
+    """Run one notebook in a fresh kernel and return it with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # or every kernel warns about local sockets
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # time stamps, different in every run
+    notebook.metadata.pop("widgets", None)
+    # The kernel's exact version differs from machine to machine and says nothing here.
+    notebook.metadata["language_info"] = {"name": "python"}
+    return notebook
+
+
+def with_mathml(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy whose Markdown formulas are MathML, which browsers draw without a network."""
+    notebook = nbformat.from_dict(notebook)
+    formula = re.compile(r"\$\$(.+?)\$\$|(?<![\w$])\$([^$\n]+?)\$(?!\d)", re.DOTALL)
+
+    def replace(match: re.Match[str]) -> str:
+        display = match.group(1) is not None
+        source = " ".join((match.group(1) or match.group(2)).split())
+        return latex_to_mathml(source, display="block" if display else "inline")
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts = re.split(r"(`[^`]*`)", cell.source)  # leave code alone
+            cell.source = "".join(
+                p if p.startswith("`") else formula.sub(replace, p) for p in parts
+            )
+    return notebook
+
+
+def write_page(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook as one self-contained HTML page."""
+    exporter = HTMLExporter(
+        extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})], template_file="page.html.j2"
+    )
+    exporter.mathjax_url = exporter.require_js_url = ""
+    title = next(c.source.splitlines()[0].lstrip("# ") for c in notebook.cells)
+    page, _ = exporter.from_notebook_node(
+        with_mathml(notebook), resources={"metadata": {"name": html.escape(title)}}
+    )
+    page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
+    path.write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    """Run the notebooks one after the other, with a progress line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="only notebooks that begin so, e.g. 03")
+    parser.add_argument("--write", action="store_true", help="store the outputs in notebooks/")
+    arguments = parser.parse_args()
+    paths = notebook_paths(arguments.names)
+
+    mode = os.environ.get("CSD_MODE", "smoke")
+    os.environ["CSD_MODE"] = mode
+    if mode == "smoke":  # hours of training in other modes are kept
+        shutil.rmtree(BUILD / "runs", ignore_errors=True)
+        os.environ["CSD_RUNS"] = str(BUILD / "runs")
+    BUILD.mkdir(exist_ok=True)
+    failed = []
+    for number, path in enumerate(paths, start=1):
+        print(f"[{number}/{len(paths)}] {path.name} ...", end=" ", flush=True)
+        started = time.monotonic()
+        try:
+            notebook = execute(path)
+        except CellExecutionError as error:
+            print("FAILED")
+            print(error, file=sys.stderr)
+            failed.append(path.name)
+            continue
+        write_page(notebook, BUILD / f"{path.stem}.html")
+        if arguments.write:
+            nbformat.write(notebook, path)
+        print(f"{time.monotonic() - started:.0f} s")
+    if failed:
+        sys.exit(f"error: {', '.join(failed)} failed")
+    if any(runs_folder().glob("*/results.json")):
+        # The setting with the most runs is the one that the notebooks share.
+        print("\n" + render(max(comparable_groups(load_results()), key=len)))
+    print(f"The pages are in {BUILD}; begin with {paths[0].stem}.html.")
+
+
+if __name__ == "__main__":
+    main()
