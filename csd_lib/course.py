@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import os
@@ -101,3 +102,9 @@ def show_source(function: Callable[..., Any]) -> None:
     """Show a library function as it is in the library, in full."""
     where = f"{function.__module__}.{function.__name__}"
     display(Markdown(f"`{where}`\n\n```python\n{inspect.getsource(function)}```"))
+
+
+def source_hash(notebook: Any) -> str:
+    """Hash of a notebook's cells without their outputs, to tell outputs of older cells."""
+    text = "\0".join(f"{cell.cell_type}\0{cell.source}" for cell in notebook.cells)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_lib import InputError
-from csd_lib.losses import unit_length
 
 FEATURE_SIZE = 64
 
@@ -56,12 +55,12 @@ class NormalizedHead(nn.Module):
     @torch.no_grad()
     def grow(self, rows: Tensor) -> None:
         """Append rows ``[new classes, feature_size]`` of any length, normalised."""
-        self.weight = nn.Parameter(torch.cat([self.weight, unit_length(rows.to(self.weight))]))
+        self.weight = nn.Parameter(torch.cat([self.weight, F.normalize(rows.to(self.weight))]))
 
     @torch.no_grad()
     def normalize_(self) -> None:
         """Scale every row back to length 1, in place, after an optimiser step."""
-        self.weight.copy_(unit_length(self.weight))
+        self.weight.copy_(F.normalize(self.weight))
 
 
 class ResNet(nn.Module):

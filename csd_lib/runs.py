@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from csd_lib import InputError
+from csd_lib.model import ResNet, freeze
 
 # A change in one of these rooms can change the result of a run.
 _ROOMS = ("data", "model", "losses", "methods", "train", "retrieval")
@@ -75,57 +75,57 @@ def read_json(path: Path) -> Any:
 
 def save_checkpoint(
     folder: str | Path,
-    config: dict[str, Any],
+    identity: dict[str, Any],
     models: list[nn.Module],
     history: list[dict[str, float]],
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
-    epoch: int,
 ) -> None:
-    """Store all that the loop needs to go on from here, and append to the history.
+    """Store all that the loop needs to go on from here, and the history as one line an epoch.
 
-    ``models`` are those after finished tasks. If the last of them has just been added, the student
-    and its optimiser are left out: the next task starts from that model with a new optimiser.
+    ``identity`` is the config and the hash of the code. ``models`` are those after finished tasks.
+    If the last of them has just been added, the student and its optimiser are left out: the next
+    task starts from that model with a new optimiser.
     """
-    folder = make_folder(folder)
+    folder = Path(folder)
+    # First the history: after a kill between the two, an epoch is run and written once more.
+    lines = "".join(json.dumps(record) + "\n" for record in history)
+    _write_atomically(folder / "history.jsonl", lambda partial: partial.write_text(lines))
     task_finished = history[-1]["task"] == len(models) - 1
     content = {
-        "config": config,
+        "identity": identity,
         "models": [model.state_dict() for model in models],
         "history": history,
         "student": {} if task_finished else student.state_dict(),
         "optimizer": {} if task_finished else optimizer.state_dict(),
         "generator": generator.get_state(),
-        "epoch": epoch,
     }
     _write_atomically(folder / "checkpoint.pt", lambda partial: torch.save(content, partial))
-    lines = "".join(json.dumps(record) + "\n" for record in history)
-    _write_atomically(folder / "history.jsonl", lambda partial: partial.write_text(lines))
 
 
-def load_checkpoint(folder: str | Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def load_checkpoint(folder: str | Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """Return what ``save_checkpoint`` stored, or None if the folder has no checkpoint.
 
     Raises:
-        InputError: if the file is damaged, or belongs to another config.
+        InputError: if the file is damaged, or belongs to another config or version of the code.
     """
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        stored = {**content["config"], "milestones": tuple(content["config"]["milestones"])}
+        stored = dict(content["identity"])
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{path} is damaged ({reason}): delete it to start this run again"
         ) from error
-    if stored != config:
+    if stored != identity:
         changed = [
-            f"{key} {stored.get(key)!r} -> {config.get(key)!r}"
-            for key in sorted({*stored, *config})
-            if stored.get(key) != config.get(key)
+            f"{key} {stored.get(key)!r} -> {identity.get(key)!r}"
+            for key in sorted({*stored, *identity})
+            if stored.get(key) != identity.get(key)
         ]
         raise InputError(
             f"{path} belongs to another config ({'; '.join(changed)}): choose another folder"
@@ -133,12 +133,11 @@ def load_checkpoint(folder: str | Path, config: dict[str, Any]) -> dict[str, Any
     return content
 
 
-def restore_model(student: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+def restore_model(student: ResNet, state: dict[str, torch.Tensor]) -> ResNet:
     """Load the state of a finished task into the student, and return a frozen copy of it."""
-    missing_rows = len(state["head.weight"]) - student.num_classes
-    student.grow_head(missing_rows)
+    student.grow_head(len(state["head.weight"]) - student.num_classes)
     student.load_state_dict(state)
-    return copy.deepcopy(student).eval().requires_grad_(False)
+    return freeze(student)
 
 
 def _write_atomically(path: Path, write: Any) -> None:

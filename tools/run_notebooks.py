@@ -10,6 +10,7 @@ read without a network: images are inside it and formulas are MathML.
 from __future__ import annotations
 
 import argparse
+import datetime
 import html
 import os
 import re
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import torch
 from jinja2 import DictLoader
 from latex2mathml.converter import convert as latex_to_mathml
 from nbclient import NotebookClient
@@ -26,11 +28,11 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
+from csd_lib.course import source_hash
 from csd_lib.report import comparable_groups, load_results, render
-from csd_lib.runs import runs_folder
+from csd_lib.runs import code_hash, runs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build"
 
 # nbconvert's "lab" page, but with our alt texts: the template drops them, and readers who cannot
 # see a figure would be told that there is no description.
@@ -117,16 +119,17 @@ def main() -> None:
     """Run the notebooks one after the other, with a progress line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="only notebooks that begin so, e.g. 03")
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder for the pages")
     parser.add_argument("--write", action="store_true", help="store the outputs in notebooks/")
     arguments = parser.parse_args()
-    paths = notebook_paths(arguments.names)
+    paths, build = notebook_paths(arguments.names), arguments.build.resolve()
 
     mode = os.environ.get("CSD_MODE", "smoke")
     os.environ["CSD_MODE"] = mode
     if mode == "smoke":  # hours of training in other modes are kept
-        shutil.rmtree(BUILD / "runs", ignore_errors=True)
-        os.environ["CSD_RUNS"] = str(BUILD / "runs")
-    BUILD.mkdir(exist_ok=True)
+        shutil.rmtree(build / "runs", ignore_errors=True)
+        os.environ["CSD_RUNS"] = str(build / "runs")
+    build.mkdir(parents=True, exist_ok=True)
     failed = []
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path.name} ...", end=" ", flush=True)
@@ -138,8 +141,15 @@ def main() -> None:
             print(error, file=sys.stderr)
             failed.append(path.name)
             continue
-        write_page(notebook, BUILD / f"{path.stem}.html")
+        write_page(notebook, build / f"{path.stem}.html")
         if arguments.write:
+            notebook.metadata["csd"] = {
+                "mode": mode,
+                "code": code_hash(),
+                "source": source_hash(notebook),
+                "torch": torch.__version__,
+                "date": datetime.date.today().isoformat(),
+            }
             nbformat.write(notebook, path)
         print(f"{time.monotonic() - started:.0f} s")
     if failed:
@@ -147,7 +157,7 @@ def main() -> None:
     if any(runs_folder().glob("*/results.json")):
         # The setting with the most runs is the one that the notebooks share.
         print("\n" + render(max(comparable_groups(load_results()), key=len)))
-    print(f"The pages are in {BUILD}; begin with {paths[0].stem}.html.")
+    print(f"The pages are in {build}; begin with {paths[0].stem}.html.")
 
 
 if __name__ == "__main__":

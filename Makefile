@@ -1,0 +1,36 @@
+# make run   run the five notebooks on the embedded data, write build/*.html, print the results
+# make test  all checks: style, unit tests, every notebook
+# make lab   open the notebooks in JupyterLab
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+.PHONY: run test lab notebooks clean
+
+run: $(VENV)/installed
+	$(PY) tools/run_notebooks.py
+
+test: $(VENV)/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+lab: $(VENV)/installed
+	$(PY) -m jupyterlab --notebook-dir=notebooks
+
+# Store the outputs of a fresh run in notebooks/, after a change to the library or a notebook.
+notebooks: $(VENV)/installed
+	$(PY) tools/run_notebooks.py --write
+
+# A torch that is already in the environment, such as a CPU-only build, is kept if it is the version
+# of constraints.txt.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
+	  "error: this is Python %d.%d, but 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Installing the packages into $(VENV): some minutes and, with CUDA, 5 GB, once."
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@
+
+clean:
+	rm -rf build

@@ -1,0 +1,131 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+CLI = [sys.executable, "-m", "csd_lib"]
+
+
+def run_cli(*arguments, runs=None, **environment):
+    env = {**os.environ, **environment, **({"CSD_RUNS": str(runs)} if runs else {})}
+    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, env=env)
+
+
+def only_line(text):
+    """Progress bars may precede the message; a message is one line."""
+    lines = [line for line in text.splitlines() if "error:" in line]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]
+
+
+def test_train_prints_the_matrices_and_keeps_config_history_and_results(tmp_path):
+    done = run_cli("train", "--epochs", "1", "--tasks", "2", "--seed", "3", runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "after task 2" in done.stdout and "forgetting" in done.stdout
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("digits-csd-2tasks-seed3-")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["config"]["seed"] == 3 and len(results["matrix"]["own"]) == 2
+    assert {"date", "device", "versions", "code", "training_seconds"} <= set(results)
+    assert len((folder / "history.jsonl").read_text().splitlines()) == 2
+
+    again = run_cli("train", "--epochs", "1", "--tasks", "2", "--seed", "3", runs=tmp_path)
+    assert again.stdout == done.stdout, "a finished run is loaded, not trained again"
+    table = run_cli("report", "--markdown", runs=tmp_path)
+    assert "| CSD |" in table.stdout and "seeds 3" in table.stdout
+
+
+def test_help_lists_every_field_of_the_config():
+    from dataclasses import fields
+
+    from csd_lib.train import TrainConfig
+
+    text = run_cli("train", "--help").stdout
+    assert [
+        f.name for f in fields(TrainConfig) if f"--{f.name.replace('_', '-')}" not in text
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "--dataset", "mnist"], ["'mnist'", "digits", "cifar100"]),
+        (["train", "--method", "replay"], ["'replay'", "fine-tuning"]),
+        (["train", "--tasks", "11"], ["tasks=11", "10 classes"]),
+        (["train", "--batch-size", "1"], ["batch_size=1", "at least 2"]),
+        (["train", "--epochs", "0"], ["epochs=0"]),
+        (["train", "--device", "cuda:77"], ["cuda:77"]),
+        (["report"], ["no finished run"]),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
+    done = run_cli(*arguments, runs=tmp_path)
+    assert done.returncode == 2
+    message = only_line(done.stderr)
+    assert all(word in message for word in words), message
+    assert list(tmp_path.iterdir()) == [], "nothing may be left behind"
+
+
+def test_an_unwritable_folder_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run_cli("train", "--folder", str(tmp_path / "file" / "run"))
+    assert done.returncode == 2
+    assert "cannot write to" in only_line(done.stderr)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"hello"])
+def test_a_corrupt_cifar100_file_is_named(tmp_path, content):
+    path = tmp_path / "cifar100.npz"
+    path.write_bytes(content)
+    done = run_cli("train", "--dataset", "cifar100", runs=tmp_path / "runs", CSD_DATA=str(path))
+    assert done.returncode == 2
+    assert str(path) in only_line(done.stderr)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text('{"config": ')
+    done = run_cli("report", runs=tmp_path)
+    assert done.returncode == 2 and "results.json" in only_line(done.stderr)
+
+
+def test_sigkill_at_any_moment_then_the_same_command_gives_the_same_bits(tmp_path):
+    command = [*CLI, "train", "--epochs", "8", "--crop-padding", "1"]
+    subprocess.run([*command, "--folder", tmp_path / "whole"], check=True, capture_output=True)
+    killed_at = []
+    for pause in (0.0, 0.35, 0.8):  # after the first checkpoint, in different places
+        process = subprocess.Popen(
+            [*command, "--folder", tmp_path / "killed"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = len(killed_at) and killed_at[-1]
+        history = tmp_path / "killed" / "history.jsonl"
+        while process.poll() is None:
+            if history.exists() and len(history.read_text().splitlines()) > before:
+                time.sleep(pause)
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_at.append(len(history.read_text().splitlines()))
+    assert killed_at[0] < 16, "the first kill came after the end: nothing was tested"
+    subprocess.run([*command, "--folder", tmp_path / "killed"], check=True, capture_output=True)
+
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "killed")
+    )
+    for expected, model in zip(whole["models"], resumed["models"], strict=True):
+        assert all(torch.equal(expected[name], model[name]) for name in expected)
+    matrices = [
+        json.loads((tmp_path / name / "results.json").read_text())["matrix"]
+        for name in ("whole", "killed")
+    ]
+    assert json.dumps(matrices[0]) == json.dumps(matrices[1])

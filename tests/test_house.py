@@ -1,0 +1,136 @@
+"""The order of the rooms, what an import costs, and that all files about versions agree."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+# Lower rooms first. A room may import only rooms to its left.
+ROOMS = [
+    *("data", "model", "losses", "methods", "runs", "train"),
+    *("retrieval", "drift", "experiment", "report", "plots", "course"),
+]
+# What Google Colab has: installing the kit there must change none of it.
+COLAB = {
+    "torch": "2.11.0",
+    "torchvision": "0.26.0",
+    "numpy": "2.1.3",
+    "matplotlib": "3.10.0",
+    "seaborn": "0.13.2",
+    "umap-learn": "0.5.12",
+    "ipywidgets": "7.7.1",
+    "ipython": "7.34.0",
+}
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements():
+    extras = project()["optional-dependencies"].values()
+    texts = [*project()["dependencies"], *(text for extra in extras for text in extra)]
+    return [Requirement(text) for text in texts]
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {name.lower().replace("_", "-"): version for name, version in found}
+
+
+def imported_rooms(path):
+    """Rooms imported at the top level of a module (not inside functions)."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("csd_lib"):
+            _, _, room = node.module.partition(".")
+            found |= {room} if room else {alias.name for alias in node.names}
+    return found & set(ROOMS)
+
+
+def test_every_module_is_a_known_room():
+    modules = {path.stem for path in (ROOT / "csd_lib").glob("*.py")}
+    assert modules == {*ROOMS, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_lower_room_never_imports_a_higher_one(room):
+    higher = set(ROOMS[ROOMS.index(room) :])
+    assert imported_rooms(ROOT / "csd_lib" / f"{room}.py") & higher == set()
+
+
+def test_the_library_imports_quickly_and_without_plotting_or_umap():
+    code = (
+        "import sys, time, torch; start = time.perf_counter()\n"
+        "import csd_lib.experiment, csd_lib.drift, csd_lib.report\n"
+        "seconds = time.perf_counter() - start\n"
+        "heavy = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas'}\n"
+        "print(seconds, *heavy & set(sys.modules))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    seconds = min(float(run.stdout.split()[0]) for run in runs)
+    assert runs[0].stdout.split()[1:] == [] and seconds < 0.5
+
+
+def test_every_dependency_is_pinned_at_or_above_its_lower_bound():
+    for requirement in requirements():
+        pinned = pins()[requirement.name]
+        assert pinned in requirement.specifier, f"{requirement} but constraints.txt has {pinned}"
+
+
+def test_pyproject_has_lower_bounds_only():
+    operators = {spec.operator for requirement in requirements() for spec in requirement.specifier}
+    assert operators == {">="}
+
+
+def test_colab_satisfies_the_lower_bounds_so_that_nothing_there_is_changed():
+    needed = {r.name: r.specifier for r in map(Requirement, project()["dependencies"])}
+    assert COLAB.keys() <= needed.keys()
+    assert [n for n, version in COLAB.items() if Version(version) not in needed[n]] == []
+    assert Version("3.13") in Requirement(f"python{project()['requires-python']}").specifier
+
+
+def test_conda_and_docker_install_the_same_pins_on_a_supported_python():
+    conda, docker = (ROOT / "environment.yml").read_text(), (ROOT / "Dockerfile").read_text()
+    assert "- -c constraints.txt\n      - -e .[lab,test]" in conda
+    assert '-c constraints.txt -e ".[lab,test]"' in docker
+    versions = {
+        *re.findall(r"python=([\d.]+)", conda),
+        *re.findall(r"FROM python:([\d.]+)", docker),
+    }
+    assert len(versions) == 1
+    assert Version(versions.pop()) in Requirement(f"python{project()['requires-python']}").specifier
+
+
+def test_docker_image_runs_as_an_ordinary_user():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    users = [line for line in lines if line.startswith("USER")]
+    assert users == ["USER student"] and "--allow-root" not in "".join(lines)
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_in_documents_lead_somewhere():
+    for document in (ROOT / "README.md", ROOT / "data" / "README.md"):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_readmes_table_is_rendered_from_the_recorded_runs():
+    check = [sys.executable, ROOT / "tools" / "readme.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,165 @@
+"""Every notebook runs alone, and its page keeps the promises made to readers."""
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from csd_lib import course, runs
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+def images(path):
+    outputs = [output for cell in cells(path, "code") for output in cell.outputs]
+    return [o for o in outputs if "image/png" in o.get("data", {})]
+
+
+def test_the_notebooks_are_the_five_of_the_course():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_data_splits",
+        "02_first_task",
+        "03_distilling_later_tasks",
+        "04_retrieval_forgetting",
+        "05_feature_drift_umap",
+    ]
+
+
+@each_notebook
+def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path):
+    """The notebook gate: nbval sees what other runners miss, such as errors inside widgets."""
+    shutil.copy(path, tmp_path)
+    environment = {**os.environ, "CSD_MODE": "smoke", "CSD_RUNS": str(tmp_path / "runs")}
+    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", path.name],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert f"{len(cells(path, 'code'))} passed" in summary
+    assert not re.search("skipped|xfailed|xpassed|failed", summary)
+
+
+@each_notebook
+def test_committed_outputs_are_complete_and_belong_to_this_code(path):
+    """After a change to the library or a notebook: make notebooks."""
+    notebook = nbformat.read(path, as_version=4)
+    counts = [cell.execution_count for cell in cells(path, "code")]
+    assert counts == list(range(1, len(counts) + 1)), "not run from top to bottom"
+    outputs = [output for cell in cells(path, "code") for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    stamp = notebook.metadata["csd"]
+    assert stamp["mode"] == "smoke"
+    assert stamp["code"] == runs.code_hash(), "the library has changed: make notebooks"
+    assert stamp["source"] == course.source_hash(notebook), "the cells have changed: make notebooks"
+
+
+@each_notebook
+def test_first_cell_is_the_same_everywhere_and_safe_to_run_twice(path, tmp_path):
+    first = cells(path, "code")[0].source
+    assert first == cells(NOTEBOOKS[0], "code")[0].source
+    twice = f"{first}\nbefore = list(sys.path)\n{first}\nassert before == sys.path"
+    environment = {**os.environ, "CSD_MODE": "smoke"}
+    subprocess.run(
+        [sys.executable, "-c", twice], cwd=path.parent, env=environment, check=True, timeout=60
+    )
+
+
+@each_notebook
+def test_reads_well(path):
+    markdown = "\n".join(cell.source for cell in cells(path, "markdown"))
+    text = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+    headings = re.findall(r"^(#+) ", text, flags=re.MULTILINE)
+    assert headings.count("#") == 1 and headings[0] == "#" and set(headings) <= {"#", "##", "###"}
+    assert "**You will learn**" in text and "**Time**" in text and "\n## Check" in text
+    assert re.search(r"## Questions\n\n1\. .*\n2\. .*\n3\. ", text, flags=re.DOTALL)
+    assert not re.search(r"\[(here|this|link)\]", text, flags=re.IGNORECASE)
+    assert len(re.findall(r"\w+", text)) <= 2500
+    lines = [len(cell.source.strip().splitlines()) for cell in cells(path, "code")]
+    assert statistics.median(lines) <= 6 and max(lines) <= 30
+
+
+@each_notebook
+def test_every_figure_has_a_description_and_the_file_stays_small(path):
+    for image in images(path):
+        assert len(image.metadata["image/png"]["alt"]) > 30
+    assert images(path) and path.stat().st_size <= 400_000
+
+
+@each_notebook
+def test_every_notebook_checks_the_numbers_it_quotes(path):
+    source = "\n".join(cell.source for cell in cells(path, "code"))
+    assert source.count("session.check(") >= 5
+    assert "nbval-skip" not in path.read_text() and "raises-exception" not in path.read_text()
+
+
+@each_notebook
+def test_links_between_notebooks_lead_somewhere(path):
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
+    assert targets and all((path.parent / target).exists() for target in targets)
+
+
+def test_make_run_writes_pages_with_alt_text_and_formulas_that_need_no_network(tmp_path):
+    page_of = ROOT / "tools" / "run_notebooks.py"
+    done = subprocess.run(
+        [sys.executable, page_of, "02", "--build", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\[1/1\] 02_first_task.ipynb ... \d+ s", done.stdout)
+    page = (tmp_path / "02_first_task.html").read_text()
+    assert page.count("<math") > 5 and "$$" not in page
+    assert len(re.findall(r'alt="[^"]{30,}"', page)) == len(images(NOTEBOOKS[1]))
+    assert 'href="03_distilling_later_tasks.html"' in page
+    assert not re.findall(r'<script[^>]+src="http', page)
+
+
+@pytest.mark.parametrize(
+    "mode, words", [("smoke", "digits"), ("class", "CIFAR"), ("paper", "full")]
+)
+def test_each_mode_says_what_it_chose_and_why(mode, words, monkeypatch, capsys):
+    monkeypatch.setenv("CSD_MODE", mode)
+    session = course.start()
+    printed = capsys.readouterr().out
+    assert f"Mode {mode}, because CSD_MODE says so" in printed and words in printed
+    config = session.config("csd")
+    assert config.dataset == ("digits" if mode == "smoke" else "cifar100")
+    assert config.epochs == {"smoke": 15, "class": 30, "paper": 800}[mode]
+
+
+def test_mode_without_a_choice_follows_the_gpu(monkeypatch, capsys):
+    monkeypatch.delenv("CSD_MODE", raising=False)
+    for has_gpu, mode in ((False, "smoke"), (True, "class")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert course.start().mode == mode
+        assert ("a CUDA GPU" if has_gpu else "no CUDA GPU") in capsys.readouterr().out
+
+
+def test_unknown_mode_is_refused(monkeypatch):
+    monkeypatch.setenv("CSD_MODE", "fast")
+    with pytest.raises(ValueError, match=r"CSD_MODE='fast'.*smoke, class, paper"):
+        course.start()
+
+
+@pytest.mark.parametrize("value", [1.2, float("nan")])
+def test_a_quoted_number_that_does_not_hold_fails_in_smoke_mode_only(value, capsys):
+    with pytest.raises(AssertionError, match=r"drift is .* but the text says 1 ± 0\.1"):
+        course.Session("smoke", "cpu", (0,)).check("drift", value, 1, 0.1)
+    course.Session("class", "cpu", (0,)).check("drift", value, 1, 0.1)
+    assert "text: 1 ± 0.1" in capsys.readouterr().out
