@@ -44,7 +44,7 @@ DATASET_DEFAULTS = {
         epochs=15,
         batch_size=64,
         learning_rate=1e-3,
-        later_learning_rate=5e-3,
+        later_learning_rate=1e-2,
         milestones=(),
         crop_padding=0,
         flip=False,
@@ -77,7 +77,7 @@ class TrainConfig(LossSettings):
     learning_rate: float | None = None
     """Adam's learning rate on the first task (None: 1e-3, as in the paper)."""
     later_learning_rate: float | None = None
-    """Adam's learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, else 5e-3)."""
+    """Adam's learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, else 1e-2)."""
     milestones: tuple[float, ...] | None = None
     """Fractions of a task's epochs at which to divide the learning rate by 10 (None: 0.25 0.5 0.75
     for cifar100, which is the published code's 200, 400, 600 of 800; for digits never)."""

@@ -1,0 +1,301 @@
+"""Images, splits without leaks, augmentation, and files that are not what they should be."""
+
+import pickle
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.datasets
+
+from csd_lib import InputError
+from csd_lib.data import augment, class_incremental_split, load_dataset, merge_tasks
+
+
+def bytes_of(images):
+    return [image.numpy().tobytes() for image in images]
+
+
+# --- digits ----------------------------------------------------------------------------------
+
+
+def test_digits_are_all_there_and_train_and_test_do_not_overlap(digits):
+    assert digits.train_images.shape == (1195, 1, 8, 8) and digits.test_images.shape[0] == 602
+    assert digits.train_images.dtype == torch.uint8 and digits.train_labels.dtype == torch.int64
+    assert digits.train_images.min() == 0 and digits.train_images.max() == 255
+    assert not set(bytes_of(digits.train_images)) & set(bytes_of(digits.test_images))
+    for labels in (digits.train_labels, digits.test_labels):
+        assert torch.bincount(labels).min() > 50 and len(labels.unique()) == 10
+
+
+def test_digits_are_scikit_learns(digits):
+    from sklearn.datasets import load_digits
+
+    original = load_digits()
+    ours = torch.cat([digits.train_images, digits.test_images]).squeeze(1).double() / 255 * 16
+    labels = torch.cat([digits.train_labels, digits.test_labels])
+    for digit in range(10):
+        theirs = np.sort(original.images[original.target == digit].sum(axis=(1, 2)))
+        np.testing.assert_allclose(ours[labels == digit].sum((1, 2)).sort().values, theirs, atol=1)
+
+
+def test_mean_and_std_are_those_of_the_training_images(digits):
+    pixels = digits.train_images.double() / 255
+    assert digits.mean[0] == pytest.approx(pixels.mean().item(), abs=1e-3)
+    assert digits.std[0] == pytest.approx(pixels.std().item(), abs=1e-3)
+
+
+def test_unknown_data_set_is_refused_with_the_choices():
+    with pytest.raises(InputError, match=r"'mnist'.*digits, cifar100"):
+        load_dataset("mnist")
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:10 classes do not divide")
+@pytest.mark.parametrize("seed", [None, 0, 1])
+@pytest.mark.parametrize("num_tasks", range(1, 11))
+def test_every_class_and_every_image_is_in_exactly_one_task(digits, num_tasks, seed):
+    tasks = class_incremental_split(digits, num_tasks, seed=seed)
+    classes = [c for task in tasks for c in task.classes]
+    assert len(tasks) == num_tasks and sorted(classes) == list(range(10))
+    sizes = [len(task.classes) for task in tasks]
+    assert max(sizes) - min(sizes) <= 1
+    for part in ("train", "test"):
+        images = [b for task in tasks for b in bytes_of(getattr(task, f"{part}_images"))]
+        assert sorted(images) == sorted(bytes_of(getattr(digits, f"{part}_images")))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_label_is_the_position_of_its_class_in_the_class_order(digits, part):
+    order = [7, 2, 9, 4, 1, 0, 8, 3, 6, 5]
+    class_of = dict(
+        zip(
+            bytes_of(getattr(digits, f"{part}_images")),
+            getattr(digits, f"{part}_labels").tolist(),
+            strict=True,
+        )
+    )
+    for task in class_incremental_split(digits, 2, class_order=order):
+        labels = getattr(task, f"{part}_labels").tolist()
+        assert set(labels) == set(range(task.first_label, task.end_label))
+        for image, label in zip(bytes_of(getattr(task, f"{part}_images")), labels, strict=True):
+            assert order[label] == class_of[image]
+        assert task.class_names == tuple(str(c) for c in task.classes)
+
+
+def test_uneven_tasks_are_allowed_and_said(digits):
+    with pytest.warns(UserWarning, match="10 classes do not divide into 3.*4, 3, 3 classes"):
+        tasks = class_incremental_split(digits, 3)
+    assert [task.classes for task in tasks] == [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
+
+
+def test_a_seed_gives_one_order_and_another_seed_another(digits):
+    orders = [
+        [task.classes for task in class_incremental_split(digits, 2, seed=seed)]
+        for seed in (3, 3, 4)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(num_tasks=11), "tasks=11: digits has 10 classes"),
+        (dict(num_tasks=0), "tasks=0"),
+        (dict(num_tasks=2.0), r"tasks=2\.0"),
+        (dict(num_tasks=2, class_order=[0, 1]), "each class id"),
+        (dict(num_tasks=2, class_order=[0] * 10), "each class id"),
+        (dict(num_tasks=2, class_order=range(10), seed=1), "not both"),
+    ],
+)
+def test_impossible_splits_are_refused(digits, arguments, words):
+    with pytest.raises(InputError, match=words):
+        class_incremental_split(digits, **arguments)
+
+
+def test_merged_tasks_hold_everything(digits, two_tasks):
+    merged = merge_tasks(two_tasks)
+    assert merged.classes == tuple(range(10)) and merged.end_label == 10
+    assert sorted(bytes_of(merged.train_images)) == sorted(bytes_of(digits.train_images))
+    assert torch.equal(merged.train_labels.bincount(), digits.train_labels.bincount())
+
+
+# --- augmentation ----------------------------------------------------------------------------
+
+
+def all_crops(image, padding, flip):
+    """Every crop of one [C, H, W] image, by (row, column, mirrored)."""
+    _, height, width = image.shape
+    padded = F.pad(image, (padding,) * 4)
+    crops = {}
+    for row in range(2 * padding + 1):
+        for column in range(2 * padding + 1):
+            crop = padded[:, row : row + height, column : column + width]
+            for mirrored in range(1 + flip):
+                crops[crop.flip(2).numpy().tobytes() if mirrored else crop.numpy().tobytes()] = (
+                    row,
+                    column,
+                    mirrored,
+                )
+    return crops
+
+
+def test_without_padding_and_flip_nothing_changes(generator):
+    images = torch.randint(0, 256, (9, 3, 6, 5), generator=generator).byte()
+    assert torch.equal(augment(images, 0, False, generator), images)
+
+
+@pytest.mark.parametrize("padding, flip", [(1, False), (2, True), (4, True), (0, True)])
+def test_every_result_is_an_exact_crop_with_black_borders(padding, flip, generator):
+    images = torch.randint(1, 256, (64, 3, 7, 6), generator=generator).byte()
+    for image, result in zip(images, augment(images, padding, flip, generator), strict=True):
+        assert result.contiguous().numpy().tobytes() in all_crops(image, padding, flip)
+
+
+def test_every_image_has_its_own_draw_and_all_draws_are_equally_likely(generator):
+    image = torch.randint(1, 256, (1, 1, 5, 5), generator=generator).byte()
+    crops = all_crops(image[0], 1, True)
+    results = augment(image.repeat(9000, 1, 1, 1), 1, True, generator)
+    draws = [crops[result.contiguous().numpy().tobytes()] for result in results]
+    counts = [draws.count(draw) for draw in set(crops.values())]
+    assert len(counts) == 18 and min(counts) > 400 and max(counts) < 600  # 500 expected
+
+
+def test_augmentation_repeats_with_its_generator_and_keeps_type_and_shape():
+    images = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator()).byte()
+    first, second = (
+        augment(images, 4, True, torch.Generator().manual_seed(seed)) for seed in (1, 1)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, images)
+    assert first.dtype == torch.uint8 and first.shape == images.shape
+    assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- cifar100 files --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8),
+        "train_labels": np.arange(12) % 4,
+        "test_images": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
+        "test_labels": np.arange(8) % 4,
+        "class_names": np.array(["apple", "bear", "cup", "dog"]),
+    }
+
+
+def test_npz_is_read_with_channels_first(arrays, tmp_path):
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    dataset = load_dataset("cifar100", root=tmp_path)
+    assert dataset.train_images.shape == (12, 3, 32, 32)
+    assert dataset.train_images[5, 2, 7, 11] == arrays["train_images"][5, 7, 11, 2]
+    assert dataset.class_names == ("apple", "bear", "cup", "dog")
+    assert dataset.train_labels.dtype == torch.int64 and len(dataset.mean) == 3
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_csd_data_names_a_folder_or_a_file(arrays, tmp_path, monkeypatch, what):
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    monkeypatch.setenv("CSD_DATA", str(tmp_path / "cifar100.npz" if what == "file" else tmp_path))
+    assert len(load_dataset("cifar100").test_labels) == 8
+
+
+@pytest.mark.parametrize("keep", [0, 3, 30, 1000, 0.3, 0.9, 0.999])
+def test_truncated_file_is_named(arrays, tmp_path, keep):
+    path = tmp_path / "cifar100.npz"
+    np.savez(path, **arrays)
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(InputError, match=r"cifar100\.npz is not a complete .npz file.*delete"):
+        load_dataset("cifar100", root=path)
+
+
+def test_flipped_bits_are_noticed(arrays, tmp_path):
+    path = tmp_path / "cifar100.npz"
+    np.savez(path, **arrays)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cifar100\.npz"):
+        load_dataset("cifar100", root=path)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(test_labels=None), "no array 'test_labels'"),
+        (dict(train_images=np.zeros((12, 32, 32, 3), np.float32)), "train_images is float32"),
+        (dict(train_images=np.zeros((12, 3, 32, 32), np.uint8)), "train_images"),
+        (dict(train_images=np.zeros((0, 32, 32, 3), np.uint8)), "train_images"),
+        (dict(train_labels=np.arange(12) % 5), "label 4 in train_labels is outside 0..3"),
+        (dict(test_labels=np.arange(8) - 1), "label -1 in test_labels"),
+        (dict(test_labels=np.arange(7) % 4), "8 test images but 7 labels"),
+        (dict(train_labels=np.zeros((12, 2), int)), "train_labels"),
+        (dict(class_names=np.arange(4)), "class_names"),
+    ],
+)
+def test_wrong_arrays_are_named(arrays, tmp_path, change, words):
+    content = {k: v for k, v in {**arrays, **change}.items() if v is not None}
+    np.savez(tmp_path / "cifar100.npz", **content)
+    with pytest.raises(InputError, match=words):
+        load_dataset("cifar100", root=tmp_path)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (self.path.touch, ())
+
+
+def test_nothing_in_a_file_is_executed(arrays, tmp_path):
+    arrays["class_names"] = np.array([Evil(tmp_path / "pwned")], dtype=object)
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    with pytest.raises(InputError):
+        load_dataset("cifar100", root=tmp_path)
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Evil(tmp_path / "pwned")))
+    with pytest.raises(InputError):
+        load_dataset("cifar100", root=tmp_path / "pickle.npz")
+    assert not (tmp_path / "pwned").exists()
+
+
+class FakeCIFAR100:
+    """Stands in for torchvision's class: 3 classes, in a mixed order."""
+
+    classes = ("ant", "bee", "cow")
+
+    def __init__(self, root, train, download):
+        assert download
+        self.targets = [2, 0, 1, 2, 0, 1]
+        self.data = np.full((6, 32, 32, 3), 100 + train, np.uint8)
+        self.data += np.array(self.targets, np.uint8)[:, None, None, None]
+
+
+def test_a_missing_file_is_downloaded_by_torchvision_and_written_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", FakeCIFAR100)
+    dataset = load_dataset("cifar100", root=tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar100.npz"]
+    assert dataset.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (dataset.train_images[:, 0, 0, 0] == 101 + dataset.train_labels).all()
+    assert (dataset.test_images[:, 0, 0, 0] == 100 + dataset.test_labels).all()
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", None)  # not needed a second time
+    assert len(load_dataset("cifar100", root=tmp_path / "new").train_labels) == 6
+
+
+@pytest.mark.parametrize(
+    "error", [URLError("no route"), RuntimeError("File not found or corrupted")]
+)
+def test_a_failed_download_is_one_clear_line_and_leaves_no_file(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", fail)
+    with pytest.raises(InputError, match=r"could not be downloaded.*CSD_DATA") as caught:
+        load_dataset("cifar100", root=tmp_path)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []

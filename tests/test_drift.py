@@ -1,0 +1,91 @@
+"""Drift in numbers: what each measure must notice, and what it must not."""
+
+import numpy as np
+import pytest
+import torch
+
+from csd_lib import InputError
+from csd_lib.drift import cosine_drift, fit_map, linear_cka, neighborhood_overlap, place_on_map
+
+
+def cloud(n=200, dim=8, seed=0):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rotation(dim=8, seed=1):
+    return torch.linalg.qr(cloud(dim, dim, seed))[0]
+
+
+def test_drift_is_measured_per_class():
+    old = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    new = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])  # stays, right angle, opposite
+    drift = cosine_drift(old, new, torch.tensor([5, 5, 7]))
+    assert drift == {5: pytest.approx(0.5), 7: pytest.approx(2.0)}
+    assert cosine_drift(old, old * 3, torch.tensor([5, 5, 7])) == {5: 0.0, 7: 0.0}
+
+
+def test_overlap_ignores_a_rotation_and_notices_a_shuffle():
+    features = cloud()
+    assert neighborhood_overlap(features, features @ rotation(), k=10) == pytest.approx(1, abs=0.01)
+    shuffled = features[torch.randperm(200, generator=torch.Generator().manual_seed(2))]
+    assert neighborhood_overlap(features, shuffled, k=10) == pytest.approx(10 / 199, abs=0.03)
+
+
+def test_overlap_equals_sets_of_neighbours_counted_one_by_one():
+    old, new = cloud(30), cloud(30) + 0.7 * cloud(30, seed=3)
+    shared = 0
+    for i in range(30):
+        sets = []
+        for f in (old, new):
+            nearness = torch.cosine_similarity(f[i : i + 1], f)
+            nearness[i] = -2
+            sets.append(set(nearness.topk(4).indices.tolist()))
+        shared += len(sets[0] & sets[1])
+    assert neighborhood_overlap(old, new, k=4) == pytest.approx(shared / 120)
+
+
+@pytest.mark.parametrize("k", [0, 200])
+def test_impossible_neighbourhoods_are_refused(k):
+    with pytest.raises(InputError, match=f"k={k}"):
+        neighborhood_overlap(cloud(), cloud(), k=k)
+
+
+def test_cka_ignores_rotation_and_scale_and_is_small_for_unrelated_features():
+    features = cloud(2000)
+    assert linear_cka(features, 5 * features @ rotation()) == pytest.approx(1)
+    assert linear_cka(features, cloud(2000, seed=9)) < 0.02
+
+
+def test_cka_equals_its_definition_with_kernel_matrices():
+    old, new = cloud(40).numpy(), (cloud(40) + cloud(40, seed=4)).numpy()
+    centering = np.eye(40) - 1 / 40
+    kernels = [centering @ x @ x.T @ centering for x in (old, new)]
+
+    def alignment(a, b):
+        return np.trace(a @ b)
+
+    expected = alignment(*kernels) / np.sqrt(
+        alignment(kernels[0], kernels[0]) * alignment(kernels[1], kernels[1])
+    )
+    assert linear_cka(torch.from_numpy(old), torch.from_numpy(new)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("measure", [linear_cka, neighborhood_overlap])
+def test_features_of_different_images_or_with_nan_are_refused(measure):
+    with pytest.raises(InputError, match="same images"):
+        measure(cloud(10), cloud(11))
+    with pytest.raises(InputError, match="new features contain NaN"):
+        measure(cloud(20), cloud(20) * float("nan"))
+
+
+def test_map_is_fitted_once_and_places_the_same_features_near_their_own_place():
+    """Two groups: images placed on the map must land in the group they belong to."""
+    groups = torch.cat([cloud(40, 8, 1) * 0.1 + 1, cloud(40, 8, 2) * 0.1 - 1]).float()
+    fitted = fit_map(groups, seed=0)
+    before = fitted.embedding_.copy()
+    placed, again = place_on_map(fitted, groups), place_on_map(fitted, groups)
+    np.testing.assert_array_equal(placed, again)
+    np.testing.assert_array_equal(fitted.embedding_, before)
+    centers = before[:40].mean(axis=0), before[40:].mean(axis=0)
+    distances = [np.linalg.norm(placed - center, axis=1) for center in centers]
+    np.testing.assert_array_equal(distances[0] < distances[1], np.arange(80) < 40)

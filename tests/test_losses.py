@@ -1,0 +1,359 @@
+"""The losses against recorded values, slow loops and another library, and at their limits."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import distances, miners, reducers
+from pytorch_metric_learning import losses as pml_losses
+
+from csd_lib.losses import csd_loss, csd_loss_paper, kd_loss, triplet_loss, unit_length
+
+# Inputs, and the values and gradients that the published functions gave on them.
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+golden = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+FEATURE_LOSSES = {
+    "csd": lambda s, t, y: csd_loss(s, t, y),
+    "paper": lambda s, t, y: csd_loss_paper(s, t, y),
+    "triplet": lambda s, t, y: triplet_loss(s, y),
+}
+each_feature_loss = pytest.mark.parametrize("name", FEATURE_LOSSES)
+
+
+def batch(n=12, dim=6, classes=3, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(n, dim, generator=generator, dtype=dtype)
+    teacher = student + 0.5 * torch.randn(n, dim, generator=generator, dtype=dtype)
+    return student, teacher, torch.randint(classes, (n,), generator=generator)
+
+
+def value_and_gradient(loss, x):
+    x = x.detach().clone().requires_grad_()
+    value = loss(x)
+    value.backward()
+    return value.detach(), x.grad
+
+
+# --- recorded values -------------------------------------------------------------------------
+
+
+def test_there_are_recorded_values():
+    assert len(GOLDEN) == 2
+
+
+@golden
+def test_csd_equals_the_published_function_in_value_and_gradient(path):
+    z = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
+    value, gradient = value_and_gradient(
+        lambda s: csd_loss(s, z["teacher"], z["labels"]), z["student"]
+    )
+    torch.testing.assert_close(value, z["csd"], rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient, z["csd_grad"], rtol=1e-6, atol=1e-10)
+
+
+@golden
+def test_kd_equals_the_published_function_in_value_and_gradient(path):
+    z = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
+    value, gradient = value_and_gradient(
+        lambda s: kd_loss(s, z["teacher_logits"]), z["student_logits"]
+    )
+    torch.testing.assert_close(value, z["kd"], rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient, z["kd_grad"], rtol=1e-6, atol=1e-10)
+
+
+@golden
+def test_triplet_equals_the_published_function_in_value_and_gradient(path):
+    z = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
+    value, gradient = value_and_gradient(
+        lambda s: triplet_loss(s, z["labels"]), z["student"].float()
+    )
+    torch.testing.assert_close(value, z["triplet"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, z["triplet_grad"], rtol=1e-3, atol=1e-6)
+
+
+# --- slow loops from the definitions ---------------------------------------------------------
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
+
+
+def slow_csd(student, teacher, labels, temperature):
+    s, t, y = student.tolist(), teacher.tolist(), labels.tolist()
+    total = 0.0
+    for i in range(len(y)):
+        others = [(s[a], y[a]) for a in range(len(y)) if a != i]
+        others += [(t[a], y[a]) for a in range(len(y))]
+        below = sum(math.exp(cosine(s[i], f) / temperature) for f, _ in others)
+        terms = [
+            -math.log(math.exp(cosine(s[i], f) / temperature) / below)
+            for f, label in others
+            if label == y[i]
+        ]
+        total += sum(terms) / len(terms)
+    return total / len(y)
+
+
+def slow_paper(student, teacher, labels):
+    s, t, y = student.tolist(), teacher.tolist(), labels.tolist()
+    total = 0.0
+    for i in range(len(y)):
+        below = sum(math.exp(cosine(t[i], s[a])) for a in range(len(y)) if a != i)
+        positives = [p for p in range(len(y)) if y[p] == y[i]]  # i included
+        terms = [math.log(math.exp(cosine(t[i], s[p])) / below) for p in positives]
+        total -= sum(terms) / len(terms)
+    return total / len(y)
+
+
+def slow_triplet(features, labels, margin):
+    f, y = features.tolist(), labels.tolist()
+    values = []
+    for i in range(len(y)):
+        positive = [cosine(f[i], f[j]) for j in range(len(y)) if j != i and y[j] == y[i]]
+        negative = [cosine(f[i], f[j]) for j in range(len(y)) if y[j] != y[i]]
+        if positive and negative:
+            values.append(max(0.0, max(negative) - min(positive) + margin))
+    active = [value for value in values if value > 0]
+    return sum(active) / len(active) if active else 0.0
+
+
+def slow_kd(student, teacher, temperature):
+    total = 0.0
+    for z_student, z_teacher in zip(student.tolist(), teacher.tolist(), strict=True):
+        z_student = z_student[: len(z_teacher)]
+        p = [math.exp(z / temperature) for z in z_student]
+        q = [math.exp(z / temperature) for z in z_teacher]
+        p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+        total += sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+    return total / len(student)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 2.0])
+def test_csd_equals_its_definition(seed, temperature):
+    student, teacher, labels = batch(n=9, classes=1 + seed % 5, seed=seed)
+    expected = slow_csd(student, teacher, labels, temperature)
+    assert csd_loss(student, teacher, labels, temperature).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_csd_of_the_paper_equals_its_definition(seed):
+    student, teacher, labels = batch(n=9, classes=1 + seed % 5, seed=seed)
+    expected = slow_paper(student, teacher, labels)
+    assert csd_loss_paper(student, teacher, labels).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("margin", [0.0, 0.2, 1.0])
+def test_triplet_equals_its_definition(seed, margin):
+    features, _, labels = batch(n=9, classes=1 + seed % 5, seed=seed)
+    expected = slow_triplet(features, labels, margin)
+    assert triplet_loss(features, labels, margin).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 10.0])
+def test_kd_equals_its_definition(temperature):
+    student, teacher, _ = batch(n=7, dim=8)
+    expected = slow_kd(student, teacher[:, :5], temperature)
+    assert kd_loss(student, teacher[:, :5], temperature).item() == pytest.approx(expected)
+
+
+def test_the_pencil_example_of_notebook_3():
+    def on_circle(*degrees):
+        angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    s, t = on_circle(0, 60, 120, 180), on_circle(0, 0, 180, 180)
+    labels = torch.tensor([0, 0, 1, 1])
+    by_hand = {
+        1: math.e + math.exp(-1) + 3 * math.exp(-2) + 2 * math.exp(2),  # seven terms of s_1
+        2: 4 * math.e + 3 * math.exp(-1),  # and of s_2
+    }
+    anchor_1 = math.log(by_hand[1]) - 5 / 3
+    anchor_2 = math.log(by_hand[2]) - 1
+    assert csd_loss(s, t, labels, 0.5).item() == pytest.approx((anchor_1 + anchor_2) / 2)
+    # Eq. 8: the own pair of t_1 stands above the line only, so its term is positive.
+    below_1 = math.exp(0.5) + math.exp(-0.5) + math.exp(-1)
+    below_2 = math.e + math.exp(-0.5) + math.exp(-1)
+    assert 1 - math.log(below_1) > 0
+    expected = (math.log(below_1) - 0.75 + math.log(below_2) - 0.75) / 2
+    assert csd_loss_paper(s, t, labels).item() == pytest.approx(expected)
+
+
+# --- another library -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_triplet_agrees_with_pytorch_metric_learning(seed):
+    features, _, labels = batch(n=24, dim=16, classes=4, seed=seed, dtype=torch.float32)
+    miner = miners.BatchHardMiner(distance=distances.LpDistance())
+    library = pml_losses.TripletMarginLoss(
+        margin=1.0,
+        distance=distances.CosineSimilarity(),
+        reducer=reducers.AvgNonZeroReducer(),
+    )
+    theirs = value_and_gradient(lambda x: library(x, labels, miner(x, labels)), features)
+    ours = value_and_gradient(lambda x: triplet_loss(x, labels), features)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_csd_agrees_with_supervised_contrastive_loss_over_student_and_teacher(seed):
+    """SupCon over the 2B features, reduced to the anchors that are students, is CSD."""
+    student, teacher, labels = batch(n=16, dim=8, classes=4, seed=seed, dtype=torch.float32)
+    library = pml_losses.SupConLoss(temperature=0.07, reducer=reducers.DoNothingReducer())
+    both, twice = torch.cat([student, teacher]), labels.repeat(2)
+    per_anchor = library(both, twice)["loss"]["losses"][: len(labels)]
+    torch.testing.assert_close(
+        csd_loss(student, teacher, labels), per_anchor.mean(), rtol=1e-4, atol=1e-5
+    )
+
+
+# --- properties ------------------------------------------------------------------------------
+
+
+@each_feature_loss
+def test_order_of_the_batch_and_names_of_the_classes_do_not_matter(name):
+    student, teacher, labels = batch()
+    loss, order = FEATURE_LOSSES[name], torch.randperm(12, generator=torch.Generator())
+    expected = loss(student, teacher, labels)
+    torch.testing.assert_close(loss(student[order], teacher[order], labels[order]), expected)
+    torch.testing.assert_close(loss(student, teacher, 7 - 2 * labels), expected)
+
+
+@each_feature_loss
+def test_length_of_the_features_does_not_matter(name):
+    student, teacher, labels = batch()
+    lengths = torch.rand(12, 1, generator=torch.Generator().manual_seed(1)) * 50 + 0.1
+    loss = FEATURE_LOSSES[name]
+    torch.testing.assert_close(
+        loss(student * lengths, teacher * 3, labels), loss(student, teacher, labels)
+    )
+
+
+@each_feature_loss
+def test_gradients_equal_finite_differences(name):
+    student, teacher, labels = batch(n=6, dim=4)
+    assert torch.autograd.gradcheck(
+        lambda x: FEATURE_LOSSES[name](x, teacher, labels), student.requires_grad_()
+    )
+
+
+def test_kd_gradient_equals_finite_differences_and_spares_new_classes():
+    student, teacher, _ = batch(n=5, dim=7)
+    assert torch.autograd.gradcheck(lambda x: kd_loss(x, teacher[:, :4]), student.requires_grad_())
+    _, gradient = value_and_gradient(lambda x: kd_loss(x, teacher[:, :4]), student)
+    assert gradient[:, :4].abs().min() > 0 and gradient[:, 4:].abs().max() == 0
+
+
+def test_no_gradient_reaches_the_teacher():
+    student, teacher, labels = batch()
+    student.requires_grad_(), teacher.requires_grad_()
+    total = csd_loss(student, teacher, labels) + csd_loss_paper(student, teacher, labels)
+    (total + kd_loss(student, teacher[:, :4])).backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
+def test_kd_is_zero_for_a_perfect_student_and_has_no_temperature_factor():
+    student, teacher, _ = batch(dim=5)
+    assert kd_loss(student, student[:, :3]).item() == pytest.approx(0, abs=1e-12)
+    # For large T the softmaxes flatten and KL falls like 1 / T^2; a factor T^2 would undo that.
+    ratio = kd_loss(student, teacher, 200.0) / kd_loss(student, teacher, 100.0)
+    assert ratio.item() == pytest.approx(0.25, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_csd_is_never_negative(seed):
+    student, teacher, labels = batch(n=20, dim=8, classes=1 + seed, seed=seed)
+    assert csd_loss(student, teacher, labels) >= 0
+    assert csd_loss(teacher, teacher, torch.arange(20)) >= 0
+
+
+def test_csd_is_small_when_every_feature_points_at_its_class_and_nowhere_else():
+    perfect, labels = torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2)
+    swapped = perfect.roll(1, 0)  # the student has every class where another one was
+    good = csd_loss(perfect, perfect, labels)
+    assert good.item() == pytest.approx(math.log(3), abs=1e-4)  # three positives share the mass
+    assert csd_loss(swapped, perfect, labels) > good + 5
+
+
+def test_csd_uses_its_temperature_and_pulls_towards_the_own_teacher():
+    student, teacher, labels = batch(n=4, classes=4, seed=3)
+    labels = torch.arange(4)  # without classmates only the own teacher is a positive
+    assert csd_loss(student, teacher, labels, 0.07) != csd_loss(student, teacher, labels, 0.1)
+    _, gradient = value_and_gradient(lambda s: csd_loss(s, teacher, labels, 1.0), student)
+    moved = csd_loss(student - 0.1 * gradient, teacher, labels, 1.0)
+    assert moved < csd_loss(student, teacher, labels, 1.0)
+
+
+# --- limits ----------------------------------------------------------------------------------
+
+CASES = {
+    "one image": (torch.ones(1, 4), torch.tensor([3])),
+    "one class": (batch(n=6, dim=4)[0], torch.zeros(6, dtype=torch.int64)),
+    "all classes differ": (batch(n=6, dim=4)[0], torch.arange(6)),
+    "duplicates": (torch.ones(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])),
+    "zero rows": (torch.zeros(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])),
+    "opposite": (torch.tensor([[1.0, 0], [-1, 0], [1, 0], [-1, 0]]), torch.tensor([0, 1, 0, 1])),
+}
+
+
+@each_feature_loss
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_value_and_gradient_are_finite_in_every_case(name, case, dtype):
+    features, labels = CASES[case]
+    features = features.to(dtype)
+    loss = FEATURE_LOSSES[name]
+    value, gradient = value_and_gradient(lambda x: loss(x, features, labels), features)
+    assert torch.isfinite(value) and torch.isfinite(gradient).all()
+
+
+@each_feature_loss
+@pytest.mark.parametrize("size", [1e-20, 1e20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_very_small_and_very_large_features(name, size, dtype):
+    student, teacher, labels = batch(dtype=dtype)
+    loss = FEATURE_LOSSES[name]
+    value, gradient = value_and_gradient(lambda x: loss(x, teacher * size, labels), student * size)
+    torch.testing.assert_close(value, loss(student, teacher, labels), rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+def test_extreme_temperatures(temperature):
+    student, teacher, labels = batch(dtype=torch.float32)
+    for loss in (
+        lambda x: csd_loss(x, teacher, labels, temperature),
+        lambda x: kd_loss(x, teacher[:, :3], temperature),
+    ):
+        value, gradient = value_and_gradient(loss, student)
+        assert torch.isfinite(value) and torch.isfinite(gradient).all()
+
+
+def test_anchors_without_a_partner_are_left_out_of_the_triplet_loss():
+    features, _, _ = batch(n=5)
+    alone = torch.tensor([0, 0, 1, 2, 3])
+    pairs_only = slow_triplet(features, alone, 1.0)
+    assert triplet_loss(features, alone).item() == pytest.approx(pairs_only)
+    assert triplet_loss(features, torch.arange(5)) == 0
+
+
+@each_feature_loss
+def test_shapes_are_fixed_so_that_a_graph_can_be_captured(name):
+    """On the meta device there are no values, so asking for one would fail."""
+    features = torch.empty(16, 8, device="meta")
+    labels = torch.empty(16, dtype=torch.int64, device="meta")
+    assert FEATURE_LOSSES[name](features, features, labels).shape == ()
+    assert kd_loss(features, features[:, :3]).shape == ()
+
+
+def test_unit_length():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e20, 4e20], [3e-30, 4e-30]])
+    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
+    torch.testing.assert_close(unit_length(x), expected)
+    torch.testing.assert_close(unit_length(x[:1]), F.normalize(x[:1]))

@@ -1,0 +1,199 @@
+"""Recall@K against brute force, and the matrices built from it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csd_lib import InputError, retrieval
+from csd_lib.data import class_incremental_split
+from csd_lib.model import ResNet, freeze
+from csd_lib.retrieval import (
+    average,
+    backward_transfer,
+    embed,
+    forgetting,
+    recall_at_k,
+    retrieval_matrix,
+    wrong_before_right,
+)
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+
+
+def brute_force(queries, query_labels, gallery=None, gallery_labels=None):
+    """Negatives that are strictly nearer than the nearest positive, one query at a time."""
+    alone = gallery is None
+    if alone:
+        gallery, gallery_labels = queries, query_labels
+    unit_q = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    unit_g = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    counts = []
+    for i, query in enumerate(unit_q):
+        nearness = [float(np.float32(np.dot(query, other))) for other in unit_g]
+        candidates = [j for j in range(len(unit_g)) if not (alone and j == i)]
+        positives = [nearness[j] for j in candidates if gallery_labels[j] == query_labels[i]]
+        negatives = [nearness[j] for j in candidates if gallery_labels[j] != query_labels[i]]
+        counts.append(sum(n > max(positives) for n in negatives) if positives else -1)
+    return np.array(counts)
+
+
+def random_case(seed, ties):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(40, 5))
+    if ties:  # few directions, many exact duplicates
+        features = rng.integers(1, 3, size=(40, 3)).astype(float)
+    return features, rng.integers(0, 6, size=40)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_counts_equal_brute_force_with_and_without_ties(seed, ties):
+    features, labels = random_case(seed, ties)
+    counts = wrong_before_right(torch.from_numpy(features), torch.from_numpy(labels))
+    np.testing.assert_array_equal(counts, brute_force(features, labels))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_gallery_of_its_own_equals_brute_force(seed):
+    queries, query_labels = random_case(seed, ties=False)
+    gallery, gallery_labels = random_case(seed + 100, ties=False)
+    arguments = (queries, query_labels, gallery, gallery_labels)
+    counts = wrong_before_right(*map(torch.from_numpy, arguments))
+    np.testing.assert_array_equal(counts, brute_force(*arguments))
+
+
+@pytest.mark.parametrize("ks", [(1,), (1, 2, 4, 8), (3, 1000)])
+def test_recall_is_the_share_of_counts_below_k(ks):
+    features, labels = random_case(0, ties=False)
+    counts = brute_force(features, labels)
+    recall = recall_at_k(torch.from_numpy(features), torch.from_numpy(labels), ks=ks)
+    assert recall == {k: pytest.approx(np.mean(counts[counts >= 0] < k)) for k in ks}
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_recall_equals_the_published_function(path):
+    """It crashes on a class with a single image, so it was given only the images in `keep`."""
+    z = np.load(path)
+    keep = torch.from_numpy(z["recall_keep"])
+    features, labels = torch.from_numpy(z["features"]), torch.from_numpy(z["labels"])
+    recall = recall_at_k(features[keep], labels[keep], ks=(1, 2, 4, 8))
+    assert recall_at_k(features, labels).queries == keep.sum()
+    for k in (1, 2, 4, 8):
+        assert recall[k] == pytest.approx(float(z[f"recall{k}"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 41, 1000])
+def test_chunks_do_not_change_the_result(limit, monkeypatch):
+    features, labels = map(torch.from_numpy, random_case(1, ties=True))
+    expected = wrong_before_right(features, labels)
+    monkeypatch.setattr(retrieval, "MAX_SIMILARITIES", limit)
+    assert torch.equal(wrong_before_right(features, labels), expected)
+
+
+def test_order_and_names_do_not_matter():
+    features, labels = map(torch.from_numpy, random_case(2, ties=True))
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    expected = recall_at_k(features, labels)
+    assert recall_at_k(features[order], labels[order]) == expected
+    assert recall_at_k(features * 17, 100 - labels) == expected
+
+
+def test_a_query_does_not_find_itself_but_a_copy_of_itself_counts():
+    features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    assert recall_at_k(features, torch.tensor([0, 1, 0, 1]))[1] == 0.0
+    twice, labels = features.repeat(2, 1), torch.tensor([0, 1, 0, 1]).repeat(2)
+    assert recall_at_k(twice, labels)[1] == 1.0
+
+
+def test_identical_images_of_two_classes_tie_in_every_place_of_the_gallery():
+    """Matrix products may round the same dot product differently in different columns."""
+    image = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(1001) % 2
+    assert recall_at_k(image.repeat(1001, 1), labels)[1] == 1.0
+
+
+def test_queries_without_a_positive_are_left_out_and_counted():
+    features, labels = torch.eye(5), torch.tensor([0, 0, 1, 2, 2])
+    recall = recall_at_k(features, labels)
+    assert (recall.queries, recall.left_out) == (4, 1)
+
+
+GOOD = torch.eye(4)
+LABELS = torch.tensor([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((torch.full((4, 4), float("nan")), LABELS), "NaN"),
+        ((torch.eye(4).index_fill(0, torch.tensor([1]), float("inf")), LABELS), "1 of 4"),
+        ((torch.empty(0, 4), torch.empty(0, dtype=torch.int64)), "N > 0"),
+        ((torch.empty(4, 0), LABELS), "D > 0"),
+        ((torch.ones(4), LABELS), "shape"),
+        ((GOOD.long(), LABELS), "expected float"),
+        ((GOOD, LABELS[:3]), "one whole number for each"),
+        ((GOOD, LABELS.float()), "float32"),
+        ((GOOD, torch.arange(4)), "none of the 4 queries"),
+        ((GOOD, LABELS, GOOD), "gallery_labels"),
+        ((GOOD, LABELS, GOOD[:, :3], LABELS), "same model"),
+        ((GOOD, LABELS, GOOD * float("nan"), LABELS), "gallery"),
+        ((GOOD, LABELS, None, None, (0,)), "ks="),
+        ((GOOD, LABELS, None, None, ()), "ks="),
+    ],
+)
+def test_bad_input_is_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        recall_at_k(*arguments)
+    assert issubclass(InputError, ValueError)
+
+
+def test_average_forgetting_and_backward_transfer_by_hand():
+    matrix = np.array([[0.8, 0.2, 0.1], [0.9, 0.7, 0.3], [0.6, 0.75, 0.8]])
+    assert average(matrix) == pytest.approx((0.6 + 0.75 + 0.8) / 3)
+    # The best value of task 1 came after task 2; task 2 improved.
+    assert forgetting(matrix) == pytest.approx(((0.9 - 0.6) + (0.7 - 0.75)) / 2)
+    assert backward_transfer(matrix) == pytest.approx(((0.6 - 0.8) + (0.75 - 0.7)) / 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3)])
+def test_one_stage_cannot_forget(shape):
+    assert np.isnan(forgetting(np.ones(shape))) and np.isnan(backward_transfer(np.ones(shape)))
+
+
+def test_embed_leaves_the_network_as_it_was_and_does_not_depend_on_batches(digits):
+    model = ResNet(8, 3, 1, digits.mean, digits.std).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = embed(model, digits.test_images[:50])
+    parts = embed(model, digits.test_images[:50], batch_size=7)
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+    assert model.training and not whole.requires_grad
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_embed_refuses_what_is_not_a_batch_of_images(digits):
+    with pytest.raises(InputError, match="N > 0, C, H, W"):
+        embed(ResNet(8, 3, 1), digits.test_images[0])
+
+
+def test_matrix_rows_are_models_columns_are_tasks_and_galleries_differ(digits):
+    tasks = class_incremental_split(digits, 2)
+    first = ResNet(8, 5, 1, digits.mean, digits.std, seed=1)
+    second = ResNet(8, 10, 1, digits.mean, digits.std, seed=2)
+    models = [freeze(first), freeze(second)]
+    matrix = retrieval_matrix(models, tasks)
+    for i, model in enumerate(models):
+        own = [embed(model, task.test_images).numpy() for task in tasks]
+        labels = [task.test_labels.numpy() for task in tasks]
+        everything, all_labels = np.concatenate(own), np.concatenate(labels)
+        for j in range(2):
+            assert matrix.own[i, j] == pytest.approx(np.mean(brute_force(own[j], labels[j]) < 1))
+            # After task 1, task 2's images search among all; task 1's only among the seen ones.
+            seen = (own[0], labels[0]) if (i, j) == (0, 0) else (everything, all_labels)
+            hits = brute_force(*seen)[np.isin(seen[1], labels[j])] < 1
+            assert matrix.seen[i, j] == pytest.approx(hits.mean())
+    assert np.isnan(matrix.accuracy[0, 1])
+    logits = second.eval()(tasks[1].test_images)[1]
+    expected = (logits.argmax(1) == tasks[1].test_labels).double().mean().item()
+    assert matrix.accuracy[1, 1] == pytest.approx(expected)
