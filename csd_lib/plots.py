@@ -218,7 +218,7 @@ def unit_circle(
             )
         # Points in the same place share one name, or they would be written over each other.
         places: dict[tuple[float, float], list[str]] = {}
-        for number, (x, y) in enumerate((points / radius * (1.32 if index else 0.83)).tolist()):
+        for number, (x, y) in enumerate((points / radius * (1.42 if index else 0.83)).tolist()):
             places.setdefault((round(x, 3), round(y, 3)), []).append(f"${group[0]}_{number + 1}$")
         for (x, y), names in places.items():
             axis.text(x, y, ", ".join(names), ha="center", va="center")
