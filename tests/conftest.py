@@ -1,12 +1,7 @@
-import os
-
 import pytest
 import torch
 
 from csd_lib.data import class_incremental_split, load_dataset
-
-# Figures are drawn without a screen.
-os.environ.setdefault("MPLBACKEND", "agg")
 
 
 @pytest.fixture(scope="session")

@@ -34,10 +34,13 @@ from csd_lib.runs import code_hash, runs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# nbconvert's "lab" page, but with our alt texts: the template drops them, and readers who cannot
-# see a figure would be told that there is no description.
+# nbconvert's "lab" page, but with our alt texts (the template drops them, and readers who cannot
+# see a figure would be told that there is no description), and without scripts from elsewhere.
 TEMPLATE = """
 {% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock html_head_js %}
+{% block html_head_js_mathjax %}{% endblock html_head_js_mathjax %}
+{% block html_head_js_mermaidjs %}{% endblock html_head_js_mermaidjs %}
 {% block html_head_css %}
 {{ super() }}
 <style>
@@ -106,7 +109,6 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
     exporter = HTMLExporter(
         extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})], template_file="page.html.j2"
     )
-    exporter.mathjax_url = exporter.require_js_url = ""
     title = next(c.source.splitlines()[0].lstrip("# ") for c in notebook.cells)
     page, _ = exporter.from_notebook_node(
         with_mathml(notebook), resources={"metadata": {"name": html.escape(title)}}
