@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from csd_lib import InputError
-from csd_lib.train import TrainConfig, TrainingError
+from csd_lib.config import TrainConfig
+from csd_lib.train import TrainingError
 
 app = tyro.extras.SubcommandApp()
 

@@ -15,9 +15,9 @@ import torch
 from IPython.display import Markdown, display
 
 from csd_lib import InputError, plots
+from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, load_dataset
 from csd_lib.experiment import Experiment, run_experiment
-from csd_lib.train import TrainConfig
 
 MODES = {
     "smoke": "the embedded handwritten digits, seconds a run on any CPU",

@@ -17,9 +17,10 @@ import torch
 
 import csd_lib
 from csd_lib import runs
+from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.retrieval import RetrievalMatrix, average, forgetting, retrieval_matrix
-from csd_lib.train import Run, TrainConfig, pick_device, train
+from csd_lib.train import Run, pick_device, train
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from csd_lib import InputError, runs
+from csd_lib.config import TrainConfig
 from csd_lib.methods import METHODS
 from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
-from csd_lib.train import TrainConfig
 
 GALLERIES = {
     "own": "gallery: the task's own classes",

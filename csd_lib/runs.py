@@ -16,7 +16,7 @@ from csd_lib import InputError
 from csd_lib.model import ResNet, freeze
 
 # A change in one of these rooms can change the result of a run.
-_ROOMS = ("data", "model", "losses", "methods", "train", "retrieval")
+_ROOMS = ("data", "model", "losses", "methods", "config", "train", "retrieval")
 
 
 def runs_folder() -> Path:

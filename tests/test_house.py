@@ -14,7 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 # Lower rooms first. A room may import only rooms to its left.
 ROOMS = [
-    *("data", "model", "losses", "methods", "runs", "train"),
+    *("data", "model", "losses", "methods", "config", "runs", "train"),
     *("retrieval", "drift", "experiment", "report", "plots", "course"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
