@@ -126,6 +126,13 @@ def _load_digits() -> Dataset:
     )
 
 
+# All that numpy and zipfile are known to raise for files that are damaged or of another kind.
+_NOT_AN_NPZ = (
+    *(OSError, ValueError, EOFError, TypeError, RuntimeError),
+    *(zipfile.BadZipFile, zipfile.zlib.error),
+)
+
+
 def read_npz(
     path: str | Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Dataset:
@@ -143,7 +150,7 @@ def read_npz(
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except _NOT_AN_NPZ as error:
         raise InputError(f"{path} is not a complete .npz file ({error}): {remedy}") from error
 
     def require(key: str, dtype_kind: str, ndim: int) -> np.ndarray:

@@ -26,6 +26,8 @@ def cosine_drift(old: Tensor, new: Tensor, labels: Tensor) -> dict[int, float]:
         ``{label: mean of 1 - cos(old, new)}``, 0 if nothing moved, at most 2.
     """
     _check_pair(old, new)
+    if labels.shape != old.shape[:1]:
+        raise InputError(f"{tuple(labels.shape)} labels for {len(old)} images: give one for each")
     moved = 1 - (unit_length(old) * unit_length(new)).sum(dim=1)
     return {
         label: moved[labels == label].mean().item() for label in labels.unique(sorted=True).tolist()
@@ -62,6 +64,8 @@ def linear_cka(old: Tensor, new: Tensor) -> float:
     old, new = (x.double().cpu() - x.double().cpu().mean(dim=0) for x in (old, new))
     cross = torch.linalg.matrix_norm(old.T @ new) ** 2
     scale = torch.linalg.matrix_norm(old.T @ old) * torch.linalg.matrix_norm(new.T @ new)
+    if scale == 0:
+        raise InputError("CKA is not defined for features that are all the same")
     return (cross / scale).item()
 
 

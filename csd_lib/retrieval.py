@@ -17,6 +17,8 @@ from csd_lib.model import ResNet
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.
 MAX_SIMILARITIES = 1_000_000
+# Similarities are told apart in steps of 1 / STEPS; whole numbers up to 2**24 are exact in float32.
+STEPS = 2**24
 
 
 class Recall(dict):
@@ -60,7 +62,7 @@ def wrong_before_right(
     Those are the negatives whose cosine similarity to the query is strictly higher than that of
     its most similar positive. A query is a hit at K if fewer than K negatives come too early.
 
-    Similarities are computed in float64 and compared in float32, so that identical images tie
+    Similarities are computed in float64 and rounded to multiples of 2**-24, so that equal ones tie
     whatever order the hardware adds their products in.
 
     Args, shapes and errors: as in ``recall_at_k``.
@@ -86,7 +88,7 @@ def wrong_before_right(
     rows_at_once = max(1, MAX_SIMILARITIES // len(gallery))
     for first in range(0, len(queries), rows_at_once):
         chunk = slice(first, first + rows_at_once)
-        similarity = (queries[chunk] @ gallery.T).float()
+        similarity = (queries[chunk] @ gallery.T).mul_(STEPS).round_().float()
         is_positive = query_labels[chunk, None] == gallery_labels[None, :]
         if search_each_other:  # a query must not find itself
             row = torch.arange(len(similarity), device=device)

@@ -225,6 +225,24 @@ def test_flipped_bits_are_noticed(arrays, tmp_path):
         load_dataset("cifar100", root=path)
 
 
+@pytest.mark.parametrize("field, bit", [(6, 0x40), (8, 1), (10, 1)])  # version, flags, method
+def test_a_damaged_directory_of_the_archive_is_noticed(arrays, tmp_path, field, bit):
+    path = tmp_path / "cifar100.npz"
+    np.savez(path, **arrays)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + field] ^= bit
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cifar100\.npz"):
+        load_dataset("cifar100", root=path)
+
+
+def test_another_kind_of_file_is_named(tmp_path):
+    with (tmp_path / "cifar100.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(InputError, match=r"cifar100\.npz"):
+        load_dataset("cifar100", root=tmp_path)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

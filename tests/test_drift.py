@@ -78,12 +78,20 @@ def test_features_of_different_images_or_with_nan_are_refused(measure):
         measure(cloud(20), cloud(20) * float("nan"))
 
 
-def test_map_is_fitted_once_and_places_the_same_features_near_their_own_place():
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(InputError, match="all the same"):
+        linear_cka(torch.ones(5, 3), cloud(5, 3))
+    with pytest.raises(InputError, match="give one for each"):
+        cosine_drift(cloud(5), cloud(5), torch.zeros(4))
+
+
+def test_map_is_fitted_once_and_places_new_features_near_their_own_group():
     """Two groups: images placed on the map must land in the group they belong to."""
     groups = torch.cat([cloud(40, 8, 1) * 0.1 + 1, cloud(40, 8, 2) * 0.1 - 1]).float()
     fitted = fit_map(groups, seed=0)
     before = fitted.embedding_.copy()
-    placed, again = place_on_map(fitted, groups), place_on_map(fitted, groups)
+    moved = groups + 0.02  # UMAP returns the fitted places for exactly the fitted features
+    placed, again = place_on_map(fitted, moved), place_on_map(fitted, moved)
     np.testing.assert_array_equal(placed, again)
     np.testing.assert_array_equal(fitted.embedding_, before)
     centers = before[:40].mean(axis=0), before[40:].mean(axis=0)

@@ -31,7 +31,7 @@ def brute_force(queries, query_labels, gallery=None, gallery_labels=None):
     unit_g = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
     counts = []
     for i, query in enumerate(unit_q):
-        nearness = [float(np.float32(np.dot(query, other))) for other in unit_g]
+        nearness = [round(float(np.dot(query, other)) * 2**24) for other in unit_g]
         candidates = [j for j in range(len(unit_g)) if not (alone and j == i)]
         positives = [nearness[j] for j in candidates if gallery_labels[j] == query_labels[i]]
         negatives = [nearness[j] for j in candidates if gallery_labels[j] != query_labels[i]]
@@ -112,6 +112,15 @@ def test_identical_images_of_two_classes_tie_in_every_place_of_the_gallery():
     image = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(1001) % 2
     assert recall_at_k(image.repeat(1001, 1), labels)[1] == 1.0
+
+
+def test_equal_similarities_tie_also_near_zero():
+    """Both products are 0 in exact arithmetic, and differ by rounding in float64."""
+    query, gallery = torch.tensor([[-2.0, 1, -1]]), torch.tensor([[-1.0, -3, -1], [0, -1, -1]])
+    labels = torch.tensor([0, 1])
+    for order in ([0, 1], [1, 0]):
+        count = wrong_before_right(query, torch.tensor([0]), gallery[order], labels[order])
+        assert count.item() == 0
 
 
 def test_queries_without_a_positive_are_left_out_and_counted():
