@@ -253,8 +253,8 @@ def _check_health(history: list[dict[str, float]], classes: int, last_epoch: boo
     Features have collapsed when they are four times closer together than in the best epoch so far
     and no longer tell the task's classes apart: cross entropy is near that of guessing. One such
     epoch can be a passing shock, so training stops after two in a row, or if it is the last one.
-    (A collapsing ResNet-32 on CIFAR-100 fell to a tenth; before training, the mean cosine distance
-    is about 0.05.)
+    (A ResNet-32 that collapsed on CIFAR-100 fell to a fifth; before training, the mean cosine
+    distance is about 0.05.)
     """
     record = history[-1]
     where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
