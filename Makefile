@@ -1,4 +1,4 @@
-# make run   run the five notebooks on the embedded data, write build/*.html, print the results
+# make run   run the six notebooks on the embedded data, write build/*.html, print the results
 # make test  all checks: style, unit tests, every notebook
 # make lab   open the notebooks in JupyterLab
 PYTHON ?= python3

@@ -1,4 +1,4 @@
-"""Command line: ``python -m csd_lib train ...`` and ``python -m csd_lib report``."""
+"""Command line: ``python -m csd_lib train``, ``reproduce`` and ``report``."""
 
 from __future__ import annotations
 
@@ -30,23 +30,95 @@ def train(
     from csd_lib.experiment import run_experiment
     from csd_lib.report import render_matrix
 
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    _say_warnings_in_one_line()
     run = run_experiment(config, folder=folder)
     print(render_matrix(run.matrix))
     print(f"\nconfig, history, models and results: {run.folder}")
 
 
 @app.command
-def report(*, folder: Path | None = None, markdown: bool = False) -> None:
-    """Print one table of all finished runs, mean and sd over seeds.
+def reproduce(
+    experiment: Annotated[str, tyro.conf.Positional],
+    *,
+    preset: str = "reference",
+    seeds: tuple[int, ...] = (0,),
+    dataset: str = "cifar100",
+    epochs: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    cuda_graph: bool = False,
+    folder: Path | None = None,
+    keep_models: bool = False,
+    again: bool = False,
+) -> None:
+    """Run what is missing of an experiment, go on with what is half done, record the results.
 
     Args:
-        folder: the folder that holds the runs. Default: runs/.
-        markdown: write the table in Markdown.
+        experiment: table1, figure3, figure5, table3, traps or eq8.
+        preset: reference (the published code, traps included), clean, or class (short).
+        seeds: run every cell with each of these seeds.
+        dataset: cifar100, or digits to try the same commands within a minute.
+        epochs: epochs per task, to try a command; default: the preset's.
+        device: auto, cpu, cuda, ...
+        precision: fp32, tf32 or amp.
+        cuda_graph: replay each training step as one CUDA graph.
+        folder: where records are kept. Default: data/results/.
+        keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
+        again: run also what an older version of the code has recorded.
     """
-    from csd_lib.report import load_results, render
+    from csd_lib import ledger
+    from csd_lib.paper import get_experiment
+    from csd_lib.report import render
 
+    _say_warnings_in_one_line()
+    configs = get_experiment(experiment).configs(
+        seeds,
+        dataset=dataset,
+        preset=preset,
+        epochs=epochs,
+        device=device,
+        precision=precision,
+        cuda_graph=cuda_graph,
+    )
+    places = ledger.reproduce(configs, folder, keep_models=keep_models, again=again)
+    wanted = {place.resolve() for place in places}
+    records = [r for r in ledger.load_records(folder) if r["folder"].resolve() in wanted]
+    print("\n" + render(records))
+    print("beside the paper's numbers: python -m csd_lib report")
+
+
+@app.command
+def report(
+    *, folder: Path | None = None, markdown: bool = False, figures: Path | None = None
+) -> None:
+    """Print the ledger, paper against ours, and one table of your own finished runs.
+
+    Args:
+        folder: show only the finished runs in this folder.
+        markdown: write the tables in Markdown.
+        figures: also draw paper against ours, and Figure 3's curves, into this folder.
+    """
+    from csd_lib import ledger
+    from csd_lib.comparison import render_paper
+    from csd_lib.report import load_results, render
+    from csd_lib.runs import runs_folder
+
+    if folder is None:
+        records = ledger.load_records()
+        print(render_paper(records, markdown))
+        if figures:
+            from csd_lib import plots
+
+            for path in plots.paper_figures(records, figures):
+                print(f"figure: {path}")
+        if not any(runs_folder().glob("*/results.json")):
+            return
+        print(f"\nYour runs in {runs_folder()}:\n")
     print(render(load_results(folder), markdown))
+
+
+def _say_warnings_in_one_line() -> None:
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
 
 
 def main() -> None:

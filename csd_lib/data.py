@@ -10,7 +10,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +300,26 @@ def merge_tasks(tasks: Sequence[Task]) -> Task:
         first_label=tasks[0].first_label,
         **{part: torch.cat([getattr(task, part) for task in tasks]) for part in parts},
     )
+
+
+def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Tensor, Tensor]:
+    """Set a share of a task's training images aside, the same share of every class.
+
+    Returns:
+        The task without them, the images held out, and their labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(task.train_labels), generator=generator)
+    is_held_out = torch.zeros(len(shuffled), dtype=torch.bool)
+    for label in range(task.first_label, task.end_label):
+        members = shuffled[task.train_labels[shuffled] == label]
+        is_held_out[members[: max(2, round(share * len(members)))]] = True
+    rest = replace(
+        task,
+        train_images=task.train_images[~is_held_out],
+        train_labels=task.train_labels[~is_held_out],
+    )
+    return rest, task.train_images[is_held_out], task.train_labels[is_held_out]
 
 
 def augment(

@@ -19,8 +19,9 @@ import csd_lib
 from csd_lib import runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
+from csd_lib.engine import pick_device
 from csd_lib.retrieval import RetrievalMatrix, average, forgetting, retrieval_matrix
-from csd_lib.train import Run, pick_device, train
+from csd_lib.train import Run, train
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Experiment(Run):
 
 def run_name(config: TrainConfig) -> str:
     """Name of a run's folder: readable, and different for every config and version of the code."""
-    identity = json.dumps({**asdict(config), "code": runs.code_hash()}, sort_keys=True)
+    identity = json.dumps(runs.identity(config), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
@@ -48,6 +49,7 @@ def run_experiment(
     dataset: Dataset | None = None,
     *,
     folder: str | Path | None = None,
+    share_first_task: bool = False,
     on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
     progress: bool = True,
 ) -> Experiment:
@@ -58,6 +60,8 @@ def run_experiment(
         dataset: the images; default: loads ``config.dataset``.
         folder: where config, history, models and results are kept. Default: a folder of its own
             under ``runs/`` (or ``$CSD_RUNS``). A killed run goes on from its last epoch.
+        share_first_task: train the first task in a run of its own (method ``initial``), once for
+            all methods that learn it alike. The result is the same.
         on_epoch, progress: as in ``train``.
 
     Raises:
@@ -67,7 +71,18 @@ def run_experiment(
     """
     config = replace(config, device=str(pick_device(config.device)))
     folder = Path(folder or run_folder(config))
-    run = train(config, dataset, folder=folder, on_epoch=on_epoch, progress=progress)
+    first = config.first_task() if share_first_task else None
+    first_folder = None
+    if first:
+        first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
+    run = train(
+        config,
+        dataset,
+        folder=folder,
+        first_task=first_folder,
+        on_epoch=on_epoch,
+        progress=progress,
+    )
     results_file = folder / "results.json"
     if results_file.exists():
         results = runs.read_json(results_file)
@@ -95,8 +110,22 @@ def _results(run: Run, matrix: RetrievalMatrix) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        "threads": torch.get_num_threads(),
+        "peak_memory_mb": _peak_memory(device),
         "training_seconds": round(sum(record["seconds"] for record in run.history), 1),
         "matrix": {name: values.tolist() for name, values in vars(matrix).items()},
         "average": {name: average(values) for name, values in vars(matrix).items()},
         "forgetting": {name: forgetting(values) for name, values in vars(matrix).items()},
     }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most memory used so far, in MB: on a GPU by torch, else by this whole process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6)
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return round(getrusage(RUSAGE_SELF).ru_maxrss * unit / 1e6)

@@ -1,7 +1,9 @@
-"""The four losses of CSD, as pure functions of tensors.
+"""The four losses of CSD and two it is compared with, as pure functions of tensors.
 
     L = CE + triplet                        on the first task            (plasticity)
     L = CE + triplet + KD + CSD             on later tasks               (+ stability)
+
+MMD and FECD take the place of CSD in the methods of those names.
 
 Each function takes 2-D float tensors with one image a row and int64 labels, has fixed shapes and
 never asks the device for a value, so it can be captured in a CUDA graph. Gradients are finite
@@ -133,6 +135,60 @@ def csd_loss_paper(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     log_ratio = similarity - denominator
     per_anchor = (log_ratio * is_positive).sum(dim=1) / is_positive.sum(dim=1)
     return -per_anchor.mean()
+
+
+# Bandwidths of the Gaussian kernels of ``mmd_loss``, as multiples of the mean squared distance.
+MMD_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+def mmd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy between the student's and the teacher's features.
+
+    Chen et al. 2020 (arXiv 2010.08020) hold on to old classes with it; neither they nor the CSD
+    paper publish all its constants, so these are ours. Features are scaled to length 1. The kernel
+    is a sum of five Gaussians, ``k(x, y) = sum_b exp(-||x - y||^2 / (b m))`` with b = 1/4, 1/2, 1,
+    2, 4 and m the mean squared distance between different features of the joint batch of 2B (taken
+    as a constant: no gradient flows through it)::
+
+        L = mean_ij k(s_i, s_j) + mean_ij k(t_i, t_j) - 2 mean_ij k(s_i, t_j)
+
+    It compares two clouds of features, and does not know which of them belong together.
+
+    Args:
+        student: ``[B, D]`` features, any length; they are normalised here.
+        teacher: ``[B, D]`` features of the same images; no gradient flows into it.
+
+    Returns:
+        Scalar, at least 0 up to rounding.
+    """
+    batch = len(student)
+    both = torch.cat([unit_length(student), unit_length(teacher.detach())])  # [2B, D]
+    distance = (2 - 2 * (both @ both.T)).clamp_min(0)
+    itself = torch.eye(2 * batch, dtype=torch.bool, device=both.device)
+    distance = distance.masked_fill(itself, 0.0)
+    mean = distance.detach().sum() / (2 * batch * (2 * batch - 1))
+    kernel = sum(torch.exp(-distance / (b * mean).clamp_min(1e-12)) for b in MMD_BANDWIDTHS)
+    within_student, within_teacher = kernel[:batch, :batch], kernel[batch:, batch:]
+    return within_student.mean() + within_teacher.mean() - 2 * kernel[:batch, batch:].mean()
+
+
+def fecd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """Correlation distillation (FECD): keep the similarities between the images of a batch.
+
+    Every row of the batch's similarity matrix becomes a distribution over its images, and
+    ``KL(teacher || student)`` between them is averaged over the rows, times ``temperature ** 2``.
+    After Chen et al., "Feature Estimations based Correlation Distillation" (IEEE TMM 2021), whose
+    code has this form, temperature 4 and weight 10; it gives the two arguments in the other order.
+
+    Args:
+        student: ``[B, D]`` features, any length; they are normalised here.
+        teacher: ``[B, D]`` features of the same images; no gradient flows into it.
+    """
+    student, teacher = unit_length(student), unit_length(teacher.detach())
+    log_student = F.log_softmax(student @ student.T / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher @ teacher.T / temperature, dim=1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
 
 
 def unit_length(features: Tensor) -> Tensor:

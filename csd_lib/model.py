@@ -131,8 +131,10 @@ class ResNet(nn.Module):
         x = self.normalize_images(images) if images.dtype == torch.uint8 else images
         x = F.relu(self.norm(self.stem(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
-        features = x.mean(dim=(2, 3))
-        return features, self.head(features)
+        # Under autocast the convolutions are in half precision; what the losses see is not.
+        with torch.autocast(x.device.type, enabled=False):
+            features = x.float().mean(dim=(2, 3))
+            return features, self.head(features)
 
     def normalize_images(self, images: Tensor) -> Tensor:
         """Turn uint8 images into float32 with the model's mean and standard deviation."""

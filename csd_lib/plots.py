@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,8 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from csd_lib.comparison import paper_groups
 from csd_lib.data import Task
-from csd_lib.methods import METHODS
+from csd_lib.methods import METHODS, get_method
+from csd_lib.paper import TABLE_1
+from csd_lib.report import GALLERIES
 
 # Okabe and Ito's colours, which readers with any common colour blindness can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
@@ -31,8 +36,11 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
 )
 GREY, BLACK = "#8C8C8C", "#000000"
 METHOD_STYLE = {
+    "initial": dict(color=BLACK, marker="X", linestyle=":"),
     "fine-tuning": dict(color=ORANGE, marker="s", linestyle="--"),
     "lwf": dict(color=SKY, marker="^", linestyle="-."),
+    "mmd": dict(color=GREEN, marker="v", linestyle=(0, (3, 1, 1, 1))),
+    "fecd": dict(color=PURPLE, marker="P", linestyle=(0, (5, 1))),
     "csd": dict(color=BLUE, marker="o", linestyle="-"),
     "joint": dict(color=GREY, marker="D", linestyle=":"),
 }
@@ -41,6 +49,9 @@ TERM_STYLE = {
     "triplet": dict(label="triplet", color=GREEN, marker="^"),
     "kd": dict(label="KD", color=SKY, marker="v"),
     "csd": dict(label="CSD", color=BLUE, marker="o"),
+    "csd_paper": dict(label="CSD, Eq. 8", color=BLUE, marker="*"),
+    "mmd": dict(label="MMD", color=PURPLE, marker="D"),
+    "fecd": dict(label="FECD", color=RED, marker="P"),
 }
 CLASS_COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK, "#F0E442", GREY, "#882255"]
 CLASS_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
@@ -328,7 +339,7 @@ def method_curves(
             runs.mean(axis=0),
             yerr=sd,
             capsize=5,
-            label=METHODS[name].title,
+            label=get_method(name).title,
             **METHOD_STYLE[name],
         )
     axis.set(ylabel=ylabel, title=title)
@@ -339,12 +350,17 @@ def method_curves(
 
 
 def grouped_points(
-    values: dict[str, dict[str, Sequence[float]]], ylabel: str, title: str = ""
+    values: dict[str, dict[str, Sequence[float]]],
+    ylabel: str,
+    title: str = "",
+    bars: bool = True,
 ) -> Figure:
     """Every single run as a point, and the mean as a bar: groups side by side, by method.
 
     Args:
         values: ``{group: {method: one value per seed}}``.
+        bars: a bar begins at zero, and small differences drown in it; False draws a stroke at the
+            mean and leaves the axis to the points.
     """
     figure, axis = plt.subplots(figsize=(2.6 * len(values) + 2.5, 4.4))
     methods = list(next(iter(values.values())))
@@ -354,7 +370,10 @@ def grouped_points(
             style = METHOD_STYLE[name]
             x = g + width * (m - (len(methods) - 1) / 2)
             runs = np.asarray(by_method[name])
-            axis.bar(x, runs.mean(), width=0.94 * width, color=style["color"], alpha=0.45)
+            if bars:
+                axis.bar(x, runs.mean(), width=0.94 * width, color=style["color"], alpha=0.45)
+            else:
+                axis.hlines(runs.mean(), x - 0.4 * width, x + 0.4 * width, color=BLACK, lw=3)
             axis.scatter(
                 np.full(len(runs), x),
                 runs,
@@ -364,12 +383,94 @@ def grouped_points(
                 zorder=3,
                 label=METHODS[name].title if g == 0 else None,
             )
-    axis.axhline(0, color=BLACK, lw=1)
+    if bars:
+        axis.axhline(0, color=BLACK, lw=1)
     axis.set_xticks(range(len(values)), list(values))
     axis.set(ylabel=ylabel, title=title)
     axis.grid(axis="x", visible=False)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
+
+
+def paper_against_ours(group: Sequence[dict[str, Any]]) -> Figure:
+    """Table 1 as a picture: per method the paper's value and ours in both galleries.
+
+    Args:
+        group: records of one preset, from ``comparison.paper_groups``; bars are one sample sd.
+    """
+    names = [m for m in TABLE_1 if any(r["config"]["method"] == m for r in group)]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.62 * len(names) + 1.9), sharey=True)
+    places = np.arange(len(names))[::-1]
+    ours = {
+        "own": ("the task's own classes", BLUE, "o", 0.13),
+        "seen": ("all classes", ORANGE, "s", -0.13),
+    }
+    for column, axis in enumerate(axes):
+        published = [TABLE_1[name][column] for name in names]
+        axis.scatter(published, places, marker="|", s=500, linewidths=3, color=BLACK, label="paper")
+        for gallery, (label, color, marker, shift) in ours.items():
+            for place, name in zip(places, names, strict=True):
+                runs = [r["matrix"][gallery][-1] for r in group if r["config"]["method"] == name]
+                values = 100 * np.array(runs)[:, column]
+                axis.errorbar(
+                    values.mean(),
+                    place + shift,
+                    xerr=values.std(ddof=1) if len(values) > 1 else None,
+                    fmt=marker,
+                    color=color,
+                    capsize=4,
+                    label=f"ours, gallery: {label}" if place == 0 else None,
+                )
+        axis.set_title(f"classes {('1-50', '51-100')[column]}")
+        axis.set(xlabel="Recall@1 (%)", ylim=(-0.6, len(names) - 0.4))
+    axes[0].set_yticks(places, [METHODS[name].title for name in names])
+    axes[1].legend(loc="upper center", bbox_to_anchor=(-0.1, -0.22), ncols=3, frameon=False)
+    return figure
+
+
+def first_task_curves(records: Sequence[dict[str, Any]], gallery: str, tasks: int) -> Figure:
+    """Figure 3: Recall@1 on the first task after every task, one line per method."""
+    names = [m for m in METHODS if any(r["config"]["method"] == m for r in records)]
+    values = {
+        name: 100
+        * np.array(
+            [
+                np.array(r["matrix"][gallery])[:, 0]
+                for r in records
+                if r["config"]["method"] == name and len(r["matrix"][gallery]) == tasks
+            ]
+        )
+        for name in names
+    }
+    figure = method_curves(
+        {name: runs for name, runs in values.items() if len(runs)},
+        "Recall@1 on task 1 (%)",
+        f"{tasks} tasks",
+        [str(i + 1) for i in range(tasks)],
+    )
+    figure.axes[0].set_xlabel("after task")
+    return figure
+
+
+def paper_figures(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw every figure that the records suffice for, into files named after preset and gallery."""
+    use_style()
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {f"table1-{_name(g)}": paper_against_ours(g) for g in paper_groups(records)}
+    for tasks in (5, 10):
+        for group in paper_groups(records, tasks):
+            for gallery in GALLERIES:
+                name = f"figure3-{tasks}tasks-{gallery}-{_name(group)}"
+                figures[name] = first_task_curves(group, gallery, tasks)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=100)
+        plt.close(figure)
+    return [folder / f"{name}.png" for name in figures]
+
+
+def _name(group: Sequence[dict[str, Any]]) -> str:
+    config = group[0]["config"]
+    return f"{config['preset']}-{config['epochs']}epochs-{config['precision']}"
 
 
 def drift_maps(

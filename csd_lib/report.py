@@ -11,7 +11,7 @@ from typing import Any
 
 from csd_lib import InputError, runs
 from csd_lib.config import TrainConfig
-from csd_lib.methods import METHODS
+from csd_lib.methods import METHODS, get_method
 from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
 
 GALLERIES = {
@@ -27,13 +27,13 @@ def load_results(folder: str | Path | None = None) -> list[dict[str, Any]]:
         InputError: if there is none, or one is damaged.
     """
     folder = Path(folder or runs.runs_folder())
-    paths = sorted(folder.glob("*/results.json"))
-    if not paths:
+    results = [runs.read_json(path) for path in sorted(folder.glob("*/results.json"))]
+    if not results:
         raise InputError(
             f"no finished run under {folder}: make one with 'python -m csd_lib train', or name "
             f"another folder with --folder"
         )
-    return [runs.read_json(path) for path in paths]
+    return results
 
 
 def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
@@ -66,15 +66,13 @@ def table_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str]
     after = [f"task 1 after task {i + 1}" for i in range(tasks)]
     header = ["method", *after, "average", "forgetting"]
     rows = []
-    for name, method in METHODS.items():
+    for name in _methods_of(group):
         runs_of_method = [r for r in group if r["config"]["method"] == name]
-        if not runs_of_method:
-            continue
         matrices = [r["matrix"][gallery] for r in runs_of_method]
         first_task = [mean_and_sd([m[i][0] for m in matrices]) for i in range(len(matrices[0]))]
         rows.append(
             [
-                method.title,
+                get_method(name).title,
                 *["–"] * (tasks - len(first_task)),  # joint training has only a last stage
                 *first_task,
                 mean_and_sd([r["average"][gallery] for r in runs_of_method]),
@@ -82,6 +80,12 @@ def table_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str]
             ]
         )
     return header, rows
+
+
+def _methods_of(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Methods that occur, those with a name first and in their order."""
+    found = {result["config"]["method"] for result in results}
+    return [*(name for name in METHODS if name in found), *sorted(found - set(METHODS))]
 
 
 def render(results: Sequence[dict[str, Any]], markdown: bool = False) -> str:
@@ -93,24 +97,26 @@ def render(results: Sequence[dict[str, Any]], markdown: bool = False) -> str:
         dates = sorted({result["date"] for result in group})
         lines.append(
             f"Recall@1 in %, mean ± sd over seeds {', '.join(map(str, seeds))}: "
-            f"{config['dataset']}, {config['tasks']} tasks, {config['epochs']} epochs a task, "
-            f"{group[0]['device']}, torch {group[0]['versions']['torch']}, "
+            f"{config['dataset']}, {config['tasks']} tasks, preset {config['preset']}, "
+            f"{config['epochs']} epochs a task, {group[0]['device']}, "
+            f"torch {group[0]['versions']['torch']}, "
             f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}"
         )
-        changed = _changed_settings(config)
+        changed = changed_settings(config)
         if changed:
-            lines.append(f"changed from the data set's defaults: {changed}")
+            lines.append(f"changed from the preset: {changed}")
         for gallery, title in GALLERIES.items():
             header, rows = table_rows(group, gallery)
-            lines += ["", title, "", *_format(header, rows, markdown)]
+            lines += ["", title, "", *format_table(header, rows, markdown)]
         lines.append("")
     return "\n".join(lines)
 
 
-def _changed_settings(config: dict[str, Any]) -> str:
+def changed_settings(config: dict[str, Any]) -> str:
     """List the fields that differ from the defaults and are not in the headline already."""
-    default = json.loads(json.dumps(asdict(TrainConfig(dataset=config["dataset"]))))
-    in_headline = ("method", "tasks", "epochs", "seed", "device")
+    default = TrainConfig(dataset=config["dataset"], preset=config["preset"])
+    default = json.loads(json.dumps(asdict(default)))
+    in_headline = ("method", "tasks", "epochs", "seed", "device", "cuda_graph", "preset")
     return ", ".join(
         f"{name}={value}"
         for name, value in config.items()
@@ -138,11 +144,12 @@ def render_matrix(matrix: RetrievalMatrix) -> str:
             f"{mean_and_sd([forgetting(values)])}, backward transfer "
             f"{mean_and_sd([backward_transfer(values)])}"
         )
-        blocks.append("\n".join([f"{title} (%)", *_format(header, rows, False), summary]))
+        blocks.append("\n".join([f"{title} (%)", *format_table(header, rows, False), summary]))
     return "\n\n".join(blocks)
 
 
-def _format(header: list[str], rows: list[list[str]], markdown: bool) -> list[str]:
+def format_table(header: list[str], rows: list[list[str]], markdown: bool) -> list[str]:
+    """Return the lines of a table, in Markdown or aligned for a terminal."""
     if markdown:
         rule = ["---"] + ["---:"] * (len(header) - 1)
         return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]

@@ -84,7 +84,7 @@ def wrong_before_right(
     queries, query_labels = unit_length(queries.to(device).double()), query_labels.to(device)
     gallery, gallery_labels = unit_length(gallery.to(device).double()), gallery_labels.to(device)
 
-    counts = []
+    counts = torch.empty(len(queries), dtype=torch.int64, device=device)
     rows_at_once = max(1, MAX_SIMILARITIES // len(gallery))
     for first in range(0, len(queries), rows_at_once):
         chunk = slice(first, first + rows_at_once)
@@ -97,8 +97,8 @@ def wrong_before_right(
         nearest_positive = similarity.masked_fill(~is_positive, -torch.inf).amax(1, keepdim=True)
         # No positive is nearer than the nearest one, so all that is strictly nearer is negative.
         count = (similarity > nearest_positive).sum(dim=1)
-        counts.append(torch.where(is_positive.any(dim=1), count, -1))
-    return torch.cat(counts)
+        counts[chunk] = torch.where(is_positive.any(dim=1), count, -1)
+    return counts
 
 
 def recall_at_k(
@@ -187,18 +187,23 @@ def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> Retriev
     shape = (len(models), len(tasks))
     own, seen, accuracy = (np.full(shape, np.nan) for _ in range(3))
     for i, model in enumerate(models):
+        # With a model per task, the i-th has seen i + 1 tasks, even if it learned from fewer.
+        last = i if len(models) == len(tasks) else -1
+        arrived = [t for t in tasks if t.index <= last or t.end_label <= model.num_classes]
         outputs = [_features_and_logits(model, task.test_images, 512) for task in tasks]
         features = [f for f, _ in outputs]
         labels = [task.test_labels.to(features[0].device) for task in tasks]
+        searched: dict[tuple[int, ...], Sequence[Tensor]] = {}
         for j, task in enumerate(tasks):
             own[i, j] = recall_at_k(features[j], labels[j])[1]
-            in_gallery = [t for t in tasks if t.end_label <= model.num_classes or t.index == j]
-            everything = torch.cat([features[t.index] for t in in_gallery])
-            all_labels = torch.cat([labels[t.index] for t in in_gallery])
-            counts = wrong_before_right(everything, all_labels)
-            is_query = (all_labels >= task.first_label) & (all_labels < task.end_label)
-            counts = counts[is_query & (counts >= 0)]
-            seen[i, j] = (counts < 1).double().mean().item()
+            in_gallery = tuple(sorted({t.index for t in arrived} | {j}))
+            if in_gallery not in searched:
+                searched[in_gallery] = wrong_before_right(
+                    torch.cat([features[t] for t in in_gallery]),
+                    torch.cat([labels[t] for t in in_gallery]),
+                ).split([len(labels[t]) for t in in_gallery])
+            counts = searched[in_gallery][in_gallery.index(j)]
+            seen[i, j] = (counts[counts >= 0] < 1).double().mean().item()
             if task.end_label <= model.num_classes:
                 correct = outputs[j][1].argmax(dim=1) == labels[j]
                 accuracy[i, j] = correct.double().mean().item()

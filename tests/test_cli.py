@@ -62,7 +62,13 @@ def test_help_lists_every_field_of_the_config():
         (["train", "--batch-size", "1"], ["batch_size=1", "at least 2"]),
         (["train", "--epochs", "0"], ["epochs=0"]),
         (["train", "--device", "cuda:77"], ["cuda:77"]),
-        (["report"], ["no finished run"]),
+        (["report", "--folder", "nothing-here"], ["no finished run", "nothing-here"]),
+        (["reproduce", "table9"], ["'table9'", "table1", "figure3"]),
+        (["reproduce", "table1", "--preset", "quick"], ["'quick'", "reference", "clean"]),
+        (["train", "--preset", "class"], ["'class'", "digits"]),
+        (["train", "--method", "kd+ce"], ["'kd+ce'", "this order"]),
+        (["train", "--precision", "tf32", "--device", "cpu"], ["tf32", "fp32"]),
+        (["train", "--cuda-graph", "--device", "cpu"], ["cuda_graph", "cpu"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):

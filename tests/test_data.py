@@ -10,7 +10,13 @@ import torch.nn.functional as F
 import torchvision.datasets
 
 from csd_lib import InputError
-from csd_lib.data import augment, class_incremental_split, load_dataset, merge_tasks
+from csd_lib.data import (
+    augment,
+    class_incremental_split,
+    hold_out,
+    load_dataset,
+    merge_tasks,
+)
 
 
 def bytes_of(images):
@@ -317,3 +323,18 @@ def test_a_failed_download_is_one_clear_line_and_leaves_no_file(tmp_path, monkey
     with pytest.raises(InputError, match=r"could not be downloaded.*CSD_DATA") as caught:
         load_dataset("cifar100", root=tmp_path)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_held_out_images_are_a_share_of_every_class_and_are_not_trained_on(two_tasks, share):
+    task = two_tasks[1]
+    rest, images, labels = hold_out(task, share, seed=3)
+    for label in range(task.first_label, task.end_label):
+        before = (task.train_labels == label).sum().item()
+        assert (labels == label).sum() == max(2, round(share * before))
+    parts = [rest.train_images, images]
+    together = sorted(image.numpy().tobytes() for part in parts for image in part)
+    assert together == sorted(image.numpy().tobytes() for image in task.train_images)
+    assert torch.equal(rest.test_images, task.test_images)
+    assert torch.equal(hold_out(task, share, seed=3)[1], images)
+    assert not torch.equal(hold_out(task, share, seed=4)[1], images)

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from pytorch_metric_learning import distances, miners, reducers
 from pytorch_metric_learning import losses as pml_losses
 
-from csd_lib.losses import csd_loss, csd_loss_paper, kd_loss, triplet_loss, unit_length
+from csd_lib.losses import (
+    csd_loss,
+    csd_loss_paper,
+    fecd_loss,
+    kd_loss,
+    mmd_loss,
+    triplet_loss,
+    unit_length,
+)
 
 # Inputs, and the values and gradients that the published functions gave on them.
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -19,6 +27,8 @@ FEATURE_LOSSES = {
     "csd": lambda s, t, y: csd_loss(s, t, y),
     "paper": lambda s, t, y: csd_loss_paper(s, t, y),
     "triplet": lambda s, t, y: triplet_loss(s, y),
+    "mmd": lambda s, t, y: mmd_loss(s, t),
+    "fecd": lambda s, t, y: fecd_loss(s, t),
 }
 each_feature_loss = pytest.mark.parametrize("name", FEATURE_LOSSES)
 
@@ -235,7 +245,7 @@ def test_length_of_the_features_does_not_matter(name):
     )
 
 
-@each_feature_loss
+@pytest.mark.parametrize("name", sorted(set(FEATURE_LOSSES) - {"mmd"}))
 def test_gradients_equal_finite_differences(name):
     student, teacher, labels = batch(n=6, dim=4)
     assert torch.autograd.gradcheck(
@@ -357,3 +367,97 @@ def test_unit_length():
     expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
     torch.testing.assert_close(unit_length(x), expected)
     torch.testing.assert_close(unit_length(x[:1]), F.normalize(x[:1]))
+
+
+# --- MMD and FECD ----------------------------------------------------------------------------
+
+
+def slow_mmd(student, teacher):
+    """Pair by pair, from the definition in the docstring."""
+    s, t = ([list(map(float, row / row.norm())) for row in x] for x in (student, teacher))
+    both = s + t
+
+    def distance(x, y):
+        return sum((a - b) ** 2 for a, b in zip(x, y, strict=True))
+
+    pairs = [(i, j) for i in range(len(both)) for j in range(len(both)) if i != j]
+    m = sum(distance(both[i], both[j]) for i, j in pairs) / len(pairs)
+
+    def k(x, y):
+        return sum(math.exp(-distance(x, y) / (b * m)) for b in (0.25, 0.5, 1, 2, 4))
+
+    def mean_k(xs, ys):
+        return sum(k(x, y) for x in xs for y in ys) / (len(xs) * len(ys))
+
+    return mean_k(s, s) + mean_k(t, t) - 2 * mean_k(s, t)
+
+
+def slow_fecd(student, teacher, temperature):
+    """Row by row: KL(teacher || student) between the softmaxes of each image's similarities."""
+    s, t = (x / x.norm(dim=1, keepdim=True) for x in (student, teacher))
+    total = 0.0
+    for i in range(len(s)):
+        p = [math.exp(float(t[i] @ t[j]) / temperature) for j in range(len(t))]
+        q = [math.exp(float(s[i] @ s[j]) / temperature) for j in range(len(s))]
+        p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return temperature**2 * total / len(s)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mmd_equals_its_definition(seed):
+    student, teacher, _ = batch(n=7, seed=seed)
+    assert mmd_loss(student, teacher).item() == pytest.approx(slow_mmd(student, teacher), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_fecd_equals_its_definition(seed, temperature):
+    student, teacher, _ = batch(n=7, seed=seed)
+    expected = slow_fecd(student, teacher, temperature)
+    assert fecd_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [mmd_loss, fecd_loss])
+def test_a_student_equal_to_its_teacher_is_at_the_minimum(loss):
+    teacher = batch()[1]
+    value, gradient = value_and_gradient(lambda x: loss(x, teacher), teacher)
+    assert value.abs() < 1e-12 and gradient.abs().max() < 1e-12
+    moved, _ = value_and_gradient(lambda x: loss(x, teacher), batch()[0])
+    assert moved > 1e-4
+
+
+def test_mmd_compares_clouds_and_fecd_compares_pairs():
+    """Shuffled images: the same cloud of features, but other similarities."""
+    teacher = batch()[1]
+    student = teacher.flip(0)
+    assert mmd_loss(student, teacher).abs() < 1e-12
+    assert fecd_loss(student, teacher) > 1e-4
+
+
+def test_fecd_does_not_notice_a_rotation_of_the_whole_space():
+    student, teacher, _ = batch()
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
+    torch.testing.assert_close(fecd_loss(student @ rotation, teacher), fecd_loss(student, teacher))
+
+
+def test_mmd_gradient_is_that_of_kernels_with_a_constant_bandwidth():
+    student, teacher, _ = batch(n=6, dim=4)
+
+    def squared_distances(x):
+        both = torch.cat([x, teacher])
+        both = both / both.norm(dim=1, keepdim=True)
+        return (both[:, None] - both[None, :]).square().sum(dim=2)
+
+    m = squared_distances(student).sum() / (12 * 11)
+
+    def constant_bandwidth(x):
+        k = sum(torch.exp(-squared_distances(x) / (b * m)) for b in (0.25, 0.5, 1, 2, 4))
+        return k[:6, :6].mean() + k[6:, 6:].mean() - 2 * k[:6, 6:].mean()
+
+    assert torch.autograd.gradcheck(constant_bandwidth, student.clone().requires_grad_())
+    expected = value_and_gradient(constant_bandwidth, student)
+    for a, b in zip(
+        value_and_gradient(lambda x: mmd_loss(x, teacher), student), expected, strict=True
+    ):
+        torch.testing.assert_close(a, b)

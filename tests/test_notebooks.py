@@ -27,13 +27,14 @@ def images(path):
     return [o for o in outputs if "image/png" in o.get("data", {})]
 
 
-def test_the_notebooks_are_the_five_of_the_course():
+def test_the_notebooks_are_those_of_the_course():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_data_splits",
         "02_first_task",
         "03_distilling_later_tasks",
         "04_retrieval_forgetting",
         "05_feature_drift_umap",
+        "06_reproducing_the_paper",
     ]
 
 
@@ -142,7 +143,7 @@ def test_each_mode_says_what_it_chose_and_why(mode, words, monkeypatch, capsys):
     assert f"Mode {mode}, because CSD_MODE says so" in printed and words in printed
     config = session.config("csd")
     assert config.dataset == ("digits" if mode == "smoke" else "cifar100")
-    assert config.epochs == {"smoke": 15, "class": 30, "paper": 800}[mode]
+    assert config.epochs == {"smoke": 15, "class": 25, "paper": 800}[mode]
 
 
 def test_mode_without_a_choice_follows_the_gpu(monkeypatch, capsys):

@@ -1,15 +1,17 @@
+import ast
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import csd_lib.train as training
-from csd_lib import InputError
+from csd_lib import InputError, runs
 from csd_lib.data import augment
 from csd_lib.losses import unit_length
-from csd_lib.methods import METHODS, get_method
+from csd_lib.methods import METHODS, STABILITY, get_method
 from csd_lib.model import ResNet, freeze
 from csd_lib.train import TrainConfig, TrainingError, feature_spread, learning_rate, train
 
@@ -35,22 +37,28 @@ def quick(digits, method="csd", **changes):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_leaves_a_model_per_stage(digits, method):
     run = quick(digits, method)
-    stages = 1 if method == "joint" else 2
-    classes = [10] if stages == 1 else [5, 10]
+    classes = {"joint": [10], "initial": [5, 5]}.get(method, [5, 10])
     assert [model.num_classes for model in run.models] == classes
-    assert len(run.history) == 2 * stages
+    assert len(run.history) == 2 * len(set(classes))
     first, last = run.history[0], run.history[1]
     assert last["ce"] < 0.7 * first["ce"]
 
 
 @pytest.mark.parametrize(
     "method, stability",
-    [("fine-tuning", set()), ("lwf", {"kd"}), ("csd", {"kd", "csd"})],
+    [
+        ("fine-tuning", set()),
+        ("lwf", {"kd"}),
+        ("mmd", {"kd", "mmd"}),
+        ("fecd", {"fecd"}),
+        ("csd", {"kd", "csd"}),
+        ("ce+triplet+csd_paper", {"csd_paper"}),
+    ],
 )
 def test_stability_terms_join_on_the_second_task(digits, method, stability):
     first, *_, last = quick(digits, method).history
-    assert {"ce", "triplet"} <= set(first) and not {"kd", "csd"} & set(first)
-    assert {"kd", "csd"} & set(last) == stability
+    assert {"ce", "triplet"} <= set(first) and not set(STABILITY) & set(first)
+    assert set(STABILITY) & set(last) == stability
 
 
 def test_same_seed_same_bits_other_seed_other_bits(digits):
@@ -78,9 +86,9 @@ def spy_on_steps(monkeypatch):
     calls = []
     original = training.training_step
 
-    def spy(student, teacher, optimizer, images, labels, method, settings):
+    def spy(student, teacher, optimizer, images, labels, *rest):
         before = {k: v.clone() for k, v in teacher.state_dict().items()} if teacher else None
-        result = original(student, teacher, optimizer, images, labels, method, settings)
+        result = original(student, teacher, optimizer, images, labels, *rest)
         calls.append((teacher, before, images.clone(), labels.clone()))
         return result
 
@@ -194,6 +202,13 @@ def test_class_means_start_new_rows_where_the_teacher_sees_the_class(digits):
         assert torch.dot(rows[label - 5], mean / mean.norm()) > 0.9999
 
 
+def test_the_model_after_every_task_is_kept_in_a_file(digits, tmp_path):
+    run = train(TrainConfig(**QUICK), digits, folder=tmp_path, progress=False)
+    for number, model in enumerate(run.models, start=1):
+        state = torch.load(tmp_path / f"model-task{number}.pt", weights_only=True)
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
 def test_stop_after_one_task_and_go_on_later_equals_one_go(digits, tmp_path):
     config = TrainConfig(**QUICK)
     whole = train(config, digits, progress=False)
@@ -233,16 +248,36 @@ def test_checkpoint_of_another_config_is_refused_with_the_difference(digits, tmp
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
-def test_truncated_checkpoint_is_named_and_nothing_is_overwritten(digits, tmp_path, keep):
+def test_truncated_checkpoint_is_named_and_the_one_before_it_used(digits, tmp_path, keep):
+    config = TrainConfig(**QUICK)
+    whole = train(config, digits, folder=tmp_path / "whole", progress=False)
+    train(config, digits, folder=tmp_path, stop_after=1, progress=False)
+    newest = tmp_path / "checkpoint.pt"
+    content = newest.read_bytes()
+    part = content[: int(keep * len(content)) if isinstance(keep, float) else keep]
+    newest.write_bytes(part)
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged .*the one before it is used"):
+        resumed = train(config, digits, folder=tmp_path, progress=False)
+    assert same_bits(whole, resumed)
+    assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == part, "nothing may be lost"
+
+
+def test_two_damaged_checkpoints_are_named_and_left_alone(digits, tmp_path):
     config = TrainConfig(**QUICK)
     train(config, digits, folder=tmp_path, stop_after=1, progress=False)
-    path = tmp_path / "checkpoint.pt"
-    whole = path.read_bytes()
-    part = whole[: int(keep * len(whole)) if isinstance(keep, float) else keep]
-    path.write_bytes(part)
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (tmp_path / name).write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"checkpoint\.pt is damaged.*delete it"):
         train(config, digits, folder=tmp_path, progress=False)
-    assert path.read_bytes() == part
+    assert (tmp_path / "checkpoint.previous.pt").read_bytes() == b"damaged"
+
+
+def test_kill_between_moving_the_old_and_the_new_checkpoint_loses_nothing(digits, tmp_path):
+    config = TrainConfig(**QUICK)
+    whole = train(config, digits, progress=False)
+    train(config, digits, folder=tmp_path, stop_after=1, progress=False)
+    (tmp_path / "checkpoint.pt").replace(tmp_path / "checkpoint.previous.pt")
+    assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
 
 
 def test_checkpoint_that_would_run_code_is_refused(digits, tmp_path):
@@ -299,8 +334,15 @@ def test_what_counts_as_a_collapse(spread_and_ce, last_epoch, stops):
         with pytest.raises(TrainingError, match="lower the learning rate"):
             training._check_health(history, 50, last_epoch)
     else:
-        training._check_health(history, 50, last_epoch)
-        assert len(history) == len(spread_and_ce) + 1
+        looks_broken = spread_and_ce == ((0.014, 3.97),)
+        assert training._check_health(history, 50, last_epoch) is not looks_broken
+
+
+def test_a_model_that_looks_collapsed_is_never_selected(digits, monkeypatch):
+    """All images with one feature: every query ties with its class, Recall@1 = 100 %."""
+    monkeypatch.setattr(training, "_check_health", lambda *a: False)
+    run = quick(digits, selection="test", select_every=1)
+    assert not any("selection_recall" in record for record in run.history)
 
 
 @pytest.mark.parametrize("tasks", [2, 5, 10])
@@ -368,6 +410,21 @@ def test_augmentation_reaches_the_network(digits, monkeypatch):
         ("crop_padding", -1),
         ("flip", "yes"),
         ("head_init", "zeros"),
+        ("preset", "quick"),
+        ("preset", "class"),
+        ("schedule", "linear"),
+        ("milestones", (0, 3)),
+        ("milestones", (0.5, 3)),
+        ("teacher_statistics", "none"),
+        ("selection", "best"),
+        ("select_every", 0),
+        ("held_out", 0.0),
+        ("held_out", 0.9),
+        ("precision", "fp8"),
+        ("cuda_graph", "yes"),
+        ("lambda_mmd", -1.0),
+        ("lambda_fecd", math.nan),
+        ("fecd_temperature", 0.0),
         ("seed", -1),
         ("margin", -0.1),
         ("kd_temperature", 0.0),
@@ -408,3 +465,206 @@ def test_defaults_for_cifar_are_the_papers_protocol():
     assert (config.weight_decay, config.crop_padding, config.flip) == (5e-4, 4, True)
     assert (config.kd_temperature, config.csd_temperature, config.margin) == (2.0, 0.07, 1.0)
     assert (config.lambda_kd, config.lambda_csd) == (1.0, 1.0)
+
+
+# --- presets, and the published code's traps ---------------------------------------------------
+
+
+def test_reference_preset_is_the_published_code_and_clean_is_the_default():
+    reference = TrainConfig(dataset="cifar100", preset="reference")
+    assert reference.teacher_statistics == "batch" and reference.selection == "test"
+    assert reference.milestones == (200, 400, 600) and reference.select_every == 2
+    clean = TrainConfig(dataset="cifar100")
+    assert clean.preset == "clean" and clean.teacher_statistics == "running"
+    assert clean.selection == "last" and clean.milestones == (0.25, 0.5, 0.75)
+    shared = ("epochs", "batch_size", "learning_rate", "later_learning_rate", "margin", "head_init")
+    assert [getattr(reference, f) for f in shared] == [getattr(clean, f) for f in shared]
+    rates = [[learning_rate(c, 1, e) for e in range(800)] for c in (reference, clean)]
+    assert rates[0] == rates[1]
+
+
+def test_milestones_in_epochs_are_never_reached_by_a_shorter_run():
+    reference = TrainConfig(dataset="cifar100", preset="reference", epochs=100)
+    assert learning_rate(reference, 0, 99) == 1e-3
+    clean = TrainConfig(dataset="cifar100", epochs=100)
+    assert learning_rate(clean, 0, 99) == pytest.approx(1e-6)
+
+
+def test_a_setting_by_hand_counts_more_than_the_preset():
+    config = TrainConfig(dataset="cifar100", preset="class", epochs=7, head_init="random")
+    assert (config.epochs, config.head_init, config.schedule) == (7, "random", "one_cycle")
+
+
+def test_one_cycle_rises_for_a_fifth_and_falls_to_zero():
+    config = TrainConfig(schedule="one_cycle", epochs=50, learning_rate=1.0)
+    rates = [learning_rate(config, 0, epoch) for epoch in range(50)]
+    peak = rates.index(max(rates))
+    assert peak in (9, 10) and 0.9 < rates[peak] <= 1.0 and rates[-1] < 0.01
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:])[::-1]
+
+
+def spy_on_teachers(monkeypatch):
+    teachers = []
+    original = training.training_step
+
+    def spy(student, teacher, *rest):
+        if teacher is not None and teacher not in teachers:
+            teachers.append(teacher)
+        return original(student, teacher, *rest)
+
+    monkeypatch.setattr(training, "training_step", spy)
+    return teachers
+
+
+def test_batch_statistics_are_the_published_codes_teacher(digits, monkeypatch):
+    """It normalises with the current batch, its running statistics drift, its weights do not."""
+    teachers = spy_on_teachers(monkeypatch)
+    run = quick(digits, teacher_statistics="batch")
+    (teacher,), before = teachers, run.models[0]
+    assert teacher is not before and teacher.training and not before.training
+    for name, value in before.state_dict().items():
+        drifts = "running" in name or "tracked" in name
+        assert torch.equal(value, teacher.state_dict()[name]) != drifts, name
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not same_bits(run, quick(digits))
+
+
+def test_selection_on_test_images_hands_on_the_best_looked_at_model(digits):
+    """The published code's trap: what is reported was chosen by what is reported."""
+    from csd_lib.retrieval import embed, recall_at_k
+
+    run = quick(digits, "fine-tuning", epochs=5, selection="test", select_every=2)
+    for i, model in enumerate(run.models):
+        looks = [r["selection_recall"] for r in run.history if "selection_recall" in r]
+        looks = looks[3 * i : 3 * i + 3]  # after epochs 2, 4 and the last
+        seen = run.tasks[: i + 1]
+        images = torch.cat([task.test_images for task in seen])
+        labels = torch.cat([task.test_labels for task in seen])
+        start = ResNet(8, 0, 1, digits.mean, digits.std, seed=0)
+        start.grow_head(5, torch.Generator().manual_seed(0))
+        before = start if i == 0 else run.models[0]
+        untrained = recall_at_k(embed(before, images), labels)[1]
+        assert recall_at_k(embed(model, images), labels)[1] == max(untrained, *looks)
+
+
+def test_selection_can_hand_back_the_untrained_network(digits):
+    """--epochs 1 of the published code does; ours says so in the history."""
+    run = quick(
+        digits, "fine-tuning", epochs=1, selection="test", later_learning_rate=1.0, lambda_kd=0.0
+    )
+    first, second = run.models
+    for name, value in first.state_dict().items():
+        if name != "head.weight":
+            assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_selection_on_held_out_images_never_sees_a_test_image(digits, monkeypatch):
+    looked_at = []
+    original = training.Selection.__init__
+
+    def spy(self, images, labels):
+        looked_at.append(images)
+        original(self, images, labels)
+
+    monkeypatch.setattr(training.Selection, "__init__", spy)
+    calls = spy_on_steps(monkeypatch)
+    quick(digits, selection="held_out", select_every=1)
+    trained_on = {image.numpy().tobytes() for _, _, images, _ in calls for image in images}
+    held_out = {image.numpy().tobytes() for images in looked_at for image in images}
+    test_images = {image.numpy().tobytes() for image in digits.test_images}
+    assert held_out and not held_out & (trained_on | test_images)
+
+
+@pytest.mark.parametrize("selection", ["test", "held_out"])
+def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selection):
+    def kill(history):
+        if len(history) == 6:
+            raise KilledError
+
+    config = TrainConfig(epochs=4, device="cpu", selection=selection, teacher_statistics="batch")
+    whole = train(config, digits, progress=False)
+    with pytest.raises(KilledError):
+        train(config, digits, folder=tmp_path, on_epoch=kill, progress=False)
+    assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
+
+
+# --- the first task, trained once for all ------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["csd", "fine-tuning", "ce+triplet+kd"])
+def test_a_shared_first_task_gives_the_same_bits(digits, tmp_path, method):
+    config = TrainConfig(method=method, crop_padding=1, lambda_csd=2.0, **QUICK)
+    alone = train(config, digits, progress=False)
+    first = train(config.first_task(), digits, folder=tmp_path / "first", progress=False)
+    assert len({id(model) for model in first.models}) == 1 and len(first.models) == 2
+    epochs = []
+    shared = train(
+        config,
+        digits,
+        folder=tmp_path / "rest",
+        first_task=tmp_path / "first",
+        on_epoch=lambda history: epochs.append(len(history)),
+        progress=False,
+    )
+    assert same_bits(alone, shared) and epochs == [3, 4]
+    lines = (tmp_path / "rest" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [r["loss"] for r in alone.history]
+
+
+def test_what_cannot_share_a_first_task_does_not():
+    for method in ("joint", "initial", "ce", "ce+kd"):
+        assert TrainConfig(method=method).first_task() is None
+    csd = TrainConfig(method="csd", kd_temperature=3.0, teacher_statistics="batch")
+    assert csd.first_task() == TrainConfig(method="fine-tuning").first_task()
+    assert csd.first_task() != replace(csd, margin=0.5).first_task()
+
+
+def test_a_first_task_of_other_settings_is_refused(digits, tmp_path):
+    other = TrainConfig(method="initial", seed=1, **QUICK)
+    train(other, digits, folder=tmp_path, progress=False)
+    with pytest.raises(InputError, match="seed 1 -> 0"):
+        train(TrainConfig(**QUICK), digits, first_task=tmp_path, progress=False)
+    with pytest.raises(InputError, match="nothing' holds no run"):
+        train(TrainConfig(**QUICK), digits, first_task=tmp_path / "nothing", progress=False)
+
+
+@pytest.mark.parametrize("name", ["kd", "kd+ce", "ce+ce", "ce+replay", "", "ce+", "CE"])
+def test_only_sums_of_terms_in_order_are_methods(name):
+    with pytest.raises(InputError, match="unknown method"):
+        get_method(name)
+
+
+def test_a_method_written_as_its_terms_is_that_method(digits):
+    assert same_bits(quick(digits, "lwf"), quick(digits, "ce+triplet+kd"))
+
+
+# --- what makes a result stale -----------------------------------------------------------------
+
+
+def test_comments_and_docstrings_do_not_make_a_result_stale_but_code_does():
+    def statements(text):
+        return runs._statements(ast.parse(text))
+
+    one = statements('def f(x):\n    """Old."""\n    return x + 1  # why\n')
+    assert one == statements('def f( x ):\n    """New words."""\n\n    return (x + 1)\n')
+    for other in ("def f(x):\n    return x + 2\n", "def f(x):\n    return x - 1\n", "f = 1\n"):
+        assert one != statements(other)
+    field = "class A:\n    a: int = 1\n"
+    assert statements(field) == statements(field + '    """What it is."""\n')
+    assert statements("x = None") != statements("x = 0") != statements("x = False")
+
+
+def test_a_change_in_any_room_that_decides_a_result_changes_the_hash(tmp_path, monkeypatch):
+    folder = Path(runs.__file__).parent
+    for path in folder.glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    before = runs.code_hash()
+    for room in ("data", "model", "losses", "methods", "config", "retrieval", "engine", "train"):
+        path = tmp_path / f"{room}.py"
+        text = path.read_text("utf-8")
+        path.write_text(text + "\nextra = 1\n", "utf-8")
+        assert runs.code_hash() != before, room
+        path.write_text(text, "utf-8")
+    (tmp_path / "plots.py").write_text("extra = 1", "utf-8")
+    assert runs.code_hash() == before

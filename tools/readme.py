@@ -6,6 +6,7 @@ python tools/readme.py --check   # exit code 1 if the README's table is not that
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,34 +14,77 @@ from pathlib import Path
 import numpy as np
 
 from csd_lib import plots
+from csd_lib.comparison import render_paper
+from csd_lib.ledger import load_records
 from csd_lib.report import load_results, render
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-BETWEEN_MARKS = re.compile(r"(<!-- results -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
+METHODS = ("fine-tuning", "lwf", "mmd", "csd")
+
+
+def between_marks(text: str, mark: str, content: str) -> str:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- end of mark -->``."""
+    marks = re.compile(rf"(<!-- {mark} -->\n).*?(\n<!-- end of {mark} -->)", re.DOTALL)
+    return marks.sub(lambda found: f"{found[1]}{content.strip()}{found[2]}", text)
+
+
+def newest(benchmark: str) -> dict:
+    """Return the last measurement of a benchmark."""
+    lines = (ROOT / "data" / "results" / "benchmarks" / f"{benchmark}.jsonl").read_text()
+    return json.loads(lines.splitlines()[-1])
+
+
+def speed_table() -> str:
+    """Images per second as a Markdown table, and the line about recall."""
+    found = newest("common_practice")
+    machine = found["machine"]
+    rows = [
+        "| | baseline | images/s | this kit, fp32 | this kit, amp |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for title, rates in found.items():
+        if isinstance(rates, dict) and "this kit, fp32" in rates:
+            baseline, *ours = rates
+            cells = [
+                f"{rates[name]['images_per_second']} ({rates[name]['ratio']:.2f} ×)"
+                for name in ours
+            ]
+            cells = [title, baseline, str(rates[baseline]["images_per_second"]), *cells]
+            rows.append(f"| {' | '.join(cells)} |")
+    recall = newest("recall")
+    versions = f"torch {machine['torch']}, Avalanche {machine['avalanche']}"
+    return "\n".join(rows) + (
+        f"\n\n({machine['device']}, {versions}, {machine['date']}.) Recall@1 over "
+        f"{recall['images']:,} × {recall['images']:,} images: {recall['seconds']:.1f} s and "
+        f"{recall['memory_mb_on_top']:.0f} MB, measured by "
+        f"[`benchmarks/recall.py`](benchmarks/recall.py)."
+    )
 
 
 def main() -> None:
     """Rewrite or check the README."""
-    results = load_results(ROOT / "data" / "results" / "digits")
+    digits = load_results(ROOT / "data" / "results" / "digits")
+    records = load_records(ROOT / "data" / "results")
     text = README.read_text("utf-8")
-    rendered = BETWEEN_MARKS.sub(
-        lambda marks: f"{marks[1]}{render(results, markdown=True).strip()}{marks[2]}", text
-    )
+    rendered = between_marks(text, "digits", render(digits, markdown=True))
+    rendered = between_marks(rendered, "ledger", render_paper(records, markdown=True))
+    rendered = between_marks(rendered, "speed", speed_table())
     if "--check" in sys.argv:
         sys.exit("README.md is not up to date: python tools/readme.py" if rendered != text else 0)
     README.write_text(rendered, "utf-8")
 
     plots.use_style()
     matrices = {
-        name: np.array([r["matrix"]["own"] for r in results if r["config"]["method"] == name])
-        for name in ("fine-tuning", "lwf", "csd")
+        name: np.array([r["matrix"]["own"] for r in digits if r["config"]["method"] == name])
+        for name in METHODS
     }
     first_task = {name: 100 * stages[:, :, 0] for name, stages in matrices.items()}
     figure = plots.method_curves(
         first_task, "Recall@1 on task 1 (%)", xlabels=("after task 1", "after task 2")
     )
     figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
+    plots.paper_figures(records, ROOT / "docs")
 
 
 if __name__ == "__main__":

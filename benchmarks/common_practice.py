@@ -1,0 +1,226 @@
+"""Images per second of this kit's training loop beside common practice, in one run, in turn.
+
+    python benchmarks/common_practice.py
+    pip install avalanche-lib && python benchmarks/common_practice.py    # with Avalanche's LwF
+
+The same network (ResNet-32), batch size and images for all:
+
+* plain: a DataLoader with PIL transforms, pytorch-metric-learning's miner, triplet and SupCon loss,
+  Adam as it comes, and a teacher that autograd runs through, as in the published code.
+* Avalanche: its own LwF strategy (cross entropy and distillation) without loggers, on PIL images.
+* this kit: ``train_task`` as it is, in fp32 and in the precision that is fastest here.
+
+Images are random: the work is the same, and no download is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.metadata
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench import alternate, machine, write
+from PIL import Image
+from pytorch_metric_learning import distances, losses, miners, reducers
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from csd_lib.config import TrainConfig
+from csd_lib.data import CIFAR100_MEAN, CIFAR100_STD, Task
+from csd_lib.engine import Precision, half_precision, pick_device
+from csd_lib.losses import kd_loss
+from csd_lib.model import ResNet, freeze
+from csd_lib.train import train_task
+
+BATCH = 128
+RATE = 1e-5  # learning noise faster than that makes the features collapse
+
+
+class PilImages(Dataset):
+    """Images as most loaders hand them out: one at a time, through PIL."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Callable | None):
+        self.images, self.targets, self.transform = images, labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int):
+        image = Image.fromarray(self.images[index])
+        return self.transform(image) if self.transform else image, self.targets[index]
+
+
+TRANSFORM = transforms.Compose(
+    [
+        transforms.RandomCrop(32, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(CIFAR100_MEAN, CIFAR100_STD),
+    ]
+)
+
+
+def network(classes: int) -> ResNet:
+    """Return the network of the paper."""
+    return ResNet(32, classes, 3, CIFAR100_MEAN, CIFAR100_STD, seed=0)
+
+
+def plain_loop(images: np.ndarray, labels: np.ndarray, device: torch.device, later: bool):
+    """Return a function that trains one epoch the plain way."""
+    loader = DataLoader(PilImages(images, labels, TRANSFORM), BATCH, shuffle=True)
+    student = network(50).to(device)
+    teacher = None
+    if later:
+        teacher = copy.deepcopy(student)  # in train mode and with gradients, as published
+        student.grow_head(50)
+    cosine = distances.CosineSimilarity()
+    miner = miners.BatchHardMiner(distance=cosine)
+    triplet = losses.TripletMarginLoss(
+        margin=1.0, distance=cosine, reducer=reducers.AvgNonZeroReducer()
+    )
+    contrast = losses.SupConLoss(temperature=0.07)
+    optimizer = torch.optim.Adam(student.parameters(), lr=RATE, weight_decay=5e-4)
+
+    def epoch() -> None:
+        student.train()
+        for batch, targets in loader:
+            batch, targets = batch.to(device), targets.to(device)
+            features, logits = student(batch)
+            loss = torch.nn.functional.cross_entropy(logits, targets)
+            loss = loss + triplet(features, targets, miner(features, targets))
+            if teacher is not None:
+                old_features, old_logits = teacher(batch)
+                both = torch.cat([features, old_features])
+                loss = loss + kd_loss(logits, old_logits) + contrast(both, targets.repeat(2))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            student.head.normalize_()
+
+    return epoch
+
+
+def this_kit(
+    images: np.ndarray,
+    labels: np.ndarray,
+    device: torch.device,
+    later: bool,
+    precision: str,
+    method: str,
+):
+    """Return a function that trains one epoch with this kit."""
+    student = network(50).to(device, memory_format=torch.channels_last)
+    teacher = None
+    if later:
+        teacher = freeze(student)
+        student.grow_head(50)
+    settings = dict(dataset="cifar100", epochs=1, learning_rate=RATE, later_learning_rate=RATE)
+    config = TrainConfig(method=method, device=str(device), precision=precision, **settings)
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    empty = torch.zeros(0, dtype=torch.int64)
+    task = Task(
+        *(int(later), tuple(range(50)), ("",) * 50, 50 * later),
+        *(tensors, torch.from_numpy(labels), tensors[:0], empty),
+    )
+    generator = torch.Generator(device).manual_seed(0)
+    numerics = Precision(precision, device)
+
+    def epoch() -> None:
+        numerics.apply()
+        train_task(student, teacher, task, task, config, numerics, generator, [])
+
+    return epoch
+
+
+def avalanche_lwf(images: np.ndarray, labels: np.ndarray, device: torch.device):
+    """Return a function that trains one epoch of a second experience with Avalanche's LwF."""
+    logging.disable(logging.WARNING)
+    from avalanche.benchmarks import nc_benchmark
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.supervised import LwF
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network(100)
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.network(batch)[1]
+
+    both = PilImages(np.concatenate([images, images]), np.concatenate([labels - 50, labels]), None)
+    benchmark = nc_benchmark(
+        *(both, both, 2, False),
+        fixed_class_order=list(range(100)),
+        train_transform=TRANSFORM,
+        eval_transform=TRANSFORM,
+    )
+    model = Logits()
+    strategy = LwF(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=RATE, weight_decay=5e-4),
+        criterion=torch.nn.CrossEntropyLoss(),
+        alpha=1.0,
+        temperature=2.0,
+        train_mb_size=BATCH,
+        train_epochs=1,
+        device=device,
+        evaluator=EvaluationPlugin(),
+    )
+    strategy.train(benchmark.train_stream[0])
+    return lambda: strategy.train(benchmark.train_stream[1])
+
+
+def main() -> None:
+    """Measure, print images per second and ratios, and add them to the records."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--images", type=int, default=1280, help="per epoch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    device = pick_device(arguments.device)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (arguments.images, 32, 32, 3), dtype=np.uint8)
+    precisions = ["fp32"] + (["amp"] if half_precision(device) else [])
+    found = {"machine": machine(device), "images": arguments.images, "batch": BATCH}
+
+    def measure(title: str, baseline: str, candidates: dict[str, Callable]) -> None:
+        seconds = alternate(candidates, arguments.rounds)
+        rates = {name: arguments.images / value for name, value in seconds.items()}
+        print(title)
+        for name, rate in rates.items():
+            print(f"  {rate:7.0f} images/s  {rate / rates[baseline]:5.2f} x  {name}", flush=True)
+        found[title] = {
+            name: {"images_per_second": round(rate), "ratio": round(rate / rates[baseline], 2)}
+            for name, rate in rates.items()
+        }
+
+    for later in (False, True):
+        labels = rng.integers(0, 50, arguments.images) + 50 * later
+        candidates = {"plain": plain_loop(images, labels, device, later)}
+        for precision in precisions:
+            kit = this_kit(images, labels, device, later, precision, "csd")
+            candidates[f"this kit, {precision}"] = kit
+        measure("CSD, later task" if later else "CSD, first task", "plain", candidates)
+    try:
+        found["machine"]["avalanche"] = importlib.metadata.version("avalanche-lib")
+    except importlib.metadata.PackageNotFoundError:
+        print("Avalanche is not installed: its LwF is left out")
+    else:
+        candidates = {"Avalanche": avalanche_lwf(images, labels, device)}
+        for precision in precisions:
+            kit = this_kit(images, labels, device, True, precision, "ce+kd")
+            candidates[f"this kit, {precision}"] = kit
+        measure("LwF, later task", "Avalanche", candidates)
+    write("common_practice", found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What one training step costs on a GPU, and which way of running it is fastest.
+
+    python benchmarks/step_anatomy.py                      # on a GPU: about 8 minutes
+    python benchmarks/step_anatomy.py --device cpu --steps 2   # try the same code without one
+
+Prints and records, for the first task and for a later one with CSD: kernels and host waits of a
+step (profiler); milliseconds a step, eager and captured, in fp32, tf32 and amp, in NCHW and
+channels_last; torch.compile for comparison; 1, 2, 4 and 8 captured runs side by side on streams;
+and whether 50 captured steps give the same losses as 50 eager ones. Images are random: only time
+is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import alternate, machine, synchronize, write
+
+from csd_lib import train as training
+from csd_lib.config import TrainConfig
+from csd_lib.data import CIFAR100_MEAN, CIFAR100_STD, augment
+from csd_lib.engine import CapturedStep, Moving, Precision, adam, pick_device, set_learning_rate
+from csd_lib.methods import get_method
+from csd_lib.model import ResNet, freeze
+
+BATCH = 128
+
+
+class Loop:
+    """One training run of ResNet-32 on random images, ready to step."""
+
+    def __init__(self, device, later_task, precision="fp32", channels_last=True, compiled=False):
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(256, (4096, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        self.images = self.images.to(device)
+        self.labels = torch.randint(50, (4096,), generator=generator).to(device) + 50 * later_task
+        student = ResNet(32, 50, 3, CIFAR100_MEAN, CIFAR100_STD, seed=0)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        student = student.to(device, memory_format=layout)
+        teacher = None
+        if later_task:
+            teacher = freeze(student)
+            student.grow_head(50, torch.Generator().manual_seed(0))
+        self.config = TrainConfig(dataset="cifar100", precision=precision, device=str(device))
+        self.precision = Precision(precision, device)
+        self.precision.apply()
+        self.optimizer = adam(student, 5e-4, device)
+        set_learning_rate(self.optimizer, 1e-3)
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.student, self.teacher = student.train(), teacher
+        self.total = torch.zeros((), device=device)
+        self.forward = torch.compile(student, dynamic=False) if compiled else student
+        self.batch = torch.arange(BATCH, device=device)
+        self.step = self.eager_step
+
+    def eager_step(self, batch):
+        """Take one step as training does, augmentation included."""
+        images = augment(self.images[batch], 4, True, self.generator)
+        terms, _ = training.training_step(
+            *(self.forward, self.teacher, self.optimizer, images, self.labels[batch]),
+            *(get_method("csd"), self.config, self.precision),
+        )
+        self.total.add_(sum(terms.values()))
+
+    def capture(self):
+        """Replay the step as a CUDA graph from now on."""
+        networks = [self.student] + ([self.teacher] if self.teacher is not None else [])
+        moving = Moving(networks, self.total, self.optimizer, self.precision.scaler, self.generator)
+        self.step = CapturedStep(self.eager_step, moving)
+        return self
+
+    def run(self, steps):
+        """Take some steps."""
+        for _ in range(steps):
+            self.step(self.batch)
+
+
+def profile(loop: Loop) -> dict[str, Any]:
+    """Count the kernels of an eager step, and the times the host waits for the device."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if loop.batch.is_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    loop.run(3)
+    synchronize()
+    with torch.profiler.profile(activities=activities) as profiler:
+        loop.run(1)
+    events = profiler.events()
+    on_gpu = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    return {
+        "operators": sum(e.name.startswith("aten::") for e in events),
+        "kernels": len(on_gpu),
+        "kernel_ms": round(sum(e.device_time for e in on_gpu) / 1000, 3),
+        "host_waits": sum(e.name in waits for e in events),
+    }
+
+
+def milliseconds(loops: dict[str, Loop], steps: int) -> dict[str, float]:
+    """Return the median time of a step of each loop, measured in turn."""
+    candidates = {name: lambda loop=loop: loop.run(steps) for name, loop in loops.items()}
+    return {
+        name: round(1000 * seconds / steps, 3)
+        for name, seconds in alternate(candidates, rounds=5).items()
+    }
+
+
+def side_by_side(device: torch.device, runs: int, steps: int) -> float:
+    """Return milliseconds a step of each of several captured runs, replayed in turn on streams."""
+    loops = [Loop(device, True, "amp").capture() for _ in range(runs)]
+    streams = [torch.cuda.Stream() for _ in loops]
+    for loop in loops:
+        loop.run(2)
+    synchronize()
+    started = time.perf_counter()
+    for _ in range(steps):
+        for loop, stream in zip(loops, streams, strict=True):
+            with torch.cuda.stream(stream):
+                loop.step(loop.batch)
+    synchronize()
+    return round(1000 * (time.perf_counter() - started) / steps, 3)
+
+
+def same_losses(device: torch.device, later_task: bool, steps: int = 50) -> dict[str, float]:
+    """Run the same steps eagerly and captured, and return the largest difference of the losses."""
+    losses = []
+    for captured in (False, True):
+        loop = Loop(device, later_task)
+        if captured:
+            loop.capture()
+        values = []
+        for number in range(steps):
+            before = loop.total.clone()
+            loop.step((loop.batch + BATCH * number) % 4096)
+            values.append(loop.total - before)
+        losses.append(torch.stack(values).double().cpu())
+    difference = (losses[0] - losses[1]).abs()
+    return {"steps": steps, "largest": difference.max().item(), "first": difference[0].item()}
+
+
+def main() -> None:
+    """Measure, print a short table, and add it to the records."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    arguments = parser.parse_args()
+    device, steps = pick_device(arguments.device), arguments.steps
+    gpu = device.type == "cuda"
+    precisions = ["fp32", "tf32", "amp"] if gpu else ["fp32"]
+    found: dict[str, Any] = {"machine": machine(device), "batch": BATCH, "steps": steps}
+
+    for later_task in (False, True):
+        task = "later task (CSD)" if later_task else "first task"
+        found[task] = {"profile": profile(Loop(device, later_task))}
+        print(f"{task}: {found[task]['profile']}", flush=True)
+        loops = {}
+        for precision in precisions:
+            for channels_last in (False, True):
+                layout = "channels_last" if channels_last else "NCHW"
+                for captured in (False, True) if gpu else (False,):
+                    # tf32 differs from fp32 in single switches of torch, set when a loop is made;
+                    # so each loop is timed right after it is made.
+                    loop = Loop(device, later_task, precision, channels_last)
+                    loop = loop.capture() if captured else loop
+                    how = "captured" if captured else "eager"
+                    name = f"{precision} {layout} {how}"
+                    loops[name] = milliseconds({name: loop}, steps)[name]
+                    print(f"  {loops[name]:8.3f} ms  {name}", flush=True)
+        found[task]["milliseconds"] = loops
+        if gpu:
+            pair = {"eager": Loop(device, later_task, "amp")}
+            pair["captured"] = Loop(device, later_task, "amp").capture()
+            times = milliseconds(pair, steps)
+            found[task]["amp, in turn"] = {**times, "ratio": times["eager"] / times["captured"]}
+            found[task]["captured = eager"] = same_losses(device, later_task)
+            print(f"  in turn: {found[task]['amp, in turn']}", flush=True)
+            print(f"  losses differ by: {found[task]['captured = eager']}", flush=True)
+        write("step_anatomy", {**found, "complete": False}, arguments.out)
+    if gpu:
+        found["runs side by side, ms a step of all"] = {
+            runs: side_by_side(device, runs, steps) for runs in (1, 2, 4, 8)
+        }
+        print(f"side by side: {found['runs side by side, ms a step of all']}", flush=True)
+    if not arguments.no_compile:
+        started = time.perf_counter()
+        loop = Loop(device, True, "amp" if gpu else "fp32", compiled=True)
+        loop.run(2)
+        synchronize()
+        warm_up = round(time.perf_counter() - started, 1)
+        times = milliseconds({"compiled": loop}, steps)
+        found["torch.compile"] = {"warm_up_seconds": warm_up, **times}
+        print(f"torch.compile, later task: {found['torch.compile']}", flush=True)
+    found["complete"] = True
+    write("step_anatomy", found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

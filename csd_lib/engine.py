@@ -1,0 +1,194 @@
+"""What makes the one training step fast: device, precision, and its capture in a CUDA graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from csd_lib import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn a device name into a device that works here.
+
+    Raises:
+        InputError: for an unknown name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device={name!r} cannot be used here ({reason}): try auto") from error
+    return device
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit type that this device computes in by itself, or None if there is none.
+
+    A T4 answers that it supports bfloat16 but only emulates it, so the compute capability decides.
+    """
+    if device.type == "cuda":
+        recent = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if recent else torch.float16
+    if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return torch.bfloat16
+    return None
+
+
+class Precision:
+    """How the network computes: ``fp32``, ``tf32`` or ``amp``. The losses are always in float32.
+
+    Raises:
+        InputError: if the device cannot do that, or would be slower for it.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        dtype = half_precision(device)
+        if (name == "tf32" and dtype is not torch.bfloat16) or (
+            name == "tf32" and device.type == "cpu"
+        ):
+            raise InputError(
+                f"precision='tf32' needs an NVIDIA GPU of compute capability 8.0 or more, not "
+                f"{device}: choose fp32"
+            )
+        if name == "amp" and dtype is None:
+            raise InputError(
+                f"precision='amp': {device} has no 16-bit arithmetic of its own, so it would be "
+                f"slower than fp32: choose fp32"
+            )
+        self.device, self.tf32 = device, name == "tf32"
+        self.dtype = dtype if name == "amp" else None
+        # Small gradients vanish in float16 unless the loss is scaled up; bfloat16 has the range.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the network's convolutions run in 16 bits, if this precision says so."""
+        # A CUDA graph must not keep weights that were cast before it was captured.
+        enabled = self.dtype is not None
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False)
+
+    def apply(self) -> None:
+        """Set torch's global switches for a run."""
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
+        # Adam with weight decay shrinks some numbers until a CPU handles them ten times slower.
+        torch.set_flush_denormal(True)
+
+
+def adam(model: nn.Module, weight_decay: float, device: torch.device) -> torch.optim.Adam:
+    """Return a new Adam over all parameters, in the form that a CUDA graph can hold."""
+    graphable = device.type == "cuda"
+    return torch.optim.Adam(
+        model.parameters(),
+        lr=torch.zeros((), device=device) if graphable else 0.0,
+        weight_decay=weight_decay,
+        fused=device.type in ("cuda", "cpu"),
+        capturable=graphable,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate in place, so that a captured step sees it too."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load a checkpoint's state, keeping the learning rate where the optimiser had put it."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+class Moving:
+    """All that a training step changes, so that it can be put back as it was.
+
+    Args:
+        networks: the student, and the teacher if there is one.
+        totals: the running sums of the losses.
+        optimizer, scaler, generator: the ones that the step uses.
+    """
+
+    def __init__(
+        self,
+        networks: list[nn.Module],
+        totals: Tensor,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        generator: torch.Generator,
+    ):
+        parts = [(*network.parameters(), *network.buffers()) for network in networks]
+        self.tensors, self.optimizer = [*sum(parts, ()), totals], optimizer
+        self.scaler, self.generator = scaler, generator
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Undo, in place, whatever the steps inside the context do."""
+        tensors = [tensor.detach().clone() for tensor in self.tensors]
+        moments = copy.deepcopy(self.optimizer.state_dict()["state"])
+        scale, random_state = self.scaler.state_dict(), self.generator.get_state()
+        yield
+        with torch.no_grad():
+            for tensor, before in zip(self.tensors, tensors, strict=True):
+                tensor.copy_(before)
+            # In place, because a graph keeps the addresses. A new Adam starts from zeros.
+            for index, state in self.optimizer.state_dict()["state"].items():
+                for name, tensor in state.items():
+                    tensor.copy_(moments[index][name]) if moments else tensor.zero_()
+        self.scaler.load_state_dict(scale)
+        self.generator.set_state(random_state)
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class CapturedStep:
+    """The same step as one CUDA graph: the CPU launches it in one go, not kernel by kernel.
+
+    The first batch of each size is recorded: three rehearsals let cuDNN choose its algorithms and
+    Adam make its state, everything they moved is put back, then the kernels are recorded without
+    being run. From then on a step copies its batch into place and replays them.
+
+    Args:
+        step: takes the indices of a batch (int64 ``[B]``) and only enqueues work on the device.
+        moving: what the step changes.
+    """
+
+    def __init__(self, step: Callable[[Tensor], None], moving: Moving):
+        self.step, self.moving = step, moving
+        self.graphs: dict[int, tuple[Tensor, torch.cuda.CUDAGraph]] = {}
+
+    def __call__(self, batch: Tensor) -> None:
+        """Run the step on a batch."""
+        if len(batch) not in self.graphs:
+            self.graphs[len(batch)] = self._capture(batch.clone())
+        static_batch, graph = self.graphs[len(batch)]
+        static_batch.copy_(batch)
+        graph.replay()
+
+    def _capture(self, static_batch: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph]:
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            self.rehearse(static_batch)
+        torch.cuda.current_stream().wait_stream(side_stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.moving.generator)
+        with torch.cuda.graph(graph):
+            self.step(static_batch)
+        return static_batch, graph
+
+    def rehearse(self, batch: Tensor, times: int = 3) -> None:
+        """Run the step a few times and leave everything as it was."""
+        with self.moving.put_back():
+            for _ in range(times):
+                self.step(batch)

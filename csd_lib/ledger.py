@@ -1,0 +1,202 @@
+"""The ledger: recorded runs of the paper's experiments, and what they say beside its numbers.
+
+A record is a folder under ``data/results/`` with one ``results.json``: config, hash of the code,
+device, versions, precision, hours, peak memory, the three matrices and the history of a run. One
+seed also keeps the last model and its test features, with their SHA-256 in that file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from csd_lib import InputError, runs
+from csd_lib.config import TrainConfig
+from csd_lib.data import data_folder, load_dataset
+from csd_lib.engine import pick_device
+from csd_lib.experiment import Experiment, run_experiment, run_name
+from csd_lib.methods import get_method
+from csd_lib.model import ResNet
+from csd_lib.retrieval import embed
+
+# Where a run was made does not change what it is a run of.
+_HOW = ("device", "cuda_graph")
+
+
+def results_folder() -> Path:
+    """Where records are kept: ``$CSD_RESULTS``, else ``data/results/``."""
+    return Path(os.environ.get("CSD_RESULTS") or data_folder() / "results")
+
+
+def load_records(folder: str | Path | None = None) -> list[dict[str, Any]]:
+    """Read every record under a folder, the oldest first; each gets its ``folder``.
+
+    Raises:
+        InputError: if a file is damaged or is not a record.
+    """
+    records = []
+    for path in sorted(Path(folder or results_folder()).rglob("results.json")):
+        record = runs.read_json(path)
+        missing = {"config", "code", "date", "device", "matrix"} - set(record)
+        if missing:
+            raise InputError(f"{path} is not a record: it lacks {', '.join(sorted(missing))}")
+        records.append({**record, "folder": path.parent})
+    return sorted(records, key=lambda record: (record["date"], str(record["folder"])))
+
+
+def what_it_is(config: TrainConfig | dict[str, Any]) -> str:
+    """Key of a config: equal for two runs of the same thing on different machines."""
+    values = asdict(config) if isinstance(config, TrainConfig) else dict(config)
+    return json.dumps({k: v for k, v in values.items() if k not in _HOW}, sort_keys=True)
+
+
+def reproduce(
+    configs: Sequence[TrainConfig],
+    folder: str | Path | None = None,
+    *,
+    keep_models: bool = False,
+    again: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Run what is missing, go on with what is half done, and record every result.
+
+    The first task is trained once for all methods that learn it alike. One line a cell shows how
+    far it is and how long it will take.
+
+    Args:
+        configs: of ``paper.Experiment.configs``.
+        folder: of the records; default: ``results_folder()``.
+        keep_models: also keep the last model and its features of all test images.
+        again: run also what was recorded by an older version of the code; nothing is overwritten.
+        progress: show the lines.
+
+    Returns:
+        The folder of each config's record.
+    """
+    folder = Path(folder or results_folder())
+    recorded = {what_it_is(r["config"]): r for r in load_records(folder)}
+    configs = [replace(config, device=str(pick_device(config.device))) for config in configs]
+    dataset = load_dataset(configs[0].dataset)
+    places = []
+    for number, config in enumerate(configs, start=1):
+        title = f"[{number}/{len(configs)}] {describe(config)}"
+        record = recorded.get(what_it_is(config))
+        current = record and record["code"] == runs.code_hash()
+        if record and (current or not again):
+            by = "" if current else f" by an older version of the code ({record['code']})"
+            tqdm.write(f"{title}: recorded on {record['date']}{by}")
+            places.append(record["folder"])
+            continue
+        method = get_method(config.method)
+        stages = 1 if method.joint or not method.learns_later else config.tasks
+        with tqdm(
+            total=stages * config.epochs, desc=title, unit="epoch", disable=not progress
+        ) as bar:
+
+            def show(history: list[dict[str, float]], bar: tqdm = bar) -> None:
+                if bar.n == 0:  # epochs of an earlier call do not count for the time left
+                    bar.initial = bar.n = len(history) - 1
+                bar.update(len(history) - bar.n)
+
+            experiment = run_experiment(
+                config, dataset, share_first_task=True, on_epoch=show, progress=False
+            )
+        places.append(write_record(experiment, folder / config.dataset, keep_models))
+    return places
+
+
+def describe(config: TrainConfig) -> str:
+    """Name a cell for a progress line."""
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset)
+    shown = ("method", "dataset", "preset", "tasks", "seed", *_HOW)
+    changed = [
+        f"{name}={value}"
+        for name, value in asdict(config).items()
+        if name not in shown and value != getattr(usual, name)
+    ]
+    return ", ".join(
+        [
+            f"{get_method(config.method).title}, {config.dataset}, preset {config.preset}",
+            f"{config.tasks} tasks, seed {config.seed}",
+            *changed,
+        ]
+    )
+
+
+def write_record(experiment: Experiment, folder: Path, keep_models: bool = False) -> Path:
+    """Write the record of a finished run into a folder of its own, and return that."""
+    place = runs.make_folder(folder / run_name(experiment.config))
+    record = runs.read_json(experiment.folder / "results.json")
+    record["history"] = experiment.history
+    if keep_models:
+        model, path = experiment.models[-1], place / "model.pt"
+        torch.save(model.state_dict(), path)
+        images = torch.cat([task.test_images for task in experiment.tasks])
+        labels = torch.cat([task.test_labels for task in experiment.tasks])
+        features = embed(model, images).half().cpu().numpy()
+        np.savez(place / "features.npz", features=features, labels=labels.numpy().astype(np.uint8))
+        record["files"] = {name: _sha256(place / name) for name in ("model.pt", "features.npz")}
+    runs.write_json(place / "results.json", record)
+    return place
+
+
+def find_record(records: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    """Return the newest record whose config has these values.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for record in reversed(records):
+        if all(record["config"].get(name) == value for name, value in fields.items()):
+            return record
+    wanted = ", ".join(f"{name}={value}" for name, value in fields.items())
+    raise InputError(f"no record with {wanted}: make it with 'python -m csd_lib reproduce'")
+
+
+def load_features(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the recorded test features, float32 ``[N, 64]``, and labels, int64 ``[N]``.
+
+    Raises:
+        InputError: if the record kept none, or the file is not the one that was recorded.
+    """
+    with np.load(_recorded_file(record, "features.npz"), allow_pickle=False) as arrays:
+        features = torch.from_numpy(arrays["features"].astype(np.float32))
+        return features, torch.from_numpy(arrays["labels"].astype(np.int64))
+
+
+def load_model(record: dict[str, Any]) -> ResNet:
+    """Return the recorded last model of a run, frozen.
+
+    Raises:
+        InputError: if the record kept none, or the file is not the one that was recorded.
+    """
+    state = torch.load(_recorded_file(record, "model.pt"), map_location="cpu", weights_only=True)
+    config = record["config"]
+    model = ResNet(config["depth"], len(state["head.weight"]), state["stem.weight"].shape[1])
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)
+
+
+def _recorded_file(record: dict[str, Any], name: str) -> Path:
+    path, files = record["folder"] / name, record.get("files", {})
+    if name not in files:
+        raise InputError(f"{record['folder'].name} kept no {name}: reproduce it with --keep-models")
+    if not path.is_file() or _sha256(path) != files[name]:
+        raise InputError(
+            f"{path} is not the file that was recorded (its SHA-256 differs): fetch it again"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,280 @@
+"""Precision, and what a CUDA graph needs: a step that can be rehearsed without leaving a trace.
+
+There is no GPU where these tests run, so the capture itself is checked on a stand-in; the rehearsal
+and everything that the graph replays are the real ones.
+"""
+
+import contextlib
+from collections import defaultdict
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from csd_lib import InputError, engine
+from csd_lib import train as training
+from csd_lib.config import TrainConfig
+from csd_lib.engine import CapturedStep, Moving, Precision, half_precision
+from csd_lib.model import ResNet, freeze
+from csd_lib.train import train
+
+CPU = torch.device("cpu")
+
+
+def snapshot(networks, optimizer, generator, totals):
+    tensors = [t.clone() for network in networks for t in network.state_dict().values()]
+    moments = [t.clone() for s in optimizer.state.values() for t in s.values()]
+    return [*tensors, *moments, generator.get_state(), totals.clone()]
+
+
+def changed(before, after):
+    return [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if not torch.equal(a, b)]
+
+
+def build_loop(two_tasks):
+    """One training step of CSD on the second task, and all that it changes."""
+    task, config = two_tasks[1], TrainConfig(crop_padding=1)
+    student = ResNet(8, 5, 1, seed=1)
+    teacher = freeze(student).train()  # batch statistics: its buffers move too
+    student.grow_head(5, torch.Generator().manual_seed(0))
+    student.train()
+    optimizer = engine.adam(student, 5e-4, CPU)
+    engine.set_learning_rate(optimizer, 1e-3)
+    generator, totals = torch.Generator().manual_seed(0), torch.zeros(1)
+    precision, method = Precision("fp32", CPU), training.get_method("csd")
+
+    def step(batch):
+        images = training.augment(task.train_images[batch], 1, False, generator)
+        terms, _ = training.training_step(
+            *(student, teacher, optimizer, images, task.train_labels[batch]),
+            *(method, config, precision),
+        )
+        totals.add_(sum(terms.values()))
+
+    moving = Moving([student, teacher], totals, optimizer, precision.scaler, generator)
+    return step, moving, ([student, teacher], optimizer, generator, totals)
+
+
+@pytest.fixture
+def loop(two_tasks):
+    return build_loop(two_tasks)
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_rehearsal_leaves_everything_as_it_was(loop, steps_before):
+    step, moving, state = loop
+    for _ in range(steps_before):
+        step(torch.arange(32))
+    before, moments = snapshot(*state), len(state[1].state)
+    CapturedStep(step, moving).rehearse(torch.arange(32))
+    after = snapshot(*state)
+    if moments == 0:  # a new optimiser: its state now exists, and is that of a new one
+        made = [t for s in state[1].state.values() for t in s.values()]
+        assert made and all(not t.any() for t in made)
+        after = [*after[: len(before) - 2], *after[-2:]]
+    assert changed(before, after) == []
+    assert all(p.grad is None for p in state[0][0].parameters())
+
+
+def test_a_step_does_move_all_that(loop):
+    """Otherwise the test above could not fail."""
+    step, _, state = loop
+    step(torch.arange(32))
+    before = snapshot(*state)
+    step(torch.arange(32))
+    still = [t for i, t in enumerate(before) if i not in changed(before, snapshot(*state))]
+    constants = {"mean", "std"}
+    frozen = [n for n in state[0][1].state_dict() if "running" not in n and "tracked" not in n]
+    assert len(still) == len(constants) + len(frozen)
+
+
+def test_training_after_a_rehearsal_gives_the_same_bits(loop, two_tasks):
+    step, _, (networks, *_) = loop
+    step(torch.arange(32))
+    step(torch.arange(7))
+    expected = [t.clone() for t in networks[0].state_dict().values()]
+    fresh_step, fresh_moving, (fresh, *_) = build_loop(two_tasks)
+    captured = CapturedStep(fresh_step, fresh_moving)
+    captured.rehearse(torch.arange(32))
+    fresh_step(torch.arange(32))
+    captured.rehearse(torch.arange(7))
+    fresh_step(torch.arange(7))
+    assert all(
+        torch.equal(a, b) for a, b in zip(expected, fresh[0].state_dict().values(), strict=True)
+    )
+
+
+class StandInGraph:
+    """Records the step given to it and replays it, as a CUDA graph does with its kernels."""
+
+    replays: ClassVar[dict] = defaultdict(int)
+
+    def register_generator_state(self, generator):
+        self.generator = generator
+
+    def replay(self):
+        StandInGraph.replays[self] += 1
+        self.recorded()
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Run the capturing code on a CPU: recording a step keeps it instead of its kernels."""
+    StandInGraph.replays = defaultdict(int)
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
+    recording = []
+
+    @contextlib.contextmanager
+    def graph(stand_in):
+        recording.append(stand_in)
+        yield
+        recording.pop()
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+
+    class Captured(CapturedStep):
+        def __init__(self, step, moving):
+            def record_or_run(batch):
+                if recording:
+                    recording[-1].recorded = lambda: step(batch)
+                else:
+                    step(batch)
+
+            super().__init__(record_or_run, moving)
+
+    return Captured
+
+
+def with_captured_steps(monkeypatch):
+    """Let train() capture its steps, which it refuses without a GPU."""
+    train_task = training.train_task
+
+    def train_task_captured(student, teacher, task, seen, config, *rest, **more):
+        config = replace(config, cuda_graph=True)
+        return train_task(student, teacher, task, seen, config, *rest, **more)
+
+    monkeypatch.setattr(training, "train_task", train_task_captured)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_captured_run_equals_an_eager_one(digits, monkeypatch, stand_in, tmp_path, resume):
+    """Short last batches, a graph per batch size, a new capture for every task, and a resume."""
+    config = TrainConfig(epochs=2, crop_padding=1, device="cpu")
+    eager = train(config, digits, progress=False)
+    captured = []
+
+    def capture(step, moving):
+        captured.append(stand_in(step, moving))
+        return captured[-1]
+
+    monkeypatch.setattr(training, "CapturedStep", capture)
+    with_captured_steps(monkeypatch)
+    if resume:
+        train(config, digits, folder=tmp_path, stop_after=1, progress=False)
+    again = train(config, digits, folder=tmp_path if resume else None, progress=False)
+    for a, b in zip(eager.models, again.models, strict=True):
+        assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+    steps = [r["loss"] for r in eager.history]
+    assert steps == [r["loss"] for r in again.history]
+    sizes = [set(c.graphs) for c in captured]
+    counts = [len(task.train_labels) for task in eager.tasks]
+    assert sizes == [{64, count % 64} for count in counts]
+    assert sum(StandInGraph.replays.values()) == 2 * sum(-(-count // 64) for count in counts)
+
+
+def test_learning_rate_is_set_in_place_where_a_graph_would_read_it():
+    rate = torch.zeros(())
+    optimizer = torch.optim.Adam(
+        [torch.zeros(1, requires_grad=True)], lr=rate, capturable=False, fused=True
+    )
+    engine.set_learning_rate(optimizer, 0.5)
+    assert rate.item() == 0.5 and optimizer.param_groups[0]["lr"] is rate
+    engine.load_optimizer(optimizer, optimizer.state_dict())
+    assert optimizer.param_groups[0]["lr"] is rate
+
+
+def test_half_precision_is_what_the_device_computes_in_by_itself(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4
+    assert half_precision(cuda) is torch.float16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert half_precision(cuda) is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert half_precision(CPU) is None
+    with pytest.raises(InputError, match=r"amp.*fp32"):
+        Precision("amp", CPU)
+
+
+@pytest.mark.skipif(half_precision(CPU) is None, reason="this CPU has no bfloat16 of its own")
+def test_amp_runs_the_network_in_bfloat16_and_the_losses_in_float32(digits):
+    images = digits.train_images[:8]
+    model, seen = ResNet(8, 5, 1, digits.mean, digits.std, seed=0), []
+    model.stage2[0].conv1.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    with Precision("amp", CPU).autocast():
+        features, logits = model(images)
+    assert seen == [torch.bfloat16] and {features.dtype, logits.dtype} == {torch.float32}
+    exact, _ = model(images)
+    assert torch.cosine_similarity(features, exact).min() > 0.999
+    run = train(TrainConfig(epochs=2, device="cpu", precision="amp"), digits, progress=False)
+    assert run.history[-1]["ce"] < run.history[2]["ce"]
+
+
+def test_a_scaled_loss_gives_the_same_step(two_tasks):
+    """float16 needs the loss scaled up; the update must not notice."""
+    task, config, method = two_tasks[0], TrainConfig(), training.get_method("fine-tuning")
+    results = []
+    for enabled in (False, True):
+        student = ResNet(8, 5, 1, seed=1).train()
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        precision = Precision("fp32", CPU)
+        precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
+        images, labels = task.train_images[:32], task.train_labels[:32]
+        training.training_step(student, None, optimizer, images, labels, method, config, precision)
+        results.append(student.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value)
+
+
+@pytest.mark.parametrize("method", ["csd", "mmd", "fecd", "ce+triplet+csd_paper"])
+def test_a_step_never_asks_the_device_for_a_value(digits, monkeypatch, method):
+    """Each such question would make the host wait for the GPU, and cannot be captured."""
+    questions = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu")
+    indices = ("nonzero", "masked_select", "unique")
+    steps = []
+
+    class Watched:
+        """Takes the place of the captured step, and refuses questions while it runs."""
+
+        def __init__(self, step, moving):
+            self.step = step
+
+        def __call__(self, batch):
+            with pytest.MonkeyPatch.context() as patch:
+                for name in (*questions, *indices):
+                    patch.setattr(torch.Tensor, name, refuse(name))
+                for name in indices:
+                    patch.setattr(torch, name, refuse(name))
+                self.step(batch)
+                with pytest.raises(AssertionError, match=r"item was called"):
+                    batch.sum().item()
+            steps.append(len(batch))
+
+    def refuse(name):
+        def asked(*arguments, **named):
+            raise AssertionError(f"{name} was called inside a step")
+
+        return asked
+
+    monkeypatch.setattr(training, "CapturedStep", Watched)
+    with_captured_steps(monkeypatch)
+    train(TrainConfig(epochs=1, device="cpu", method=method), digits, progress=False)
+    assert len(steps) == 20
