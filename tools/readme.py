@@ -25,8 +25,11 @@ METHODS = ("fine-tuning", "lwf", "mmd", "csd")
 
 def between_marks(text: str, mark: str, content: str) -> str:
     """Replace what stands between ``<!-- mark -->`` and ``<!-- end of mark -->``."""
-    marks = re.compile(rf"(<!-- {mark} -->\n).*?(\n<!-- end of {mark} -->)", re.DOTALL)
-    return marks.sub(lambda found: f"{found[1]}{content.strip()}{found[2]}", text)
+    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
+    rendered, places = marks.subn(lambda found: f"{found[1]}{content.strip()}\n{found[2]}", text)
+    if places != 1:
+        sys.exit(f"README.md has {places} places marked {mark!r}, expected one")
+    return rendered
 
 
 def newest(benchmark: str) -> dict:
