@@ -10,7 +10,7 @@ FROM python:3.11-slim
 
 RUN useradd --create-home student
 USER student
-RUN mkdir /home/student/csd-kit
+RUN mkdir -p /home/student/csd-kit/data/results
 WORKDIR /home/student/csd-kit
 ENV PATH=/home/student/.local/bin:$PATH PIP_NO_CACHE_DIR=1
 

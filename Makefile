@@ -1,11 +1,12 @@
 # make run   run the six notebooks on the embedded data, write build/*.html, print the results
 # make test  all checks: style, unit tests, every notebook
 # make lab   open the notebooks in JupyterLab
+# make colab run the notebooks with Google Colab's packages; this needs a network
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test lab notebooks clean
+.PHONY: run test lab notebooks heads wheel bundles colab clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -21,6 +22,21 @@ lab: $(VENV)/installed
 # Store the outputs of a fresh run in notebooks/, after a change to the library or a notebook.
 notebooks: $(VENV)/installed
 	$(PY) tools/run_notebooks.py --write
+
+# Write the link to Google Colab and the set-up cell into every notebook, from csd_lib/__init__.py.
+heads: $(VENV)/installed
+	$(PY) tools/heads.py
+
+# What a release offers and Google Colab installs.
+wheel: $(VENV)/installed
+	$(PY) tools/wheel.py
+
+# One zip for students, and one for instructors with slides, answer key and copies for grading.
+bundles: $(VENV)/installed
+	$(PY) tools/bundles.py
+
+colab: $(VENV)/installed
+	$(PY) -m pytest tests/colab/imitation.py
 
 # A torch that is already in the environment, such as a CPU-only build, is kept if it is the version
 # of constraints.txt.

@@ -1,4 +1,4 @@
-"""Command line: ``python -m csd_lib train``, ``reproduce`` and ``report``."""
+"""Command line: ``python -m csd_lib train``, ``reproduce``, ``report`` and ``data``."""
 
 from __future__ import annotations
 
@@ -117,6 +117,39 @@ def report(
     print(render(load_results(folder), markdown))
 
 
+@app.command
+def data(*, check: bool = False) -> None:
+    """Fetch CIFAR-100 now, say where it lies and how others can use it.
+
+    Args:
+        check: fetch nothing, only verify the files that are there.
+    """
+    from csd_lib import download
+    from csd_lib.archive import archive_problem
+    from csd_lib.data import load_dataset
+
+    path = download.locate() if check else download.fetch_cifar100()
+    archives = download.local_archives()
+    for archive in archives:
+        if problem := archive_problem(archive):
+            raise InputError(f"{archive} {problem}: delete it, and run python -m csd_lib data")
+        print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, the official archive")
+    if not path.exists():
+        raise InputError(f"{path} does not exist yet: python -m csd_lib data makes it")
+    images = load_dataset("cifar100", root=path)
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.0f} MB, {len(images.train_labels):,} training and "
+        f"{len(images.test_labels):,} test images of {len(images.class_names)} classes"
+    )
+    print("\nFor others: copy a file named above to a stick or a shared folder. They type")
+    print("  CSD_DATA=THAT_FOLDER python -m csd_lib data")
+    for archive in archives:
+        print("or keep this running, in a network where computers may talk to each other:")
+        print(f"  python -m http.server 8000 --directory {archive.parent}")
+        print("They type")
+        print("  CSD_MIRRORS=http://ADDRESS_OF_THIS_COMPUTER:8000/ python -m csd_lib data")
+
+
 def _say_warnings_in_one_line() -> None:
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
 
@@ -129,7 +162,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last full epoch", file=sys.stderr)
+        print("stopped; the same command goes on (train: from the last epoch)", file=sys.stderr)
         sys.exit(130)
 
 

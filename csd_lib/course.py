@@ -6,18 +6,27 @@ import hashlib
 import inspect
 import math
 import os
+import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from IPython.display import Markdown, display
+from torch import Tensor
 
-from csd_lib import InputError, plots
+from csd_lib import InputError, methods, plots
+from csd_lib.checkers import *  # noqa: F403 - the notebooks call course.check_...
+from csd_lib.checkers import CHECKERS, VERDICTS
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, load_dataset
 from csd_lib.experiment import Experiment, run_experiment
+from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
+from csd_lib.runs import make_folder, runs_folder
+from csd_lib.train import train
 
 MODES = {
     "smoke": "the embedded handwritten digits, seconds a run on any CPU",
@@ -29,6 +38,7 @@ MODE_SETTINGS: dict[str, dict[str, Any]] = {
     "class": dict(dataset="cifar100", preset="class"),
     "paper": dict(dataset="cifar100", preset="clean"),
 }
+DRIVE = Path("/content/drive")  # where Colab's own examples mount Google Drive
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,26 @@ class Session:
         config = self.config(method, seed, **changes)
         return run_experiment(config, progress=self.mode != "smoke")
 
+    def try_term(
+        self, term: Callable[[Tensor, Tensor, Tensor], Tensor], seed: int = 0
+    ) -> RetrievalMatrix:
+        """Train with cross entropy, the triplet loss and a learner's own distillation term.
+
+        Nothing is kept, because a changed term would otherwise find the runs of the old one.
+
+        Args:
+            term: gets student features ``[B, D]``, teacher features ``[B, D]`` and labels ``[B]``,
+                and returns a scalar.
+            seed: of the run.
+        """
+        methods.STABILITY["own"] = lambda o, s: term(o.features, o.teacher_features, o.labels)
+        try:
+            config = self.config("ce+triplet+own", seed)
+            run = train(config, self.load_dataset(), progress=self.mode != "smoke")
+        finally:
+            del methods.STABILITY["own"]
+        return retrieval_matrix(run.models, run.tasks)
+
     def check(self, what: str, value: float, quoted: float, tolerance: float) -> None:
         """Compare a value with the one the text quotes; the text quotes smoke mode.
 
@@ -68,8 +98,12 @@ class Session:
             )
 
 
-def start() -> Session:
+def start(keep_in_drive: bool = False) -> Session:
     """Pick the mode from ``$CSD_MODE``, or by whether there is a GPU, and say why.
+
+    Args:
+        keep_in_drive: on Google Colab, ask for the learner's Google Drive and keep the runs there,
+            so that they go on after a disconnect. Without it Drive is never touched.
 
     Raises:
         InputError: for a mode that does not exist.
@@ -83,6 +117,12 @@ def start() -> Session:
         reason = "a CUDA GPU was found" if has_gpu else "no CUDA GPU was found"
     if mode not in MODES:
         raise InputError(f"CSD_MODE={mode!r}: choose one of {', '.join(MODES)}")
+    in_colab = "google.colab" in sys.modules
+    if in_colab and not has_gpu and os.environ.get("CSD_MODE") != "smoke":
+        _say_loudly(
+            "This runtime has no GPU. To get one: menu Runtime → Change runtime type → T4 GPU → "
+            "Save, then run the notebook again from its first cell."
+        )
     device = "cuda" if has_gpu and mode != "smoke" else "cpu"
     print(f"Mode {mode}, because {reason}: {MODES[mode]}. Device: {device}.")
     if mode == "smoke":
@@ -91,9 +131,50 @@ def start() -> Session:
         print("The numbers in the text are of mode smoke; yours will differ.")
         if device == "cpu":
             print("Without a GPU this takes hours to weeks: CSD_MODE=smoke takes seconds.")
+    if in_colab:
+        _choose_where_runs_are_kept(keep_in_drive)
+    elif keep_in_drive:
+        print(f"keep_in_drive is only for Google Colab: runs are kept in {runs_folder()}.")
     plots.use_style()
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
     return Session(mode, device, seeds=(0, 1, 2) if mode == "smoke" else (0,))
+
+
+def _say_loudly(text: str) -> None:
+    """Show a line that nobody can miss: large and framed where the page can show that."""
+    style = "border: 4px solid #D55E00; padding: 8px; font-size: 130%; font-weight: bold"
+    page = {"text/html": f'<div style="{style}">{text}</div>', "text/plain": f"*** {text} ***"}
+    display(page, raw=True)
+
+
+def _choose_where_runs_are_kept(keep_in_drive: bool) -> None:
+    """Say where the runs of a Colab runtime are; before that, mount Drive if it is asked for."""
+    if keep_in_drive:
+        from google.colab import drive
+
+        try:
+            drive.mount(str(DRIVE))
+            folder = make_folder(DRIVE / "MyDrive" / "csd-kit" / "runs")
+            if shutil.disk_usage(folder).free < 100e6:
+                raise OSError("less than 100 MB are free")
+            os.environ["CSD_RUNS"] = str(folder)
+        except Exception as error:  # Colab has many, with names of its own
+            print(f"Google Drive cannot be used ({error}).")
+    if runs_folder().is_relative_to(DRIVE):
+        print(f"Runs are kept in {runs_folder()}: a new runtime goes on with them.")
+    else:
+        print(
+            f"Runs are kept in {runs_folder()} and vanish with this runtime; "
+            f"keep_in_drive=True above keeps them in your Google Drive."
+        )
+
+
+def progress(topic: str) -> None:
+    """Show which exercises of a topic the checkers have accepted in this session."""
+    numbers = [number for number in CHECKERS if number.startswith(f"{topic}.")]
+    solved = [number for number in numbers if VERDICTS.get(number)]
+    marks = ", ".join(f"{n} {'✓' if n in solved else '–'}" for n in numbers)
+    print(f"Solved: {len(solved)} of {len(numbers)} exercises with a checker ({marks}).")
 
 
 def show_source(function: Callable[..., Any]) -> None:

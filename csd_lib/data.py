@@ -6,7 +6,6 @@ enough to live on the GPU as a whole, and "black" is simply 0 when a crop is pad
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import InputError
+from csd_lib.download import fetch_cifar100
 
 DATASETS = ("digits", "cifar100")
 
@@ -69,12 +69,6 @@ class Task:
         return self.first_label + len(self.classes)
 
 
-def data_folder() -> Path:
-    """Where data sets are looked for: ``data/`` of this checkout, else of the current folder."""
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data"
-
-
 def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
     """Load a data set by name.
 
@@ -82,20 +76,17 @@ def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
         name: ``"digits"`` (1,797 real handwritten 8x8 digits that scikit-learn ships; no network
             needed) or ``"cifar100"`` (60,000 colour images of 32x32).
         root: the folder that holds ``cifar100.npz``, or the file itself. Default:
-            ``$CSD_DATA``, else ``data/``. If the file is missing, torchvision downloads and
-            verifies the official archive, and the file is written from it.
+            ``$CSD_DATA``, else ``data/``. If the file is missing, it is made from the official
+            archive, which is fetched and verified by ``download.fetch_cifar100``.
 
     Raises:
-        InputError: for an unknown name, or a file that is corrupt or has the wrong arrays.
+        InputError: for an unknown name, a file that is corrupt or has the wrong arrays, or a
+            download that failed.
     """
     if name == "digits":
         return _load_digits()
     if name == "cifar100":
-        root = Path(root or os.environ.get("CSD_DATA") or data_folder())
-        path = root if root.suffix == ".npz" else root / "cifar100.npz"
-        if not path.exists():
-            _download_cifar100(path)
-        return read_npz(path, "cifar100", CIFAR100_MEAN, CIFAR100_STD)
+        return read_npz(fetch_cifar100(root), "cifar100", CIFAR100_MEAN, CIFAR100_STD)
     raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
 
 
@@ -185,35 +176,6 @@ def read_npz(
         tensors[f"{part}_images"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         tensors[f"{part}_labels"] = torch.from_numpy(labels.astype(np.int64))
     return Dataset(name=name, class_names=names, mean=mean, std=std, **tensors)
-
-
-def _download_cifar100(path: Path) -> None:
-    """Let torchvision fetch and verify the official archive, and write it as one .npz."""
-    from torchvision.datasets import CIFAR100
-
-    folder = path.parent
-    print(f"CIFAR-100 is not at {path}: downloading the official archive (169 MB) once.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = {
-            part: CIFAR100(folder, train=part == "train", download=True)
-            for part in ("train", "test")
-        }
-    except (OSError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"CIFAR-100 could not be downloaded to {folder} ({error}): check the network, or copy "
-            f"cifar100.npz from a colleague to {path} (or point CSD_DATA at it)"
-        ) from error
-    arrays = {"class_names": np.array(parts["train"].classes)}
-    for part, images in parts.items():
-        # Sorted by class, so that every copy of the file holds the images in the same order.
-        order = np.argsort(images.targets, kind="stable")
-        arrays[f"{part}_images"] = images.data[order]
-        arrays[f"{part}_labels"] = np.asarray(images.targets, dtype=np.int64)[order]
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)  # atomic: a kill leaves either no file or a whole one
 
 
 def class_order_from_seed(num_classes: int, seed: int) -> tuple[int, ...]:

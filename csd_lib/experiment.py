@@ -20,6 +20,7 @@ from csd_lib import runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
+from csd_lib.model import ResNet
 from csd_lib.retrieval import RetrievalMatrix, average, forgetting, retrieval_matrix
 from csd_lib.train import Run, train
 
@@ -50,7 +51,7 @@ def run_experiment(
     *,
     folder: str | Path | None = None,
     share_first_task: bool = False,
-    on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
+    on_epoch: Callable[[list[dict[str, float]], ResNet], None] | None = None,
     progress: bool = True,
 ) -> Experiment:
     """Train and measure, or load what an earlier call with the same config and code has left.

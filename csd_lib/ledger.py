@@ -12,17 +12,20 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import InputError, runs
+from csd_lib import REPOSITORY, TAG, InputError, runs
 from csd_lib.config import TrainConfig
-from csd_lib.data import data_folder, load_dataset
+from csd_lib.data import load_dataset
+from csd_lib.download import data_folder
 from csd_lib.engine import pick_device
 from csd_lib.experiment import Experiment, run_experiment, run_name
 from csd_lib.methods import get_method
@@ -31,27 +34,56 @@ from csd_lib.retrieval import embed
 
 # Where a run was made does not change what it is a run of.
 _HOW = ("device", "cuda_graph")
+# Records that an installed csd_lib brings along, without their models and features. A checkout has
+# no such folder: they are its data/results/.
+PACKAGED = Path(__file__).resolve().parent / "recorded"
 
 
 def results_folder() -> Path:
-    """Where records are kept: ``$CSD_RESULTS``, else ``data/results/``."""
+    """Where records are written: ``$CSD_RESULTS``, else ``data/results/``."""
     return Path(os.environ.get("CSD_RESULTS") or data_folder() / "results")
+
+
+def read_folders() -> list[Path]:
+    """Where records are read, first things first: ``results_folder()``, then ``PACKAGED``.
+
+    If ``$CSD_RESULTS`` is set, only that.
+    """
+    return [results_folder()] if os.environ.get("CSD_RESULTS") else [results_folder(), PACKAGED]
+
+
+def find_file(name: str) -> Path:
+    """Return a file that lies beside the records.
+
+    Raises:
+        InputError: if it is in none of the ``read_folders()``.
+    """
+    for folder in read_folders():
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"there is no {name} in {results_folder()}: copy it from the kit")
 
 
 def load_records(folder: str | Path | None = None) -> list[dict[str, Any]]:
     """Read every record under a folder, the oldest first; each gets its ``folder``.
 
+    Args:
+        folder: default: all ``read_folders()``; of two records of one name the first counts.
+
     Raises:
         InputError: if a file is damaged or is not a record.
     """
+    folders = [Path(folder)] if folder else read_folders()
+    found = {p.relative_to(f): p for f in reversed(folders) for p in f.rglob("results.json")}
     records = []
-    for path in sorted(Path(folder or results_folder()).rglob("results.json")):
+    for path in sorted(found.values()):
         record = runs.read_json(path)
         missing = {"config", "code", "date", "device", "matrix"} - set(record)
         if missing:
             raise InputError(f"{path} is not a record: it lacks {', '.join(sorted(missing))}")
         records.append({**record, "folder": path.parent})
-    return sorted(records, key=lambda record: (record["date"], str(record["folder"])))
+    code = runs.code_hash()  # of records of one day, those that this code made are the newest
+    return sorted(records, key=lambda r: (r["date"], r["code"] == code, str(r["folder"])))
 
 
 def what_it_is(config: TrainConfig | dict[str, Any]) -> str:
@@ -83,8 +115,8 @@ def reproduce(
     Returns:
         The folder of each config's record.
     """
-    folder = Path(folder or results_folder())
     recorded = {what_it_is(r["config"]): r for r in load_records(folder)}
+    folder = Path(folder or results_folder())
     configs = [replace(config, device=str(pick_device(config.device))) for config in configs]
     dataset = load_dataset(configs[0].dataset)
     places = []
@@ -103,7 +135,7 @@ def reproduce(
             total=stages * config.epochs, desc=title, unit="epoch", disable=not progress
         ) as bar:
 
-            def show(history: list[dict[str, float]], bar: tqdm = bar) -> None:
+            def show(history: list[dict[str, float]], student: ResNet, bar: tqdm = bar) -> None:
                 if bar.n == 0:  # epochs of an earlier call do not count for the time left
                     bar.initial = bar.n = len(history) - 1
                 bar.update(len(history) - bar.n)
@@ -167,7 +199,8 @@ def load_features(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the recorded test features, float32 ``[N, 64]``, and labels, int64 ``[N]``.
 
     Raises:
-        InputError: if the record kept none, or the file is not the one that was recorded.
+        InputError: if the record kept none, the file is not the one that was recorded, or it
+            cannot be fetched.
     """
     with np.load(_recorded_file(record, "features.npz"), allow_pickle=False) as arrays:
         features = torch.from_numpy(arrays["features"].astype(np.float32))
@@ -178,7 +211,8 @@ def load_model(record: dict[str, Any]) -> ResNet:
     """Return the recorded last model of a run, frozen.
 
     Raises:
-        InputError: if the record kept none, or the file is not the one that was recorded.
+        InputError: if the record kept none, the file is not the one that was recorded, or it
+            cannot be fetched.
     """
     state = torch.load(_recorded_file(record, "model.pt"), map_location="cpu", weights_only=True)
     config = record["config"]
@@ -191,10 +225,45 @@ def _recorded_file(record: dict[str, Any], name: str) -> Path:
     path, files = record["folder"] / name, record.get("files", {})
     if name not in files:
         raise InputError(f"{record['folder'].name} kept no {name}: reproduce it with --keep-models")
+    if record["folder"].is_relative_to(PACKAGED):
+        return _fetched_file(path.relative_to(PACKAGED), files[name])
     if not path.is_file() or _sha256(path) != files[name]:
         raise InputError(
             f"{path} is not the file that was recorded (its SHA-256 differs): fetch it again"
         )
+    return path
+
+
+def _fetched_file(name: Path, sha256: str) -> Path:
+    """Return a recorded file that an installed csd_lib leaves out, fetched once and verified.
+
+    It comes from the release, or from ``$CSD_FILES``, a folder or the address of one that is like
+    ``data/results/``, and is kept in ``data/results-cache/``.
+    """
+    path = data_folder() / "results-cache" / name
+    if path.is_file() and _sha256(path) == sha256:
+        return path
+    remedy = "set CSD_FILES to the folder data/results of a whole copy of the kit, or its address"
+    source = os.environ.get("CSD_FILES", "")
+    if not source and "_" in REPOSITORY.split("/")[0]:
+        raise InputError(f"{name} is not installed, and {REPOSITORY} is no real address: {remedy}")
+    source = source or f"https://raw.githubusercontent.com/{REPOSITORY}/{TAG}/data/results"
+    if "://" not in source:
+        source = Path(source).resolve().as_uri()
+    address = f"{source.rstrip('/')}/{name.as_posix()}"
+    try:
+        with urlopen(address, timeout=60) as answer:
+            content = answer.read()
+    except (OSError, ValueError, HTTPException) as error:
+        raise InputError(
+            f"{name} cannot be fetched from {address} ({error}): check the network, or {remedy}"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(
+            f"{address} is not the file that was recorded (its SHA-256 differs): {remedy}"
+        )
+    runs.make_folder(path.parent)
+    runs.write_atomically(path, lambda partial: partial.write_bytes(content))
     return path
 
 

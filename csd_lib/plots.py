@@ -22,6 +22,7 @@ from torch import Tensor
 from csd_lib.comparison import paper_groups
 from csd_lib.data import Task
 from csd_lib.methods import METHODS, get_method
+from csd_lib.model import ResNet
 from csd_lib.paper import TABLE_1
 from csd_lib.report import GALLERIES
 
@@ -200,6 +201,7 @@ def unit_circle(
     labels: Tensor,
     arrows: Tensor | None = None,
     class_names: Sequence[str] = ("class A", "class B"),
+    axis: plt.Axes | None = None,
 ) -> Figure:
     """Two-dimensional features as points on the unit circle.
 
@@ -208,8 +210,10 @@ def unit_circle(
             drawn hollow and a little further out.
         labels: int64 ``[N]``.
         arrows: ``[N, 2]``, drawn at the points of the first group.
+        axis: draw into this one instead of a new figure.
     """
-    figure, axis = plt.subplots(figsize=(7, 5.2))
+    if axis is None:
+        _, axis = plt.subplots(figsize=(7, 5.2))
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
     for index, (group, points) in enumerate(groups.items()):
         radius = 1 + 0.13 * index
@@ -241,7 +245,7 @@ def unit_circle(
     axis.set(xlim=(-1.6, 1.6), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(groups), frameon=False)
-    return figure
+    return axis.figure
 
 
 def training_curves(history: Sequence[dict[str, float]]) -> Figure:
@@ -272,7 +276,7 @@ class LiveCurves:
     def __init__(self, seconds: float = 2.0):
         self.seconds, self.drawn_at, self.handle = seconds, time.monotonic(), None
 
-    def __call__(self, history: Sequence[dict[str, float]]) -> None:
+    def __call__(self, history: Sequence[dict[str, float]], student: ResNet) -> None:
         """Redraw if the last drawing is old enough."""
         if time.monotonic() - self.drawn_at >= self.seconds:
             self._draw(history, "losses so far, while the network is training")
@@ -294,7 +298,11 @@ class LiveCurves:
 
 
 def retrieval_examples(
-    query_images: Tensor, found_images: Tensor, is_hit: Tensor, query_names: Sequence[str]
+    query_images: Tensor,
+    found_images: Tensor,
+    is_hit: Tensor,
+    query_names: Sequence[str],
+    row_labels: Sequence[str] | None = None,
 ) -> Figure:
     """Queries on the left and what each finds, nearest first, marked as right or wrong.
 
@@ -303,11 +311,11 @@ def retrieval_examples(
         found_images: uint8 ``[n, k, C, H, W]``.
         is_hit: bool ``[n, k]``.
         query_names: class of each query.
+        row_labels: one text on the left of each row.
     """
     count, k = is_hit.shape
-    figure, axes = plt.subplots(
-        count, k + 1, figsize=(1.15 * (k + 1) + 0.8, 1.35 * count), layout="constrained"
-    )
+    width = 1.15 * (k + 1) + 0.8 + 1.2 * bool(row_labels)
+    figure, axes = plt.subplots(count, k + 1, figsize=(width, 1.35 * count), layout="constrained")
     for row in range(count):
         _draw_image(axes[row][0], query_images[row])
         axes[row][0].set_title(f"query: {query_names[row]}", fontsize=12)
@@ -319,6 +327,8 @@ def retrieval_examples(
             axis.spines[:].set(visible=True, color=BLUE if hit else RED, linewidth=4)
         for axis in axes[row]:
             axis.set(xticks=[], yticks=[])
+        if row_labels:
+            axes[row][0].set_ylabel(row_labels[row], rotation=0, ha="right", va="center")
     return figure
 
 
@@ -489,27 +499,43 @@ def drift_maps(
     figure, axes = plt.subplots(
         1, len(maps), figsize=(4 * len(maps), 4.4), sharex=True, sharey=True, layout="constrained"
     )
-    centers = {
-        title: {c: positions[labels == c].mean(axis=0) for c in labels.unique().tolist()}
-        for title, positions in maps.items()
-    }
+    centers = class_centers(maps[start], labels)
     for axis, (title, positions) in zip(axes, maps.items(), strict=True):
-        for c, center in centers[title].items():
-            style = dict(
-                color=CLASS_COLORS[c % len(CLASS_COLORS)],
-                marker=CLASS_MARKERS[c % len(CLASS_MARKERS)],
-            )
-            axis.scatter(*positions[labels == c].T, s=22, alpha=0.55, linewidths=0, **style)
-            axis.scatter(*center, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
-            axis.annotate(class_names[c], center, (9, 7), textcoords="offset points", zorder=5)
-            if title != start:
-                axis.annotate(
-                    "",
-                    center,
-                    centers[start][c],
-                    arrowprops=dict(arrowstyle="-|>", color=BLACK, lw=2.5, shrinkA=0, shrinkB=7),
-                    zorder=3,
-                )
-        axis.set(title=title, xticks=[], yticks=[])
-        axis.grid(False)
+        class_map(axis, positions, labels, class_names, centers if title != start else {})
+        axis.set_title(title)
     return figure
+
+
+def class_centers(positions: np.ndarray, labels: Tensor) -> dict[int, np.ndarray]:
+    """Mean position of each class on a map."""
+    return {c: positions[labels == c].mean(axis=0) for c in labels.unique().tolist()}
+
+
+def class_map(
+    axis: plt.Axes,
+    positions: np.ndarray,
+    labels: Tensor,
+    class_names: Sequence[str],
+    came_from: dict[int, np.ndarray],
+) -> None:
+    """Draw images as points on a map, and each class's centre with its name.
+
+    Args:
+        axis: to draw into.
+        positions: ``[N, 2]``.
+        labels: int64 ``[N]``.
+        class_names: one per label.
+        came_from: earlier centre of a class, from where an arrow shall run to its centre now.
+    """
+    for c, center in class_centers(positions, labels).items():
+        style = dict(
+            color=CLASS_COLORS[c % len(CLASS_COLORS)], marker=CLASS_MARKERS[c % len(CLASS_MARKERS)]
+        )
+        axis.scatter(*positions[labels == c].T, s=22, alpha=0.55, linewidths=0, **style)
+        axis.scatter(*center, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
+        axis.annotate(class_names[c], center, (9, 7), textcoords="offset points", zorder=5)
+        if c in came_from:
+            arrow = dict(arrowstyle="-|>", color=BLACK, lw=2.5, shrinkA=0, shrinkB=7)
+            axis.annotate("", center, came_from[c], arrowprops=arrow, zorder=3)
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)

@@ -10,6 +10,7 @@ import os
 import pickle
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def make_folder(folder: str | Path) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically: a reader or a kill never sees half of it."""
-    _write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
 
 
 def read_json(path: Path) -> Any:
@@ -101,7 +102,7 @@ def read_json(path: Path) -> Any:
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
     """Write the history of a run, one line an epoch."""
     lines = "".join(json.dumps(record) + "\n" for record in history)
-    _write_atomically(folder / "history.jsonl", lambda partial: partial.write_text(lines))
+    write_atomically(folder / "history.jsonl", lambda partial: partial.write_text(lines))
 
 
 def append_history(folder: Path, record: dict[str, float]) -> None:
@@ -144,14 +145,14 @@ class Checkpoints:
         for number, state in enumerate(content.get("models", ()), start=1):
             path = self.path.with_name(f"model-task{number}.pt")
             if not path.exists():
-                _write_atomically(path, lambda partial, state=state: torch.save(state, partial))
+                write_atomically(path, lambda partial, state=state: torch.save(state, partial))
 
         def write(partial: Path) -> None:
             torch.save({"identity": self.identity, **content}, partial)
             if self.path.exists():
                 self.path.replace(self.previous)
 
-        _write_atomically(self.path, write)
+        write_atomically(self.path, write)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - started
 
@@ -211,7 +212,8 @@ def restore_model(student: ResNet, state: dict[str, torch.Tensor]) -> ResNet:
     return freeze(student)
 
 
-def _write_atomically(path: Path, write: Any) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a partial file, and put it in place in one step."""
     partial = path.with_name(path.name + ".partial")
     write(partial)
     partial.replace(path)

@@ -98,7 +98,7 @@ def train(
     folder: str | Path | None = None,
     first_task: str | Path | None = None,
     stop_after: int | None = None,
-    on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
+    on_epoch: Callable[[list[dict[str, float]], ResNet], None] | None = None,
     progress: bool = True,
 ) -> Run:
     """Train one network on the tasks, one after the other, without keeping old images.
@@ -112,7 +112,8 @@ def train(
         first_task: folder of a finished run of ``config.first_task()``, which is then not trained
             again; the result is the same.
         stop_after: train only this many tasks for now; a later call goes on from there.
-        on_epoch: called with the history so far after every epoch, for live curves.
+        on_epoch: called after every epoch with the history so far, for live curves, and with the
+            student as it is then, to look at and not to change: ``embed`` leaves it as it was.
         progress: show a progress bar.
 
     Raises:
@@ -162,7 +163,7 @@ def train(
 
     def after_epoch(state: Callable[[], dict[str, Any]]) -> None:
         if on_epoch:
-            on_epoch(history)
+            on_epoch(history, student)
         if checkpoints:
             runs.append_history(folder, history[-1])
             if checkpoints.is_due() and history[-1]["epoch"] + 1 < config.epochs:

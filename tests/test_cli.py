@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,6 +94,36 @@ def test_a_corrupt_cifar100_file_is_named(tmp_path, content):
     done = run_cli("train", "--dataset", "cifar100", runs=tmp_path / "runs", CSD_DATA=str(path))
     assert done.returncode == 2
     assert str(path) in only_line(done.stderr)
+
+
+def test_data_says_where_cifar100_is_and_how_others_get_it(tmp_path):
+    images, labels = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2
+    arrays = {f"{part}_images": images for part in ("train", "test")}
+    arrays |= {f"{part}_labels": labels for part in ("train", "test")}
+    np.savez(tmp_path / "cifar100.npz", **arrays, class_names=np.array(["ant", "bee"]))
+    for arguments in (["data"], ["data", "--check"]):
+        done = run_cli(*arguments, CSD_DATA=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        place = f"{tmp_path / 'cifar100.npz'}: 0 MB, 4 training and 4 test images of 2 classes"
+        assert place in done.stdout and "CSD_DATA=THAT_FOLDER" in done.stdout
+        assert "http.server" not in done.stdout, "only the archive can be handed out by network"
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar100.npz"]
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        (None, "cifar100.npz does not exist yet: python -m csd_lib data makes it"),
+        ("cifar100.npz", "cifar100.npz is not a complete .npz file"),
+        ("cifar-100-python.tar.gz", "cifar-100-python.tar.gz has 5 bytes instead of 169,001,437"),
+    ],
+)
+def test_data_check_names_what_is_missing_or_damaged_and_writes_nothing(tmp_path, name, words):
+    if name:
+        (tmp_path / name).write_bytes(b"hello")
+    done = run_cli("data", "--check", CSD_DATA=str(tmp_path))
+    assert done.returncode == 2 and words in only_line(done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ([name] if name else [])
 
 
 def test_a_damaged_result_is_named(tmp_path):

@@ -1,13 +1,11 @@
 """Images, splits without leaks, augmentation, and files that are not what they should be."""
 
 import pickle
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision.datasets
 
 from csd_lib import InputError
 from csd_lib.data import (
@@ -287,42 +285,6 @@ def test_nothing_in_a_file_is_executed(arrays, tmp_path):
     with pytest.raises(InputError):
         load_dataset("cifar100", root=tmp_path / "pickle.npz")
     assert not (tmp_path / "pwned").exists()
-
-
-class FakeCIFAR100:
-    """Stands in for torchvision's class: 3 classes, in a mixed order."""
-
-    classes = ("ant", "bee", "cow")
-
-    def __init__(self, root, train, download):
-        assert download
-        self.targets = [2, 0, 1, 2, 0, 1]
-        self.data = np.full((6, 32, 32, 3), 100 + train, np.uint8)
-        self.data += np.array(self.targets, np.uint8)[:, None, None, None]
-
-
-def test_a_missing_file_is_downloaded_by_torchvision_and_written_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "CIFAR100", FakeCIFAR100)
-    dataset = load_dataset("cifar100", root=tmp_path / "new")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar100.npz"]
-    assert dataset.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert (dataset.train_images[:, 0, 0, 0] == 101 + dataset.train_labels).all()
-    assert (dataset.test_images[:, 0, 0, 0] == 100 + dataset.test_labels).all()
-    monkeypatch.setattr(torchvision.datasets, "CIFAR100", None)  # not needed a second time
-    assert len(load_dataset("cifar100", root=tmp_path / "new").train_labels) == 6
-
-
-@pytest.mark.parametrize(
-    "error", [URLError("no route"), RuntimeError("File not found or corrupted")]
-)
-def test_a_failed_download_is_one_clear_line_and_leaves_no_file(tmp_path, monkeypatch, error):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(torchvision.datasets, "CIFAR100", fail)
-    with pytest.raises(InputError, match=r"could not be downloaded.*CSD_DATA") as caught:
-        load_dataset("cifar100", root=tmp_path)
-    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

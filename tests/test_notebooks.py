@@ -72,17 +72,6 @@ def test_committed_outputs_are_complete_and_belong_to_this_code(path):
 
 
 @each_notebook
-def test_first_cell_is_the_same_everywhere_and_safe_to_run_twice(path, tmp_path):
-    first = cells(path, "code")[0].source
-    assert first == cells(NOTEBOOKS[0], "code")[0].source
-    twice = f"{first}\nbefore = list(sys.path)\n{first}\nassert before == sys.path"
-    environment = {**os.environ, "CSD_MODE": "smoke"}
-    subprocess.run(
-        [sys.executable, "-c", twice], cwd=path.parent, env=environment, check=True, timeout=60
-    )
-
-
-@each_notebook
 def test_reads_well(path):
     markdown = "\n".join(cell.source for cell in cells(path, "markdown"))
     text = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
@@ -130,7 +119,7 @@ def test_make_run_writes_pages_with_alt_text_and_formulas_that_need_no_network(t
     assert page.count("<math") > 5 and "$$" not in page
     assert len(re.findall(r'alt="[^"]{30,}"', page)) == len(images(NOTEBOOKS[1]))
     assert 'href="03_distilling_later_tasks.html"' in page
-    assert not re.findall(r'(?:src|href)="http|import\("http', page)
+    assert not re.findall(r'src="http|<link[^>]*href="http|import\("http', page)
 
 
 @pytest.mark.parametrize(

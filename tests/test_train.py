@@ -13,6 +13,7 @@ from csd_lib.data import augment
 from csd_lib.losses import unit_length
 from csd_lib.methods import METHODS, STABILITY, get_method
 from csd_lib.model import ResNet, freeze
+from csd_lib.retrieval import embed
 from csd_lib.train import TrainConfig, TrainingError, feature_spread, learning_rate, train
 
 QUICK = dict(epochs=2, device="cpu")
@@ -226,7 +227,7 @@ class KilledError(Exception):
 def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_bits(
     digits, tmp_path, epochs_before_the_kill
 ):
-    def kill(history):
+    def kill(history, student):
         if len(history) == epochs_before_the_kill + 1:  # that epoch was not saved yet
             raise KilledError
 
@@ -577,7 +578,7 @@ def test_selection_on_held_out_images_never_sees_a_test_image(digits, monkeypatc
 
 @pytest.mark.parametrize("selection", ["test", "held_out"])
 def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selection):
-    def kill(history):
+    def kill(history, student):
         if len(history) == 6:
             raise KilledError
 
@@ -586,6 +587,27 @@ def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selecti
     with pytest.raises(KilledError):
         train(config, digits, folder=tmp_path, on_epoch=kill, progress=False)
     assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
+
+
+@pytest.mark.parametrize("selection", ["last", "held_out"])
+def test_looking_at_the_student_after_every_epoch_leaves_the_run_the_same_bits(digits, selection):
+    config = TrainConfig(crop_padding=1, teacher_statistics="batch", selection=selection, **QUICK)
+    looked = []
+
+    def look(history, student):
+        assert student.training
+        features = embed(student, digits.test_images)
+        looked.append((len(history), features.clone()))
+        assert student.training
+
+    alone = train(config, digits, progress=False)
+    watched = train(config, digits, on_epoch=look, progress=False)
+    assert same_bits(alone, watched)
+    assert [r["loss"] for r in alone.history] == [r["loss"] for r in watched.history]
+    assert [count for count, _ in looked] == [1, 2, 3, 4]
+    assert not torch.equal(looked[0][1], looked[1][1]), "the student of that epoch, not a copy"
+    if selection == "last":
+        assert torch.equal(looked[-1][1], embed(watched.models[-1], digits.test_images))
 
 
 # --- the first task, trained once for all ------------------------------------------------------
@@ -603,7 +625,7 @@ def test_a_shared_first_task_gives_the_same_bits(digits, tmp_path, method):
         digits,
         folder=tmp_path / "rest",
         first_task=tmp_path / "first",
-        on_epoch=lambda history: epochs.append(len(history)),
+        on_epoch=lambda history, student: epochs.append(len(history)),
         progress=False,
     )
     assert same_bits(alone, shared) and epochs == [3, 4]

@@ -28,7 +28,7 @@ def between_marks(text: str, mark: str, content: str) -> str:
     marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
     rendered, places = marks.subn(lambda found: f"{found[1]}{content.strip()}\n{found[2]}", text)
     if places != 1:
-        sys.exit(f"README.md has {places} places marked {mark!r}, expected one")
+        sys.exit(f"error: {places} places are marked {mark!r}, expected one")
     return rendered
 
 

@@ -128,6 +128,7 @@ def main() -> None:
 
     mode = os.environ.get("CSD_MODE", "smoke")
     os.environ["CSD_MODE"] = mode
+    os.environ["CSD_WIDGETS"] = "0"  # on a page without a kernel a control is an empty box
     if mode == "smoke":  # hours of training in other modes are kept
         shutil.rmtree(build / "runs", ignore_errors=True)
         os.environ["CSD_RUNS"] = str(build / "runs")

@@ -1,0 +1,404 @@
+"""Checkers of the exercises on distilling later tasks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csd_lib import losses
+from csd_lib.checkers.cases import on_circle, random_features, random_labels, unit
+from csd_lib.checkers.judge import (
+    Mistake,
+    Mistakes,
+    Verdict,
+    call,
+    compare,
+    compare_gradients,
+    same,
+    verdict,
+)
+
+
+def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+    """Exercise 3.1: knowledge distillation on the old classes."""
+
+    def logs(s: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        old = s[:, : t.shape[1]]
+        return F.log_softmax(old / temperature, dim=1), F.log_softmax(t / temperature, dim=1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (q.exp() * (q - p)).sum(dim=1)
+
+    def over_all_classes(s: Tensor, t: Tensor, temperature: float) -> Tensor:
+        p, q = F.log_softmax(s / temperature, dim=1), F.log_softmax(t / temperature, dim=1)
+        return kl(p[:, : t.shape[1]], q).mean()
+
+    def last_columns(s: Tensor, t: Tensor, temperature: float) -> Tensor:
+        return losses.kd_loss(s[:, -t.shape[1] :], t, temperature)
+
+    right = losses.kd_loss
+    cases = {
+        "the example of notebook 3": (
+            torch.tensor([[1.0, 1.0, 3.0]]),
+            torch.tensor([[2.0, 0.0]]),
+            2.0,
+        ),
+        "temperature 1": (torch.tensor([[1.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0]]), 1.0),
+        "16 images, 5 old and 3 new classes": (
+            2 * random_features(16, 8),
+            2 * random_features(16, 5, seed=1),
+            2.0,
+        ),
+    }
+    mistakes = [
+        (
+            "You multiply by T². Many authors do; the published code of CSD does not.",
+            lambda s, t, temp: right(s, t, temp) * temp**2,
+        ),
+        (
+            "The two distributions are the wrong way round: the teacher's is the one in front, as "
+            "the weight of the sum.",
+            lambda s, t, temp: kl(*logs(s, t, temp)[::-1]).mean(),
+        ),
+        (
+            "The student's softmax runs over all classes. Cut the new ones off *before* the "
+            "softmax.",
+            over_all_classes,
+        ),
+        (
+            "You compare the teacher with the student's *last* columns. The old classes come "
+            "first.",
+            last_columns,
+        ),
+        (
+            "You divide by the number of classes too (`reduction='mean'`). Sum over the classes, "
+            "mean over the images: `batchmean`.",
+            lambda s, t, temp: right(s, t, temp) / t.shape[1],
+        ),
+        (
+            "You add up over the batch (`reduction='sum'`). Take the mean over the images.",
+            lambda s, t, temp: right(s, t, temp) * len(s),
+        ),
+        (
+            "The temperature is missing.",
+            lambda s, t, temp: right(s, t, 1.0),
+        ),
+        (
+            "Only the teacher's logits are divided by T.",
+            lambda s, t, temp: right(s, t / temp, 1.0),
+        ),
+        (
+            "Only the student's logits are divided by T.",
+            lambda s, t, temp: right(s / temp, t, 1.0),
+        ),
+        (
+            "`F.kl_div` wants the *logarithm* of the student's chances, and you gave it the "
+            "chances.",
+            lambda s, t, temp: kl(logs(s, t, temp)[0].exp(), logs(s, t, temp)[1]).mean(),
+        ),
+        (
+            "This is a cross entropy: the term with the teacher's own logarithm is missing, so the "
+            "loss is not 0 when both agree.",
+            lambda s, t, temp: -(logs(s, t, temp)[1].exp() * logs(s, t, temp)[0]).sum(1).mean(),
+        ),
+    ]
+
+    def check() -> None:
+        compare(kd_loss, right, cases, mistakes)
+        compare_gradients(kd_loss, right, cases["16 images, 5 old and 3 new classes"])
+
+    return verdict("3.1", "old classes only, at temperature T, teacher in front.", check)
+
+
+def _csd_variant(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float = 0.07,
+    *,
+    normalize: bool = True,
+    drop_itself: bool = True,
+    own_teacher: bool = True,
+    teachers_below: bool = True,
+    log_outside: bool = False,
+    mean_of_positives: bool = True,
+    other_classes: bool = False,
+    least_positives: int = 1,
+) -> Tensor:
+    """CSD with one thing or another done wrong: the defects of exercises 3.2 and 3.3."""
+    s, t = (unit(student), unit(teacher)) if normalize else (student, teacher)
+    similarity = s @ torch.cat([s, t]).T / temperature
+    batch = len(labels)
+    itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
+    own = torch.eye(batch, dtype=torch.bool)
+    own = torch.cat([torch.zeros_like(own), own], dim=1)
+    positive = (labels[:, None] == labels.repeat(2)[None]) & ~itself
+    if other_classes:
+        positive = labels[:, None] != labels.repeat(2)[None]
+    if not own_teacher:
+        positive = positive & ~own
+    below = torch.ones_like(itself) & ~itself if drop_itself else torch.ones_like(itself)
+    if not teachers_below:
+        below[:, batch:] = False
+    log_below = similarity.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
+    log_chance = similarity - log_below
+    if log_outside:
+        share = (log_chance.exp() * positive).sum(dim=1)
+        return -(share / positive.sum(dim=1)).log().mean()
+    total = (log_chance * positive).sum(dim=1)
+    return -(
+        total / positive.sum(dim=1).clamp_min(least_positives) if mean_of_positives else total
+    ).mean()
+
+
+# Sentence -> wrong loss; used to name a mistake (3.2) and as defects that a test must find (3.3).
+_CSD_MISTAKES: Mistakes = [
+    (
+        "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
+        "largest there is, and drowns the others.",
+        lambda *a: _csd_variant(*a, drop_itself=False),
+    ),
+    (
+        "The anchor's own teacher is not among your positives. It is always one.",
+        lambda *a: _csd_variant(*a, own_teacher=False),
+    ),
+    (
+        "The teachers are missing in the denominator: the anchor competes with other students "
+        "only.",
+        lambda *a: _csd_variant(*a, teachers_below=False),
+    ),
+    (
+        "The temperature is ignored.",
+        lambda s, t, y, temp=0.07: _csd_variant(s, t, y, 1.0),
+    ),
+    (
+        "You multiply by the temperature instead of dividing by it.",
+        lambda s, t, y, temp=0.07: _csd_variant(s, t, y, 1 / temp),
+    ),
+    (
+        "You did not scale the features to length 1, so these are not cosines.",
+        lambda *a: _csd_variant(*a, normalize=False),
+    ),
+    (
+        "You add up over the positives. Take their mean, or anchors with many positives count "
+        "more.",
+        lambda *a: _csd_variant(*a, mean_of_positives=False),
+    ),
+    (
+        "You take the mean of the chances first and the logarithm afterwards. The logarithm "
+        "belongs to each positive.",
+        lambda *a: _csd_variant(*a, log_outside=True),
+    ),
+    (
+        "Your positives are the images of *other* classes.",
+        lambda *a: _csd_variant(*a, other_classes=True),
+    ),
+    (
+        "The minus sign is missing.",
+        lambda *a: -_csd_variant(*a),
+    ),
+    (
+        "Student and teacher have changed places: the anchors are student features.",
+        lambda s, t, y, temp=0.07: _csd_variant(t, s, y, temp),
+    ),
+]
+
+
+def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Verdict:
+    """Exercise 3.2: CSD from its definition."""
+    pencil = (on_circle(0, 60, 120, 180), on_circle(0, 0, 180, 180), torch.tensor([0, 0, 1, 1]))
+    random = (random_features(12, 6), random_features(12, 6, seed=1), random_labels(12, 3))
+    distinct = (random_features(5, 6), random_features(5, 6, seed=1), torch.arange(5))
+    cases = {
+        "four images as in notebook 3, T = 0.5": (*pencil, 0.5),
+        "twelve images of three classes, T = 0.1": (*random, 0.1),
+        "features of other lengths": (2 * random[0], 0.3 * random[1], random[2], 0.5),
+        "five images of five classes": (*distinct, 0.2),
+        "T = 0.01": (*random, 0.01),
+    }
+
+    def over_negatives(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
+        s, t = unit(s), unit(t)
+        similarity = s @ torch.cat([s, t]).T / temp
+        same_class = y[:, None] == y.repeat(2)[None]
+        positive = same_class & ~torch.eye(len(y), 2 * len(y), dtype=torch.bool)
+        below = similarity.masked_fill(same_class, -torch.inf).logsumexp(dim=1, keepdim=True)
+        return -(((similarity - below) * positive).sum(dim=1) / positive.sum(dim=1)).mean()
+
+    def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
+        similarity = unit(t) @ unit(s).T / temp
+        itself = torch.eye(len(y), dtype=torch.bool)
+        below = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
+        positive = y[:, None] == y[None]
+        return -(((similarity - below) * positive).sum(dim=1) / positive.sum(dim=1)).mean()
+
+    mistakes = [
+        (
+            "The anchor's own teacher is not among your positives, so an anchor that is alone in "
+            "its class has none, and the mean of nothing is NaN.",
+            lambda *a: _csd_variant(*a, own_teacher=False, least_positives=0),
+        ),
+        (
+            "You add up over the batch. Take the mean over the anchors.",
+            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y),
+        ),
+        (
+            "Your sum below the line holds only images of other classes. Everything but the anchor "
+            "itself belongs there, positives too.",
+            over_negatives,
+        ),
+        (
+            "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "
+            "published code.",
+            equation_8,
+        ),
+        (
+            "This is Eq. 8 as printed, without a temperature and with teacher anchors. The "
+            "exercise asks for the form of the published code.",
+            lambda s, t, y, temp: losses.csd_loss_paper(s, t, y),
+        ),
+    ]
+    hints = {
+        "T = 0.01": "At a low temperature `exp` overflows. Use `logsumexp`, or subtract the "
+        "largest similarity of each row first.",
+    }
+
+    def check() -> None:
+        compare(csd_loss, losses.csd_loss, cases, [*_CSD_MISTAKES, *mistakes], hints=hints)
+        compare_gradients(csd_loss, losses.csd_loss, (*random, 0.1))
+
+    return verdict("3.2", "this is CSD, value and gradient.", check)
+
+
+def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
+    """Exercise 3.3: write a test that the right loss passes and every defect fails."""
+
+    def accepts(loss: Callable[..., Tensor]) -> bool:
+        try:
+            result = call(test, "your test", loss)
+        except Mistake as mistake:
+            if "AssertionError" in str(mistake):
+                return False
+            raise
+        if not isinstance(result, bool | np.bool_ | Tensor):
+            raise Mistake(f"It returns {result!r}; return True for a right loss, else False.")
+        return bool(result)
+
+    def check() -> None:
+        def rounded(*a: Any) -> Tensor:
+            # The same loss in another order of operations: off by rounding only.
+            return losses.csd_loss(
+                *(x.double() if x.is_floating_point() else x for x in a[:3]), *a[3:]
+            )
+
+        if not accepts(losses.csd_loss):
+            raise Mistake("Your test rejects the right loss, `losses.csd_loss`.")
+        if not accepts(lambda *a: rounded(*a).float() * (1 + 1e-6)):
+            raise Mistake(
+                "Your test rejects a right loss that differs by rounding, one part in a million. "
+                "Compare with a tolerance."
+            )
+        survivors = [sentence for sentence, loss in _CSD_MISTAKES if accepts(loss)]
+        caught = len(_CSD_MISTAKES) - len(survivors)
+        if survivors:
+            raise Mistake(
+                f"It catches {caught} of {len(_CSD_MISTAKES)} defects. This one passes your test: "
+                f"*{survivors[0]}* On which input would its value differ?"
+            )
+
+    praise = f"the right loss passes, and all {len(_CSD_MISTAKES)} defects are caught."
+    return verdict("3.3", praise, check)
+
+
+def check_freeze(freeze: Callable[[nn.Module], nn.Module]) -> Verdict:
+    """Exercise 3.4: a teacher that never changes."""
+
+    def check() -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+        model(random_features(32, 4))  # running statistics that are not the default ones
+        before = copy.deepcopy(model.state_dict())
+
+        def freeze_the_original(_: nn.Module) -> nn.Module:  # `call` would hand out a copy
+            return freeze(model)
+
+        teacher = call(freeze_the_original, "a small network", model)
+        if not isinstance(teacher, nn.Module):
+            raise Mistake(f"It returns {type(teacher).__name__}, not a network: `return` the copy.")
+        shared = {p.data_ptr() for p in model.parameters()} & {
+            p.data_ptr() for p in teacher.parameters()
+        }
+        if teacher is model or shared:
+            raise Mistake(
+                "Teacher and student are the same network, or share their weights: what the "
+                "student learns, the teacher learns too. Make a copy (`copy.deepcopy`)."
+            )
+        if not model.training or not all(p.requires_grad for p in model.parameters()):
+            raise Mistake("The student was frozen too. Only the copy should be.")
+        if not all(torch.equal(a, before[name]) for name, a in model.state_dict().items()):
+            raise Mistake("The student's weights were changed.")
+        if any(not torch.equal(a, before[name]) for name, a in teacher.state_dict().items()):
+            raise Mistake("The teacher's weights differ from the student's: it knows other things.")
+        if any(module.training for module in teacher.modules()):
+            raise Mistake(
+                "The teacher is in train mode: its batch normalisation uses the new task's "
+                "batches, and its running statistics drift. Call `.eval()`."
+            )
+        if any(p.requires_grad for p in teacher.parameters()):
+            raise Mistake(
+                "The teacher's weights still ask for gradients. They would be computed for "
+                "nothing, and an optimiser could move them: `.requires_grad_(False)`."
+            )
+
+    return verdict("3.4", "a copy, in eval mode, without gradients.", check)
+
+
+def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdict:
+    """Exercise 3.5: a distillation term of one's own must be usable as a loss."""
+
+    def check() -> None:
+        labels = torch.arange(12) % 3
+        student, teacher = random_features(12, 6), random_features(12, 6, seed=1)
+        value = call(term, "random features", student, teacher, labels)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise Mistake(f"It returns {shape}, but a loss is a tensor with a single number.")
+        if not torch.isfinite(value):
+            raise Mistake(
+                f"It returns {value.item()} for random features with the labels 0, 1 and 2. Does "
+                f"count on other labels?"
+            )
+        moving, fixed = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+        value = term(moving, fixed, labels)
+        if not value.requires_grad:
+            raise Mistake("Nothing can be learned from it: it does not depend on the student.")
+        pulls, teaches = torch.autograd.grad(value, (moving, fixed), allow_unused=True)
+        if pulls is None or not pulls.abs().sum() > 0:
+            raise Mistake("Nothing can be learned from it: it does not depend on the student.")
+        if teaches is not None and teaches.abs().sum() > 0:
+            raise Mistake(
+                "A gradient flows into the teacher's features: it would be asked to follow the "
+                "student. Use `teacher.detach()`."
+            )
+        other_teacher = random_features(12, 6, seed=2)
+        if same(term(student, teacher, labels), term(student, other_teacher, labels)):
+            raise Mistake("It does not depend on the teacher, so it holds on to nothing.")
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
+        shuffled = term(student[order], teacher[order], labels[order])
+        if not same(shuffled, term(student, teacher, labels)):
+            raise Mistake("Its value changes when the images of the batch are shuffled.")
+        apart = 4 * torch.eye(3, 6)[labels] + 0.1 * student
+        kept, mixed = term(apart, apart, labels), term(student, apart, labels)
+        if not kept < mixed:
+            raise Mistake(
+                f"A student that equals its teacher ({kept.item():.3g}) pays no less than one with "
+                f"random features ({mixed.item():.3g}). Is the sign right?"
+            )
+
+    return verdict("3.5", "it can be trained with. Now measure whether it helps.", check)

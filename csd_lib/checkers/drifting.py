@@ -1,0 +1,168 @@
+"""Checkers of the exercises on feature drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd_lib import drift
+from csd_lib.checkers.cases import on_circle, random_features, unit
+from csd_lib.checkers.judge import Mistake, Verdict, call, compare, verdict
+
+
+def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+    """Exercise 5.1: how far each image's feature moved."""
+
+    def right(old: Tensor, new: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(old, new, dim=1)
+
+    old, new = random_features(9, 6), random_features(9, 6, seed=1)
+    cases = {
+        "0, 90 and 180 degrees": (on_circle(0, 0, 0), on_circle(0, 90, 180)),
+        "a feature that only became longer": (
+            torch.tensor([[3.0, 4.0]]),
+            torch.tensor([[6.0, 8.0]]),
+        ),
+        "nine random features": (old, new),
+    }
+    mistakes = [
+        (
+            "This is the cosine itself, 1 for an image that did not move. Drift is 1 minus it.",
+            lambda a, b: 1 - right(a, b),
+        ),
+        (
+            "You did not scale the features to length 1, so these are not cosines.",
+            lambda a, b: 1 - (a * b).sum(dim=1),
+        ),
+        (
+            "This is a straight-line distance, not 1 − cosine.",
+            lambda a, b: (a - b).norm(dim=1),
+        ),
+        (
+            "This is the distance between the features scaled to length 1; its square is twice the "
+            "drift.",
+            lambda a, b: (unit(a) - unit(b)).norm(dim=1),
+        ),
+        (
+            "This is the angle. Drift is 1 minus its cosine.",
+            lambda a, b: F.cosine_similarity(a, b, dim=1).clamp(-1, 1).acos(),
+        ),
+    ]
+    return verdict(
+        "5.1",
+        "0 for no turn, 1 for a right angle.",
+        lambda: compare(cosine_drift, right, cases, mistakes),
+    )
+
+
+def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) -> Verdict:
+    """Exercise 5.2: the share of neighbours that are kept."""
+
+    def neighbors(features: Tensor, k: int, scale: bool = True, itself: bool = False) -> Tensor:
+        f = unit(features) if scale else features
+        similarity = f @ f.T
+        if not itself:
+            similarity.fill_diagonal_(-torch.inf)
+        return similarity.topk(k, dim=1).indices
+
+    def shared(old: Tensor, new: Tensor, k: int, **kind: bool) -> Tensor:
+        a, b = neighbors(old, k, **kind), neighbors(new, k, **kind)
+        return (a[:, :, None] == b[:, None]).sum(dim=(1, 2)).double()
+
+    def ordered(old: Tensor, new: Tensor, k: int) -> float:
+        return (neighbors(old, k) == neighbors(new, k)).double().mean().item()
+
+    def jaccard(old: Tensor, new: Tensor, k: int) -> float:
+        both = shared(old, new, k)
+        return (both / (2 * k - both)).mean().item()
+
+    def right(old: Tensor, new: Tensor, k: int) -> float:
+        return drift.neighborhood_overlap(old, new, k)
+
+    old = random_features(30, 6)
+    new = old + 0.8 * random_features(30, 6, seed=1)
+    turn = torch.linalg.qr(random_features(6, 6, seed=2))[0]
+    cases = {
+        "30 features that moved a little, k = 5": (old, new, 5),
+        "a rotation, k = 3": (old, old @ turn, 3),
+        "features of other lengths, k = 4": (old * torch.linspace(0.2, 5, 30)[:, None], new, 4),
+        "k = 1": (old, new, 1),
+    }
+    mistakes = [
+        (
+            "Every image counts itself as a neighbour, which is always kept.",
+            lambda a, b, k: (shared(a, b, k, itself=True) / k).mean().item(),
+        ),
+        (
+            "You compare rank by rank. A neighbour that moved from third to fourth place was kept.",
+            ordered,
+        ),
+        (
+            "You did not scale the features to length 1: long ones become everybody's neighbours.",
+            lambda a, b, k: (shared(a, b, k, scale=False) / k).mean().item(),
+        ),
+        (
+            "You divide by the size of the union (Jaccard). Asked for is the share of the k "
+            "neighbours.",
+            jaccard,
+        ),
+        (
+            "You do not divide by k: this is a number of neighbours, not a share.",
+            lambda a, b, k: shared(a, b, k).mean().item(),
+        ),
+        (
+            "This is the share that was *lost*.",
+            lambda a, b, k: 1 - right(a, b, k),
+        ),
+    ]
+    praise = "1 for a rotation, and the order among the neighbours does not matter."
+    return verdict("5.2", praise, lambda: compare(overlap, right, cases, mistakes))
+
+
+def check_best_rotation(best_rotation: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+    """Exercise 5.3: the rotation that brings new features closest to the old ones."""
+
+    def check() -> None:
+        # Long and short features around a centre that is not 0, so that it matters whether they
+        # are scaled or centred first.
+        old = random_features(50, 5) * torch.linspace(0.2, 4, 50)[:, None] + 1
+        turn = torch.linalg.qr(random_features(5, 5, seed=7))[0]
+        mirrored = turn * torch.tensor([-1.0, 1, 1, 1, 1])
+        noise = random_features(50, 5, seed=8)
+        cases = {
+            "features that were only turned": old @ turn.T,
+            "turned and mirrored": old @ mirrored.T,
+            "turned and shaken": old @ turn.T + noise,
+        }
+        for case, new in cases.items():
+            found = call(best_rotation, case, old, new)
+            if not isinstance(found, Tensor) or found.shape != (5, 5):
+                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise Mistake(f"It returns {shape}; expected is a [D, D] tensor, here [5, 5].")
+            found = found.to(old)
+            if not torch.allclose(found @ found.T, torch.eye(5), atol=1e-3):
+                raise Mistake(
+                    f"{case}: this map is not orthogonal, so it changes angles too. A "
+                    f"least-squares fit may stretch; keep the two orthogonal factors of the SVD."
+                )
+            u, _, v = torch.linalg.svd(new.T @ old)
+            best, distance = (new @ (u @ v) - old).norm(), (new @ found - old).norm()
+            if distance > best * (1 + 1e-3) + 1e-3:
+                if (new @ found.T - old).norm() <= best * (1 + 1e-3) + 1e-3:
+                    raise Mistake(
+                        "This turns the old features into the new ones. Asked for is the way back: "
+                        "`new @ R` should be close to `old`. Transpose it."
+                    )
+                if torch.allclose(found, torch.eye(5), atol=1e-3):
+                    raise Mistake("This is the identity: nothing is turned.")
+                raise Mistake(
+                    f"{case}: a better rotation exists: `new @ R` is {distance:.3f} from `old`, "
+                    f"but {best:.3f} is possible. Which product goes into the SVD (of the "
+                    f"features as they are), and which of its factors are multiplied? A mirror is "
+                    f"allowed."
+                )
+
+    return verdict("5.3", "orthogonal, and no rotation comes closer.", check)

@@ -1,0 +1,203 @@
+"""Checkers of the exercises on the first task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd_lib import losses
+from csd_lib.checkers.cases import on_circle, random_features, random_labels, unit
+from csd_lib.checkers.judge import Verdict, compare, compare_gradients, verdict
+
+
+def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+    """Exercise 2.1: cross entropy from its definition."""
+
+    def right(logits: Tensor, labels: Tensor) -> Tensor:
+        return losses.cross_entropy(logits, labels)
+
+    def chosen(log_p: Tensor, labels: Tensor) -> Tensor:
+        return log_p[torch.arange(len(labels)), labels]
+
+    cases = {
+        "logits 2, 1, 0 and class 0": (torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])),
+        "two images": (torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]), torch.tensor([0, 1])),
+        "twenty images": (3 * random_features(20, 7), random_labels(20, 7)),
+        "logits of 1,000": (1000 * torch.eye(3), torch.tensor([0, 1, 0])),
+        "a row with logits of 1,000 and one with small ones": (
+            torch.tensor([[1000.0, 0.0, 0.0], [0.0, 1.0, 2.0]]),
+            torch.tensor([0, 1]),
+        ),
+    }
+    log_softmax = F.log_softmax
+    mistakes = [
+        (
+            "The minus sign is missing: logarithms of probabilities are negative, and the loss "
+            "should be positive.",
+            lambda z, y: -right(z, y),
+        ),
+        (
+            "You add up over the batch. Take the mean, or the loss grows with the size of the "
+            "batch.",
+            lambda z, y: right(z, y) * len(y),
+        ),
+        (
+            "Your softmax runs over the batch (`dim=0`). It should run over the classes, `dim=1`.",
+            lambda z, y: -chosen(log_softmax(z, dim=0), y).mean(),
+        ),
+        (
+            "You use the logarithm to base 2. The loss is defined with the natural one.",
+            lambda z, y: right(z, y) / np.log(2),
+        ),
+        (
+            "You take the mean of the probabilities first and the logarithm afterwards. The "
+            "logarithm belongs to each image.",
+            lambda z, y: -chosen(log_softmax(z, dim=1), y).exp().mean().log(),
+        ),
+    ]
+    overflow = (
+        "`exp` of a large number is infinite. Subtract the largest logit of each row first, or use "
+        "`logsumexp`: the result is the same."
+    )
+    underflow = (
+        "Subtract the largest logit of each *row*, not of the whole batch: the small row then has "
+        "only zeros below the line. `logsumexp(dim=1)` does it right."
+    )
+    hints = dict(zip(list(cases)[3:], (overflow, underflow), strict=True))
+
+    def check() -> None:
+        compare(cross_entropy, right, cases, mistakes, hints=hints)
+        compare_gradients(cross_entropy, right, cases["twenty images"])
+
+    return verdict("2.1", "right, also for very large logits.", check)
+
+
+def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+    """Exercise 2.2: the batch-hard triplet loss."""
+
+    def variant(
+        features: Tensor,
+        labels: Tensor,
+        margin: float,
+        normalize: bool = True,
+        hardest_positive: bool = True,
+        hardest_negative: bool = True,
+        sign: int = 1,
+        over_all: bool = False,
+    ) -> Tensor:
+        scaled = unit(features) if normalize else features
+        similarity = scaled @ scaled.T
+        found = []
+        for i in range(len(labels)):
+            others = torch.arange(len(labels)) != i
+            positive = similarity[i][(labels == labels[i]) & others]
+            negative = similarity[i][labels != labels[i]]
+            if len(positive) and len(negative):
+                p = positive.min() if hardest_positive else positive.max()
+                n = negative.max() if hardest_negative else negative.min()
+                found.append(F.relu(sign * (n - p) + margin))
+        if not found:
+            return torch.zeros(())
+        found = torch.stack(found)
+        return found.mean() if over_all else found.sum() / (found > 0).sum().clamp_min(1)
+
+    pencil = (on_circle(0, 60, 90, 180), torch.tensor([0, 0, 1, 1]))
+    alone = (on_circle(0, 30, 70, 150, 200), torch.tensor([0, 0, 1, 1, 2]))
+    cases = {
+        "the four points of notebook 2, margin 1": (*pencil, 1.0),
+        "the four points, margin 0.2": (*pencil, 0.2),
+        "features of other lengths": (
+            pencil[0] * torch.tensor([[1.0], [3.0], [0.5], [2.0]]),
+            pencil[1],
+            1.0,
+        ),
+        "an image that is alone in its class": (*alone, 1.0),
+        "classes so far apart that every loss is 0": (on_circle(0, 5, 180, 185), pencil[1], 0.1),
+        "24 images of four classes": (random_features(24, 8), random_labels(24, 4), 0.4),
+    }
+    mistakes = [
+        (
+            "You did not scale the features to length 1, so these are not cosines.",
+            lambda *a: variant(*a, normalize=False),
+        ),
+        (
+            "You took the easiest positive, the most similar one. The hardest positive is the "
+            "*least* similar image of the class.",
+            lambda *a: variant(*a, hardest_positive=False),
+        ),
+        (
+            "You took the easiest negative, the least similar one. The hardest negative is the "
+            "*most* similar image of another class.",
+            lambda *a: variant(*a, hardest_negative=False),
+        ),
+        (
+            "The sign is the wrong way round: the loss should fall when the negative becomes less "
+            "similar.",
+            lambda *a: variant(*a, sign=-1),
+        ),
+        (
+            "The margin is missing.",
+            lambda f, y, m: variant(f, y, 0.0),
+        ),
+        (
+            "You take the mean over all anchors. Those with loss 0 are left out of the mean.",
+            lambda *a: variant(*a, over_all=True),
+        ),
+    ]
+    hints = {
+        "an image that is alone in its class": "It has no positive, so it is no anchor: leave it "
+        "out before you take a minimum.",
+        "classes so far apart that every loss is 0": "If no anchor has a loss above 0, the result "
+        "is 0, not the mean of nothing.",
+    }
+
+    def check() -> None:
+        compare(triplet_loss, losses.triplet_loss, cases, mistakes, hints=hints)
+        compare_gradients(triplet_loss, losses.triplet_loss, cases["24 images of four classes"])
+
+    return verdict("2.2", "the hardest pairs, the margin and the mean are right.", check)
+
+
+def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+    """Exercise 2.3: logits of a head whose rows have length 1."""
+
+    def right(features: Tensor, weights: Tensor) -> Tensor:
+        return features @ unit(weights).T
+
+    cases = {
+        "one feature, two rows": (
+            torch.tensor([[3.0, 4.0]]),
+            torch.tensor([[2.0, 0.0], [0.0, 0.5]]),
+        ),
+        "random features and rows": (random_features(6, 5), 3 * random_features(4, 5, seed=1)),
+    }
+    mistakes = [
+        (
+            "The rows are not scaled: a class with long weights would win.",
+            lambda f, w: f @ w.T,
+        ),
+        (
+            "You scaled the features as well. Only the rows of the head have length 1; a longer "
+            "feature gives larger logits.",
+            lambda f, w: unit(f) @ unit(w).T,
+        ),
+        (
+            "You scaled the features instead of the rows.",
+            lambda f, w: unit(f) @ w.T,
+        ),
+        (
+            "You scaled the columns (`dim=0`). Each *row* belongs to a class.",
+            lambda f, w: f @ F.normalize(w, dim=0).T,
+        ),
+        (
+            "You divided all rows by one common length. Each row has its own.",
+            lambda f, w: f @ (w / w.norm()).T,
+        ),
+    ]
+    return verdict(
+        "2.3", "all classes play by the same rules.", lambda: compare(head, right, cases, mistakes)
+    )

@@ -1,0 +1,319 @@
+"""Checkers of the exercises on retrieval forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csd_lib import retrieval
+from csd_lib.checkers.cases import on_circle, random_features, random_labels, unit
+from csd_lib.checkers.judge import Verdict, compare, verdict
+
+
+def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:
+    """Exercise 4.1: Recall@K, with ties."""
+
+    def right(features: Tensor, labels: Tensor, k: int) -> float:
+        return float(retrieval.recall_at_k(features, labels, ks=(k,))[k])
+
+    def variant(
+        features: Tensor,
+        labels: Tensor,
+        k: int,
+        scale: bool = True,
+        itself: bool = False,
+        ties_miss: bool = False,
+        singletons_miss: bool = False,
+        precision: bool = False,
+    ) -> float:
+        f = unit(features.double()) if scale else features.double()
+        similarity = (f @ f.T * 2**24).round()
+        same_class = labels[:, None] == labels[None]
+        if not itself:
+            similarity.fill_diagonal_(-torch.inf)
+            same_class = same_class & ~torch.eye(len(labels), dtype=torch.bool)
+        if precision:
+            found = similarity.argsort(dim=1, descending=True, stable=True)[:, :k]
+            can_hit = same_class.any(dim=1)
+            return same_class.gather(1, found)[can_hit].double().mean().item()
+        best = similarity.masked_fill(~same_class, -torch.inf).amax(dim=1, keepdim=True)
+        sooner = (similarity >= best if ties_miss else similarity > best) & ~same_class
+        hit = (sooner.sum(dim=1) < k) & same_class.any(dim=1)
+        counted = torch.ones_like(hit) if singletons_miss else same_class.any(dim=1)
+        return hit[counted].double().mean().item()
+
+    def among_nearest(features: Tensor, labels: Tensor, k: int) -> float:
+        f = unit(features)
+        found = (f @ f.T).fill_diagonal_(-torch.inf).topk(k, dim=1).indices
+        hit = (labels[found] == labels[:, None]).any(dim=1)
+        counted = (labels[:, None] == labels[None]).sum(dim=1) > 1
+        return hit[counted].double().mean().item()
+
+    circle = (on_circle(0, 20, 100, 30, 80, 91), torch.tensor([0, 0, 0, 1, 1, 1]))
+    axes = torch.eye(4)[[0, 0, 0, 1, 1, 2]]
+    random = (random_features(40, 4), random_labels(40, 5))
+    lengths = random[0] * torch.linspace(0.2, 5, 40)[:, None]
+    cases = {
+        "six features on a circle, K = 1": (*circle, 1),
+        "six features on a circle, K = 2": (*circle, 2),
+        "40 random features, K = 3": (*random, 3),
+        "features of other lengths, K = 1": (lengths, random[1], 1),
+        "a right and a wrong image equally near, K = 1": (
+            axes,
+            torch.tensor([0, 0, 1, 1, 2, 2]),
+            1,
+        ),
+        "a class with one image only, K = 1": (circle[0], torch.tensor([0, 0, 0, 1, 1, 2]), 1),
+    }
+    mistakes = [
+        (
+            "Every query finds itself, so you get 100 %. Leave it out of its own search.",
+            lambda *a: variant(*a, itself=True),
+        ),
+        (
+            "K is off by one: a query is a hit if *fewer than K* wrong images come first.",
+            lambda f, y, k: variant(f, y, k + 1),
+        ),
+        (
+            "This is the share of right images among the K nearest (precision). Recall@K asks "
+            "whether there is at least one.",
+            lambda *a: variant(*a, precision=True),
+        ),
+        (
+            "Only ties are wrong. `topk` and `sort` pick one of equals as they like; count the "
+            "wrong images that are *strictly* more similar than the best right one.",
+            among_nearest,
+        ),
+        (
+            "You count ties as misses. A wrong image must be *strictly* nearer to come first.",
+            lambda *a: variant(*a, ties_miss=True),
+        ),
+        (
+            "You did not scale the features to length 1: long ones are found too often.",
+            lambda *a: variant(*a, scale=False),
+        ),
+        (
+            "You count a query as a miss if its class has no other image. It cannot hit: leave it "
+            "out of the mean.",
+            lambda *a: variant(*a, singletons_miss=True),
+        ),
+        (
+            "This is in percent. A share between 0 and 1 is asked for.",
+            lambda *a: 100 * right(*a),
+        ),
+    ]
+    praise = "ties, lengths and lonely queries are treated as the text says."
+    return verdict("4.1", praise, lambda: compare(recall_at_k, right, cases, mistakes))
+
+
+def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
+    """Exercise 4.2: forgetting from a task x task matrix."""
+    rng = np.random.default_rng(0)
+    rises = np.array([[0.7, 0.6, 0.2], [0.9, 0.5, 0.3], [0.6, 0.8, 0.95]])
+    cases = {
+        "two tasks": (np.array([[0.9, 0.4], [0.7, 0.8]]),),
+        "three tasks, one value rises": (rises,),
+        "five random tasks": (rng.random((5, 5)),),
+    }
+    right = retrieval.forgetting
+
+    def over(first: Callable[[int], int], last: int | None, matrix: np.ndarray) -> float:
+        t = len(matrix)
+        return float(
+            np.mean([matrix[first(j) : last, j].max() - matrix[-1, j] for j in range(t - 1)])
+        )
+
+    mistakes = [
+        (
+            "The sign is the wrong way round: forgetting is positive if something was lost.",
+            lambda m: -right(m),
+        ),
+        (
+            "This is the negative of backward transfer: you compare the end with the diagonal. "
+            "Forgetting takes the *best* earlier value.",
+            lambda m: -retrieval.backward_transfer(m),
+        ),
+        (
+            "This is backward transfer.",
+            retrieval.backward_transfer,
+        ),
+        (
+            "Your maximum includes the last row, or you clamp at 0, so a gain can never show as "
+            "negative forgetting.",
+            lambda m: over(lambda j: j, None, m),
+        ),
+        (
+            "Your maximum includes rows from before the task was learned (above the diagonal).",
+            lambda m: over(lambda j: 0, -1, m),
+        ),
+        (
+            "The last task counts too, though nothing came after it; you divide by T. Leave it out "
+            "and divide by T − 1.",
+            lambda m: right(m) * (len(m) - 1) / len(m),
+        ),
+        (
+            "Rows and columns have changed places: a row is a moment, a column a task.",
+            lambda m: right(m.T),
+        ),
+        (
+            "You add up over the tasks. Take the mean.",
+            lambda m: right(m) * (len(m) - 1),
+        ),
+        (
+            "This is in percent. Keep the unit of the matrix.",
+            lambda m: 100 * right(m),
+        ),
+    ]
+    praise = "best earlier value minus the last, old tasks only."
+    return verdict("4.2", praise, lambda: compare(forgetting, right, cases, mistakes))
+
+
+def check_recall_in_gallery(
+    recall_in_gallery: Callable[[Tensor, Tensor, int, int, int], float],
+) -> Verdict:
+    """Exercise 4.3: queries of one task, a gallery with all classes seen so far."""
+
+    def search(features: Tensor, labels: Tensor, query: Tensor, gallery: Tensor) -> float:
+        counts = retrieval.wrong_before_right(features[gallery], labels[gallery])
+        counts = counts[query[gallery]]
+        return (counts[counts >= 0] < 1).double().mean().item()
+
+    def right(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        return search(features, labels, (labels >= first) & (labels < end), labels < seen)
+
+    def own(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        chosen = (labels >= first) & (labels < end)
+        return search(features, labels, chosen, chosen)
+
+    def everything(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        return right(features, labels, first, end, int(labels.max()) + 1)
+
+    def all_query(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        return right(features, labels, 0, seen, seen)
+
+    def found_itself(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        return 1.0
+
+    def not_scaled(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        f, y = features[labels < seen], labels[labels < seen]
+        found = (f @ f.T).fill_diagonal_(-torch.inf).argmax(dim=1)
+        return (y[found] == y)[(y >= first) & (y < end)].double().mean().item()
+
+    def two_ends(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        return search(features, labels, (labels >= first) & (labels <= end), labels <= seen)
+
+    centers = random_features(6, 5, seed=3)
+    labels = random_labels(150, 6, seed=4)
+    features = centers[labels] + 0.9 * random_features(150, 5, seed=5)
+    cases = {
+        "task 1 (labels 0, 1) after task 2, 4 of 6 classes seen": (features, labels, 0, 2, 4),
+        "task 2 (labels 2, 3) after task 2": (features, labels, 2, 4, 4),
+        "task 1 after task 3": (features, labels, 0, 2, 6),
+        "task 1 after task 1": (features, labels, 0, 2, 2),
+    }
+    mistakes = [
+        (
+            "Your gallery holds the query's own task only. All classes seen so far belong into it.",
+            own,
+        ),
+        (
+            "Your gallery holds classes that have not arrived yet: use labels below `seen`.",
+            everything,
+        ),
+        (
+            "You let all images be queries. Only those of the task, `first <= label < end`, are.",
+            all_query,
+        ),
+        (
+            "You did not scale the features to length 1: similarity is the cosine.",
+            not_scaled,
+        ),
+        (
+            "Every query finds itself: it is part of the gallery and must be left out of its own "
+            "search.",
+            found_itself,
+        ),
+        (
+            "Ends are not included: `first <= label < end` and `label < seen`.",
+            two_ends,
+        ),
+    ]
+    praise = "old queries search everything seen so far, and nothing else."
+    return verdict("4.3", praise, lambda: compare(recall_in_gallery, right, cases, mistakes))
+
+
+def check_paired_difference(
+    paired_difference: Callable[[dict[int, float], dict[int, float]], tuple[float, float, int]],
+) -> Verdict:
+    """Exercise 4.4: compare two methods seed by seed."""
+
+    def variant(
+        a: dict[int, float],
+        b: dict[int, float],
+        by_place: bool = False,
+        ddof: int = 1,
+        sign: int = 1,
+        ties_win: bool = False,
+        standard_error: bool = False,
+    ) -> tuple[float, float, float]:
+        seeds = sorted(a.keys() & b.keys())
+        pairs = (
+            list(zip(a.values(), b.values(), strict=False))
+            if by_place
+            else [(a[s], b[s]) for s in seeds]
+        )
+        d = sign * np.array([x - y for x, y in pairs])
+        sd = d.std(ddof=ddof) / (np.sqrt(len(d)) if standard_error else 1)
+        return float(d.mean()), float(sd), float((d >= 0).sum() if ties_win else (d > 0).sum())
+
+    def unpaired(a: dict[int, float], b: dict[int, float]) -> tuple[float, float, float]:
+        seeds = sorted(a.keys() & b.keys())
+        x, y = np.array([a[s] for s in seeds]), np.array([b[s] for s in seeds])
+        sd = np.sqrt(x.var(ddof=1) + y.var(ddof=1))
+        return float(x.mean() - y.mean()), float(sd), float((x > y).sum())
+
+    cases = {
+        "three seeds": ({0: 90.0, 1: 94.0, 2: 91.0}, {0: 88.0, 1: 93.0, 2: 92.0}),
+        "the same seeds in another order": (
+            {0: 90.0, 1: 94.0, 2: 91.0},
+            {2: 92.0, 0: 88.0, 1: 93.0},
+        ),
+        "a seed that only one of them has": (
+            {0: 5.0, 1: 7.0, 3: 4.0, 4: 9.0},
+            {4: 7.0, 0: 6.0, 1: 3.0, 9: 1.0},
+        ),
+        "a tie": ({0: 1.0, 1: 2.0, 2: 4.0}, {0: 1.0, 1: 1.0, 2: 2.0}),
+    }
+    mistakes = [
+        (
+            "You pair the values by their place in the dictionaries. Pair them by *seed*.",
+            lambda a, b: variant(a, b, by_place=True),
+        ),
+        (
+            "Your spread has the divisor n. For a sample use n − 1 (`ddof=1`).",
+            lambda a, b: variant(a, b, ddof=0),
+        ),
+        (
+            "The difference is the wrong way round: first method minus second.",
+            lambda a, b: variant(a, b, sign=-1),
+        ),
+        (
+            "You count a tie as a win.",
+            lambda a, b: variant(a, b, ties_win=True),
+        ),
+        (
+            "This is the standard error, which says how well the mean is known. Asked for is the "
+            "standard deviation of the differences.",
+            lambda a, b: variant(a, b, standard_error=True),
+        ),
+        (
+            "You compare two means with two spreads. What the seeds share then hides the "
+            "difference: take the difference for each seed first.",
+            unpaired,
+        ),
+    ]
+    praise = "paired by seed, with the spread of the differences."
+    return verdict("4.4", praise, lambda: compare(paired_difference, variant, cases, mistakes))

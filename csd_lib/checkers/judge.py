@@ -1,0 +1,232 @@
+"""How a learner's function is checked: run it on small cases, and name the mistake in it.
+
+A checker holds a right answer and a list of *known mistakes*, each a wrong answer with a sentence
+that names it. If the learner's results differ from the right ones, they are compared with those of
+every mistake; if they agree with one in all cases, that is the mistake. Otherwise the first case
+that differs is shown.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Arguments by a name that the learner will read.
+Cases = dict[str, tuple[Any, ...]]
+# Sentences that name a mistake, each with a function that makes it.
+Mistakes = Sequence[tuple[str, Callable[..., Any]]]
+
+NOTHING = "It returns nothing yet: put your code in place of the dots, with a `return` at its end."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a checker says; true if the exercise is solved."""
+
+    exercise: str
+    passed: bool
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        return f"{'✓' if self.passed else '✗'} Exercise {self.exercise}: {self.message}"
+
+    def _repr_markdown_(self) -> str:
+        mark = "✓ **solved**" if self.passed else "✗ **not yet**"
+        return f"{mark} · Exercise {self.exercise}: {self.message}"
+
+
+# The last verdict on each exercise in this kernel.
+VERDICTS: dict[str, Verdict] = {}
+
+
+class Mistake(Exception):  # noqa: N818 - it is a finding about somebody's answer, not our error
+    """Raised inside a checker; its text is what the learner reads."""
+
+
+def verdict(exercise: str, praise: str, check: Callable[[], None]) -> Verdict:
+    """Run a check, which raises ``Mistake`` if it finds one, and keep what came out."""
+    try:
+        check()
+        found = Verdict(exercise, True, praise)
+    except Mistake as mistake:
+        found = Verdict(exercise, False, str(mistake))
+    VERDICTS[exercise] = found
+    return found
+
+
+def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
+    """Call a learner's function on copies of the arguments.
+
+    Raises:
+        Mistake: if it raises, returns nothing, or changes what it was given.
+    """
+    given = copy.deepcopy(args)
+    try:
+        result = function(*given)
+    except Exception as error:
+        raise Mistake(f"{case}: it stops with `{type(error).__name__}: {error}`.") from error
+    if result is None or result is Ellipsis:
+        raise Mistake(NOTHING)
+    for before, after in zip(args, given, strict=True):
+        if isinstance(before, Tensor | np.ndarray) and not _equal(before, after):
+            raise Mistake(
+                f"{case}: it changes the tensor that it was given. Work on a copy, or use "
+                f"functions without a trailing underscore."
+            )
+    return result
+
+
+def compare(
+    function: Callable[..., Any],
+    right: Callable[..., Any],
+    cases: Cases,
+    mistakes: Mistakes,
+    *,
+    tolerance: float = 1e-4,
+    hints: dict[str, str] | None = None,
+) -> None:
+    """Compare a learner's function with the right one on every case.
+
+    Args:
+        function: the learner's.
+        right: gives the right results.
+        cases: arguments by a name that the learner will read; the simplest first.
+        mistakes: known mistakes; the first that fits is reported.
+        tolerance: largest difference, absolute and relative, that counts as rounding.
+        hints: what to say if no known mistake fits, by the first case that differs.
+
+    Raises:
+        Mistake: with the sentence of the mistake that gives the same results, or else with the
+            first case that differs.
+    """
+    results = {name: call(function, name, *args) for name, args in cases.items()}
+    expected = {name: right(*args) for name, args in cases.items()}
+    for name, result in results.items():
+        problem = _wrong_kind(result, expected[name])
+        if problem:
+            raise Mistake(f"{name}: it returns {problem}.")
+    different = [n for n in cases if not same(results[n], expected[n], tolerance)]
+    if not different:
+        return
+    for sentence, wrong in mistakes:
+        outcomes = {name: _outcome(wrong, args) for name, args in cases.items()}
+        if all(same(results[name], outcomes[name], tolerance) for name in cases):
+            raise Mistake(f"{sentence} ({_seen(different[0], results, expected)})")
+    first = different[0]
+    hint = (hints or {}).get(first, "")
+    if not hint and not _finite(results[first]) and _finite(expected[first]):
+        hint = "Where does that come from? `0 / 0`, `-inf * 0` and the mean of nothing are NaN."
+    raise Mistake(f"Not right yet. {_seen(first, results, expected)}. {hint}".strip())
+
+
+def compare_gradients(
+    function: Callable[..., Tensor], right: Callable[..., Tensor], args: Sequence[Any]
+) -> None:
+    """Check that gradient descent on the first argument would do what it does with the right loss.
+
+    Raises:
+        Mistake: if the result is cut off from the graph, or its gradient differs.
+    """
+    gradients = []
+    for loss in (function, right):
+        moving = args[0].clone().requires_grad_()
+        value = loss(moving, *args[1:])
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            raise Mistake(
+                "The value is right, but nothing can be learned from it: it is cut off from the "
+                "graph. Leave out `.item()`, `.detach()`, `float(...)` and `torch.tensor(...)`."
+            )
+        gradients.append(torch.autograd.grad(value, moving)[0])
+    if not same(*gradients, 1e-4):
+        raise Mistake("The value is right, but its gradient is not: is a part of it detached?")
+
+
+def same(result: Any, expected: Any, tolerance: float = 1e-4) -> bool:
+    """Tell whether two results are equal up to rounding; NaN equals NaN."""
+    if isinstance(result, dict) and isinstance(expected, dict):
+        keys = result.keys()
+        return keys == expected.keys() and all(
+            same(result[k], expected[k], tolerance) for k in keys
+        )
+    if isinstance(result, list | tuple) and isinstance(expected, list | tuple):
+        pairs = zip(result, expected, strict=False)
+        return len(result) == len(expected) and all(same(a, b, tolerance) for a, b in pairs)
+    a, b = _numbers(result), _numbers(expected)
+    if a is None or b is None:
+        return False
+    return a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Turn a number, tensor or list of numbers into a float64 array."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().double().numpy()
+    try:
+        return np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return None
+
+
+def _wrong_kind(result: Any, expected: Any) -> str | None:
+    """Say in words if a result has another type or shape than expected."""
+    if isinstance(expected, Tensor):
+        if not isinstance(result, Tensor):
+            return f"a {type(result).__name__}, but a tensor is expected"
+        if result.shape != expected.shape:
+            return f"a tensor of shape {list(result.shape)}, but {list(expected.shape)} is expected"
+        if result.is_floating_point() and not expected.is_floating_point():
+            return f"a tensor of {result.dtype}, but {expected.dtype} is expected"
+    elif isinstance(expected, float | int):
+        if not isinstance(result, float | int | np.number | Tensor | np.ndarray):
+            return f"a {type(result).__name__}, but a number is expected"
+        if np.size(_numbers(result)) != 1:
+            return f"{np.size(_numbers(result))} numbers, but a single one is expected"
+    return None
+
+
+def _outcome(wrong: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Result of a known mistake; the mistake itself may fail on a case, which matches nothing."""
+    try:
+        return wrong(*copy.deepcopy(args))
+    except Exception:
+        return object()
+
+
+def _seen(name: str, results: dict[str, Any], expected: dict[str, Any]) -> str:
+    return f"{name}: it returns {_short(results[name])}, expected {_short(expected[name])}"
+
+
+def _short(value: Any) -> str:
+    """Write a result so that it fits into a sentence."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_short(part)}" for key, part in value.items())
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, list) and all(isinstance(part, float) for part in value):
+        value = np.array(value)
+    if isinstance(value, np.ndarray | np.number | float):
+        text = np.array2string(np.asarray(value), precision=4, threshold=12, separator=", ")
+    else:
+        text = str(value).replace("np.float64", "")
+    text = " ".join(text.split())
+    return f"`{text if len(text) <= 90 else text[:90] + ' …'}`"
+
+
+def _finite(value: Any) -> bool:
+    numbers = _numbers(value)
+    return numbers is None or bool(np.isfinite(numbers).all())
+
+
+def _equal(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor):
+        return torch.equal(before, after)
+    return np.array_equal(before, after)

@@ -1,0 +1,246 @@
+"""Checkers of the exercises on data splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd_lib import data
+from csd_lib.checkers.cases import random_labels
+from csd_lib.checkers.judge import Mistake, Verdict, call, compare, verdict
+
+
+def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> Verdict:
+    """Exercise 1.1: the position of each class in the class order."""
+
+    def right(labels: Tensor, order: Sequence[int]) -> Tensor:
+        return torch.tensor([order.index(label) for label in labels.tolist()])
+
+    def replace_one_after_the_other(labels: Tensor, order: Sequence[int]) -> Tensor:
+        for position, c in enumerate(order):
+            labels[labels == c] = position
+        return labels
+
+    shuffled = data.class_order_from_seed(10, 3)
+    cases = {
+        "order (1, 2, 0)": (torch.tensor([1, 0, 2, 1]), (1, 2, 0)),
+        "order (0, 1, 2)": (torch.tensor([0, 2, 1]), (0, 1, 2)),
+        "a random order of ten classes": (random_labels(40, 10), shuffled),
+    }
+    mistakes = [
+        (
+            "You look up which class stands at a position, `class_order[label]`. The other way "
+            "round is asked: at which position does the class stand?",
+            lambda y, o: torch.tensor(o)[y],
+        ),
+        (
+            "These are still the data set's own class numbers.",
+            lambda y, o: y,
+        ),
+        (
+            "You replace one class after the other in the same tensor, so a label that was just "
+            "written is taken for a class and replaced again. Write into a new tensor.",
+            replace_one_after_the_other,
+        ),
+        (
+            "Your labels begin at 1. The head's first row is row 0.",
+            lambda y, o: right(y, o) + 1,
+        ),
+        (
+            "You number the classes in the order in which they come up among the images, not in "
+            "the class order.",
+            lambda y, o: torch.tensor(
+                [list(dict.fromkeys(y.tolist())).index(c) for c in y.tolist()]
+            ),
+        ),
+    ]
+    praise = "every class gets its place in the order."
+    return verdict("1.1", praise, lambda: compare(relabel, right, cases, mistakes))
+
+
+def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> Verdict:
+    """Exercise 1.2: cut the class order into tasks."""
+
+    def right(order: Sequence[int], tasks: int) -> list[tuple[int, ...]]:
+        return [tuple(int(c) for c in group) for group in np.array_split(np.array(order), tasks)]
+
+    def answer(order: Sequence[int], tasks: int) -> list[tuple[int, ...]] | None:
+        groups = split_classes(order, tasks)
+        return None if groups is None else [tuple(int(c) for c in group) for group in groups]
+
+    def chunks(order: Sequence[int], size: int) -> list[tuple[int, ...]]:
+        return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+
+    def last_gets_the_rest(order: Sequence[int], tasks: int) -> list[tuple[int, ...]]:
+        groups = chunks(order, len(order) // tasks)
+        return [*groups[: tasks - 1], sum(groups[tasks - 1 :], ())]
+
+    shuffled = data.class_order_from_seed(10, 3)
+    cases = {
+        "6 classes, 2 tasks": ((3, 0, 5, 1, 4, 2), 2),
+        "10 classes, 3 tasks": (tuple(range(10)), 3),
+        "10 classes in a random order, 4 tasks": (shuffled, 4),
+        "3 classes, 3 tasks": ((2, 0, 1), 3),
+        "5 classes, 1 task": ((4, 3, 2, 1, 0), 1),
+    }
+    mistakes = [
+        (
+            "Some classes are in no task: `len(order) // num_tasks` rounds down, and the rest is "
+            "lost.",
+            lambda o, t: chunks(o, len(o) // t)[:t],
+        ),
+        (
+            "The last task gets all the classes that are left over. Tasks should differ by at most "
+            "one class, the first ones being larger.",
+            last_gets_the_rest,
+        ),
+        (
+            "Your tasks are as large as possible, so the last one is too small, or missing. They "
+            "should differ by at most one class.",
+            lambda o, t: chunks(o, -(-len(o) // t)),
+        ),
+        (
+            "You deal the classes out like cards, one to each task in turn. Neighbours in the "
+            "class order belong into the same task.",
+            lambda o, t: [tuple(o[i::t]) for i in range(t)],
+        ),
+        (
+            "You cut the numbers 0, 1, 2, …, not the class order that was given.",
+            lambda o, t: right(range(len(o)), t),
+        ),
+        (
+            "You sort the classes. The class order decides, inside a task too.",
+            lambda o, t: [tuple(sorted(g)) for g in right(o, t)],
+        ),
+    ]
+    praise = "every class is in exactly one task, and the sizes differ by at most one."
+    return verdict("1.2", praise, lambda: compare(answer, right, cases, mistakes))
+
+
+def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict:
+    """Exercise 1.3: test images that are exact copies of a training image."""
+
+    def right(train: Tensor, test: Tensor) -> int:
+        known = {image.numpy().tobytes() for image in train}
+        return sum(image.numpy().tobytes() in known for image in test)
+
+    def pairs(train: Tensor, test: Tensor) -> int:
+        return int((train.flatten(1)[:, None] == test.flatten(1)[None]).all(dim=2).sum())
+
+    def same_place(train: Tensor, test: Tensor) -> int:
+        n = min(len(train), len(test))
+        return int((train[:n] == test[:n]).flatten(1).all(dim=1).sum())
+
+    def by_sum(train: Tensor, test: Tensor) -> int:
+        sums = {int(image.sum()) for image in train}
+        return sum(int(image.sum()) in sums for image in test)
+
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randint(256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    fresh = torch.randint(256, (5, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    twice = torch.cat([train, train[:3]])
+    mirrored = train[:2].flip(3)
+    cases = {
+        "no copies": (train, fresh),
+        "two copies at other places": (train, torch.cat([fresh, train[7:9]])),
+        "training images that are there twice": (twice, torch.cat([train[:1], fresh])),
+        "a test image that is there twice": (train, torch.cat([fresh, train[4:5], train[4:5]])),
+        "mirrored images, which are no copies": (train, mirrored),
+    }
+    mistakes = [
+        (
+            "You count pairs. A test image that equals two training images is still one test "
+            "image.",
+            pairs,
+        ),
+        (
+            "You compare the images at the same place of both lists only.",
+            same_place,
+        ),
+        (
+            "You compare sums or means of pixels. Different images can share those.",
+            by_sum,
+        ),
+        (
+            "You count each copied image once. If it is in the test set twice, both are leaks.",
+            lambda a, b: right(a, torch.unique(b, dim=0)),
+        ),
+        (
+            "You count training images that have a copy in the test set. The question is about "
+            "test images.",
+            lambda a, b: right(b, a),
+        ),
+    ]
+    praise = "copies are found wherever they are, and each test image counts once."
+    return verdict("1.3", praise, lambda: compare(count_copies, right, cases, mistakes))
+
+
+def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tensor]) -> Verdict:
+    """Exercise 1.4: shift every image of a batch by its own random amount."""
+
+    def check() -> None:
+        batch, padding = 400, 2
+        images = (
+            (1 + torch.arange(48, dtype=torch.uint8)).reshape(1, 1, 8, 6).repeat(batch, 1, 1, 1)
+        )
+        seeded = torch.Generator().manual_seed(0)
+        crops = call(
+            lambda x: random_crop(x, padding, seeded), "400 images of 8 × 6 pixels", images
+        )
+        if not isinstance(crops, Tensor) or crops.shape != images.shape:
+            shape = list(crops.shape) if isinstance(crops, Tensor) else type(crops).__name__
+            raise Mistake(f"The result is {shape}, but {list(images.shape)} is expected.")
+        if crops.dtype != torch.uint8:
+            raise Mistake(f"The result is {crops.dtype}; the images should stay uint8.")
+        padded = F.pad(images[0, 0], (padding,) * 4)
+        size = 2 * padding + 1
+        windows = padded.unfold(0, 8, 1).unfold(1, 6, 1).reshape(-1, 8, 6)
+        match = (crops[:, 0, None] == windows[None]).flatten(2).all(dim=2)
+        if not match.any(dim=1).all():
+            wrong = crops[~match.any(dim=1)][0, 0]
+            if (wrong != 0).all():
+                raise Mistake(
+                    "The border is not black. Pad with zeros, before normalisation; `roll` and "
+                    "reflection bring pixels back in on the other side."
+                )
+            raise Mistake(
+                "Some results are no window of the padded image: an image was shifted by more than "
+                "the padding, mirrored, or cut in pieces."
+            )
+        places = match.float().argmax(dim=1)
+        rows, columns = places // size, places % size
+        if len(places.unique()) == 1:
+            raise Mistake(
+                "All images of the batch are shifted alike: you drew one random number for the "
+                "batch. Draw one row and one column for each image."
+            )
+        if (rows == columns).all():
+            raise Mistake("The same draw is used for rows and columns: images move on a diagonal.")
+        if rows.max() <= padding and columns.max() <= padding:
+            raise Mistake(
+                f"Your windows start at rows and columns up to {padding}, the padding. The padded "
+                f"image is larger by twice the padding, so they can start from 0 to {size - 1}."
+            )
+        if rows.max() < size - 1 or columns.max() < size - 1 or min(rows.min(), columns.min()) > 0:
+            raise Mistake(
+                f"With padding {padding} there are {size} possible shifts in each direction, but "
+                f"not all of them come up in {batch} images. `randint` leaves its upper end out."
+            )
+        if torch.equal(crops, random_crop(images, padding, seeded)):
+            raise Mistake(
+                "Every call gives the same crops. The seed belongs outside: draw from `generator` "
+                "as it comes."
+            )
+        again = random_crop(images, padding, torch.Generator().manual_seed(0))
+        if not torch.equal(crops, again):
+            raise Mistake(
+                "The same seed gives other crops: draw your random numbers from `generator`."
+            )
+
+    praise = "black border, all shifts possible, one draw for each image, repeatable."
+    return verdict("1.4", praise, check)

@@ -1,0 +1,387 @@
+"""Controls for the notebooks, where trying beats reading.
+
+Each control has a plain drawing function that returns a figure and one line that describes it, made
+from the data. A notebook first shows that figure for good settings; ``explore`` below it redraws it
+for those that a reader chooses. Nothing here trains: it draws what was computed before.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython import get_ipython
+from IPython.display import display
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from csd_lib import InputError, plots
+from csd_lib.data import Dataset, Task, class_incremental_split
+from csd_lib.ledger import find_file
+from csd_lib.losses import csd_loss, unit_length
+from csd_lib.methods import get_method
+
+Drawing = tuple[Figure, str]
+# Steps of equal ratio from 0.05 to 2, with the 0.07 of the paper's code and the 0.5 of the pencil.
+TEMPERATURES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A setting that a reader may choose.
+
+    Attributes:
+        label: what is written beside it.
+        options: a range (a slider whose number can also be typed), or the choices in their order,
+            each a value or a pair of its name and its value.
+        value: the choice to begin with.
+        menu: show the choices as a menu, not as a slider.
+    """
+
+    label: str
+    options: Sequence[Any]
+    value: Any
+    menu: bool = False
+
+
+def explore(draw: Callable[..., Drawing], **controls: Control) -> None:
+    """Show controls, and below them what ``draw`` makes of their values, redrawn at every change.
+
+    With ``$CSD_WIDGETS`` set to 0, without ipywidgets and outside Jupyter it prints one line.
+
+    Args:
+        draw: takes one value per control, by name; returns a figure and its description.
+        controls: in the order in which they are shown.
+    """
+    in_jupyter = getattr(get_ipython(), "kernel", None) is not None
+    if in_jupyter and find_spec("ipywidgets") and os.environ.get("CSD_WIDGETS") != "0":
+        display(panel(draw, **controls))
+    else:
+        names = ", ".join(control.label for control in controls.values())
+        print(f"Run this cell in Jupyter or Colab to get the control: {names}.")
+
+
+def panel(draw: Callable[..., Drawing], **controls: Control) -> Any:
+    """Return the controls of ``explore`` and their picture as an ipywidgets ``VBox``.
+
+    An error in ``draw`` is an error of the cell at first. Later it takes the picture's place, or
+    the reader would take the old picture for the new one, and is raised for the log.
+    """
+    from ipywidgets import HTML, VBox  # a notebook must also be readable without it
+
+    width = f"{max(len(control.label) for control in controls.values()) + 2}ch"
+    inputs = {name: _input(control, width) for name, control in controls.items()}
+    picture = HTML()
+
+    def redraw(_change: dict[str, Any] | None = None) -> None:
+        try:
+            figure, description = draw(**{name: widget.value for name, widget in inputs.items()})
+        except Exception as error:
+            message = html.escape(f"{type(error).__name__}: {error}")
+            picture.value = f'<p role="alert"><b>This could not be drawn.</b> {message}</p>'
+            raise
+        picture.value = _page(figure, description)
+
+    redraw()
+    for widget in inputs.values():
+        widget.observe(redraw, names="value")
+    return VBox([*inputs.values(), picture])
+
+
+def _input(control: Control, label_width: str) -> Any:
+    """Make the widget of one control, from the core that ipywidgets 7 and 8 share."""
+    from ipywidgets import Dropdown, IntSlider, SelectionSlider
+
+    look = dict(
+        description=control.label,
+        value=control.value,
+        style={"description_width": label_width},
+        layout={"width": "95%", "max_width": "46em"},
+    )
+    options = control.options
+    if isinstance(options, range):
+        low, high = options[0], options[-1]
+        return IntSlider(min=low, max=high, step=options.step, continuous_update=False, **look)
+    pairs = [option if isinstance(option, tuple) else (str(option), option) for option in options]
+    if control.menu:
+        return Dropdown(options=pairs, **look)
+    return SelectionSlider(options=pairs, continuous_update=False, **look)
+
+
+def _page(figure: Figure, description: str) -> str:
+    """Return a figure and its description as HTML, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    text = html.escape(description)
+    return f'<img src="{source}" alt="{text}" style="max-width: 100%"><p><i>Figure: {text}</i></p>'
+
+
+def split_picture(dataset: Dataset, tasks: int, order_seed: int | None = None) -> Drawing:
+    """Split the classes, show one image of each (at most ten a task), and say the sizes.
+
+    Args:
+        dataset: the images.
+        tasks: how many, at most one per class.
+        order_seed: of the class order; None keeps the classes as they are numbered.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an uneven split shows in the description
+        split = class_incremental_split(dataset, tasks, seed=order_seed)
+    order = "as numbered" if order_seed is None else f"of seed {order_seed}"
+    sizes = "; ".join(
+        f"task {task.index + 1}: {_some(task.class_names)} ({len(task.train_labels)} images)"
+        for task in split
+    )
+    return plots.task_picture(split, 10), f"class order {order}, training images. {sizes}."
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return " ".join(names[:10]) + more
+
+
+def csd_temperature(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
+) -> Drawing:
+    """The softmax chances of the CSD loss, and on the unit circle where its gradient pulls.
+
+    Args:
+        student: ``[B, 2]`` features of length 1.
+        teacher: ``[B, 2]`` features of the same images.
+        labels: int64 ``[B]``, 0 or 1.
+        temperature: of the loss.
+    """
+    batch = len(labels)
+    moving = student.clone().requires_grad_()
+    loss = csd_loss(moving, teacher, labels, temperature)
+    loss.backward()
+    itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
+    similar = (student @ torch.cat([student, teacher]).T).masked_fill(itself, -torch.inf)
+    chances = (similar / temperature).softmax(dim=1)
+    same = labels[:, None] == labels.repeat(2)[None, :]
+    rivals = chances.masked_fill(same, 0)
+    nearest_share = (rivals.amax(dim=1) / rivals.sum(dim=1)).mean().item()
+    lengths = moving.grad.norm(dim=1)
+    longest = lengths.max()
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11.6, 4.5), width_ratios=(1.45, 1), layout="constrained"
+    )
+    anchors = [f"$s_{i + 1}$" for i in range(batch)]
+    plots.number_matrix(
+        chances.masked_fill(itself, float("nan")),
+        anchors,
+        anchors + [f"$t_{i + 1}$" for i in range(batch)],
+        title=f"chances at T = {temperature:g}: CSD loss {loss.item():.3f}",
+        outlined=same & ~itself,
+        limits=(0, 1),
+        axis=left,
+    )
+    groups = {"student": student, "teacher": teacher}
+    arrows = -moving.grad * (0.6 / longest) if longest > 1e-6 else None
+    plots.unit_circle(groups, labels, arrows, axis=right)
+    right.set_title(f"pull, at most {longest.item():.2f}")
+    return figure, (
+        f"CSD at T = {temperature:g}: the loss of the batch is {loss.item():.3f}; of the chance "
+        f"that an anchor gives to its rivals, the nearest one has {100 * nearest_share:.0f} %; the "
+        f"strongest pull is {longest.item():.2f}, on student {lengths.argmax().item() + 1}, and "
+        f"the weakest {lengths.min().item():.2f} (arrows show their ratio)."
+    )
+
+
+def neighbors(
+    tasks: Sequence[Task],
+    features: dict[str, Sequence[Tensor]],
+    method: str,
+    query: int,
+    k: int,
+    stage: int,
+) -> Drawing:
+    """What a query finds with the network after task 1, and with the one after a later task.
+
+    Both search the same images, so that only the features differ: the test images of all classes
+    seen by the later task, and of the query's own.
+
+    Args:
+        tasks: of the split.
+        features: ``{method: [N, D] per stage}``, of the test images of all tasks in their order.
+        method: one of those.
+        query: number of a test image, from 0.
+        k: how many neighbours.
+        stage: the later task, from 1.
+    """
+    images = torch.cat([task.test_images for task in tasks])
+    labels = torch.cat([task.test_labels for task in tasks])
+    names = [name for task in tasks for name in task.class_names]
+    task_of = torch.cat([torch.full_like(task.test_labels, task.index) for task in tasks])
+    gallery = ((task_of < stage) | (task_of == task_of[query])).nonzero().squeeze(1)
+    gallery = gallery[gallery != query]
+    found = []
+    for of_stage in (features[method][0], features[method][stage - 1]):
+        unit = unit_length(of_stage.cpu())
+        order = (unit[gallery] @ unit[query]).argsort(descending=True, stable=True)
+        found.append(gallery[order[:k]])
+    found = torch.stack(found)  # [2, k]
+    hits = labels[found] == labels[query]
+    name, title = names[labels[query]], get_method(method).title
+    figure = plots.retrieval_examples(
+        images[[query, query]],
+        images[found],
+        hits,
+        [name, name],
+        row_labels=["after\ntask 1", f"after\ntask {stage}"],
+    )
+    nearest = names[labels[found[1, 0]]]
+    verdict = "a hit" if hits[1, 0] else "a miss"
+    return figure, (
+        f"{title}, query {query} (class {name}), {len(gallery)} images to search: of the {k} "
+        f"nearest, {int(hits[0].sum())} are right after task 1 and {int(hits[1].sum())} after task "
+        f"{stage}; the nearest then is of class {nearest}, which Recall@1 counts as {verdict}."
+    )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Moments of training, one method after the other; made by ``tools/record_epochs.py``.
+
+    Attributes:
+        about: config, methods, versions, device and date.
+        moments: uint8 ``[moments, 2]``: task and epoch, from 1.
+        recall: float16 ``[methods, moments, tasks]``: Recall@1 on each task's test images.
+        positions: float16 ``[methods, moments, images, 2]``: test images on one fixed map.
+        home: float16 ``[images, 2]``: the same images with the joint network that made the map.
+        labels: uint8 ``[images]``.
+        task_of_image: uint8 ``[images]``, from 0.
+    """
+
+    about: dict[str, Any]
+    moments: np.ndarray
+    recall: np.ndarray
+    positions: np.ndarray
+    home: np.ndarray
+    labels: np.ndarray
+    task_of_image: np.ndarray
+
+
+def load_recording(path: str | Path | None = None) -> Recording:
+    """Read a recording; default: the one of five tasks of digits that comes with the kit.
+
+    Raises:
+        InputError: if it is not there, damaged, or its arrays do not fit together.
+    """
+    path = Path(path or find_file("digits-epochs.npz"))
+    remedy = "fetch it again, or make it with: python tools/record_epochs.py"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content = dict(arrays)
+        recording = Recording(**{**content, "about": json.loads(str(content["about"]))})
+        methods, (moments, tasks) = len(recording.about["methods"]), recording.recall.shape[1:]
+        images = len(recording.labels)
+    except Exception as error:  # numpy, zipfile and json raise a dozen kinds for damaged files
+        raise InputError(f"{path} cannot be read as a recording ({error}): {remedy}") from error
+    expected = {
+        "moments": ((moments, 2), "uint8"),
+        "recall": ((methods, moments, tasks), "float16"),
+        "positions": ((methods, moments, images, 2), "float16"),
+        "home": ((images, 2), "float16"),
+        "labels": ((images,), "uint8"),
+        "task_of_image": ((images,), "uint8"),
+    }
+    for name, (shape, dtype) in expected.items():
+        array = getattr(recording, name)
+        if (array.shape, str(array.dtype)) != (shape, dtype):
+            raise InputError(
+                f"{path}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}: {remedy}"
+            )
+    return recording
+
+
+def moment_control(recording: Recording, value: int) -> Control:
+    """Return the slider over the moments of a recording, labelled with task and epoch."""
+    moments = recording.moments.tolist()
+    options = [(f"task {task}, epoch {epoch}", i) for i, (task, epoch) in enumerate(moments)]
+    return Control("moment", options, value)
+
+
+def share_at_home(recording: Recording, method: str, moment: int) -> float:
+    """Share of the images learned so far that lie nearest to the home of their own class.
+
+    That is the centre of the class under joint training. It measures the map, of which UMAP has
+    chosen the layout; Recall@1 is measured on the features themselves.
+    """
+    labels = recording.labels
+    positions = recording.positions[recording.about["methods"].index(method), moment].astype(float)
+    homes = [recording.home[labels == c].mean(axis=0, dtype=float) for c in np.unique(labels)]
+    distances = np.linalg.norm(positions[:, None] - homes, axis=2)
+    seen = recording.task_of_image < recording.moments[moment, 0]
+    return float((distances.argmin(axis=1) == labels)[seen].mean())
+
+
+def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
+    """The retrieval matrix as far as it is filled at a moment of training, and the map.
+
+    The framed row is that of now. On the map, images of classes not yet learned are
+    grey, and arrows run from the place of a class under joint training to its centre now.
+
+    Args:
+        recording: of ``load_recording``.
+        method: one of the recorded.
+        moment: its number, from 0.
+    """
+    which = recording.about["methods"].index(method)
+    task, epoch = recording.moments[moment].tolist()
+    # The last moment of each task: the one before the task changes.
+    ends = np.flatnonzero(np.diff(recording.moments[:, 0], append=0))
+    count = len(ends)
+    recall = 100 * recording.recall[which].astype(float)
+    matrix = np.full((count, count), np.nan)
+    for i in range(task):
+        matrix[i] = recall[min(ends[i], moment)]
+    is_now = np.arange(count)[:, None] == np.full(count, task - 1)
+    learned, first = matrix[0, 0], recall[moment, 0]
+    so_far = recall[moment, :task].mean()
+    title = get_method(method).title
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 4.9), width_ratios=(1.1, 1), layout="constrained"
+    )
+    plots.number_matrix(
+        matrix,
+        [f"after task {i}" for i in range(1, count + 1)],
+        [f"task {j}" for j in range(1, count + 1)],
+        title=f"Recall@1 (%), framed: now. Task 1: {first:.0f}",
+        number_format=".0f",
+        outlined=is_now,
+        limits=(50, 100),
+        axis=left,
+    )
+    positions, home = recording.positions[which, moment].astype(float), recording.home.astype(float)
+    labels = torch.from_numpy(recording.labels.astype(np.int64))
+    seen = recording.task_of_image < task
+    right.scatter(*positions[~seen].T, s=12, color=plots.GREY, alpha=0.5, linewidths=0)
+    names = [str(label) for label in range(int(labels.max()) + 1)]
+    homes = plots.class_centers(home, labels)
+    plots.class_map(right, positions[seen], labels[seen], names, homes)
+    low, high = home.min(axis=0) - 1, home.max(axis=0) + 1
+    right.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    at_home = 100 * share_at_home(recording, method, moment)
+    right.set_title(f"{title}: task {task}, epoch {epoch}")
+    return figure, (
+        f"{title}, task {task} of {count}, epoch {epoch}: Recall@1 on task 1 is {first:.0f} % "
+        f"({learned:.0f} % when it had been learned), and {so_far:.0f} % on average over the tasks "
+        f"so far; on the map, {at_home:.0f} % of their images are nearest to their class's home."
+    )

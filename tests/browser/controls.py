@@ -1,0 +1,382 @@
+"""The notebooks' controls, moved by keyboard and mouse in a real JupyterLab: make browser.
+
+Each notebook is opened and run from top to bottom, then every control is moved as a reader would
+do it, and the picture and the numbers of its caption must follow. A screenshot of each is left in
+build/browser/ to be looked at.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from playwright.sync_api import sync_playwright
+
+from csd_lib.losses import csd_loss
+from csd_lib.widgets import load_recording, share_at_home
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PICTURES = ROOT / "build" / "browser"
+NOTEBOOKS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
+SECONDS = 1000  # Playwright counts in milliseconds
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.fail(
+            "there is no Chromium: install it (Debian: apt-get install chromium), or name its "
+            "program: CHROMIUM=/path/to/chromium make browser"
+        )
+    return found
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """JupyterLab on a copy of the notebooks without outputs; yields its folder and its address."""
+    home = tmp_path_factory.mktemp("lab")
+    folder = home / "notebooks"
+    folder.mkdir()
+    for path in NOTEBOOKS.values():
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.update(outputs=[], execution_count=None)
+        nbformat.write(notebook, folder / path.name)
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}  # they would ask the network
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "CSD_WIDGETS"},
+        "CSD_MODE": "smoke",
+        "CSD_RUNS": str(home / "runs"),
+        "OMP_NUM_THREADS": "1",  # the browser needs a core, too
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+    }
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
+    options += [f"--ServerApp.port={port}", f"--IdentityProvider.token={token}"]
+    options += [f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0"]
+    log = (home / "log").open("w")
+    command = [sys.executable, "-m", "jupyterlab", *options]
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/api?token={token}", server, home / "log")
+        yield folder, address, token
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _wait_for(url, server, log):
+    for _ in range(120):
+        try:
+            return urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    flags += ["--disable-component-update", "--no-first-run"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_notebook(lab, browser):
+    """A function that opens and runs a notebook of the lab's folder."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900})
+
+    def opened(name):
+        return Notebook(context.new_page(), lab, name)
+
+    yield opened
+    context.close()
+
+
+class Notebook:
+    """A notebook in the browser, run from top to bottom."""
+
+    def __init__(self, page, lab, name):
+        _, address, token = lab
+        self.page, self.name, self.errors = page, name, []
+        page.on("pageerror", lambda error: self.errors.append(f"page: {error}"))
+        page.on("websocket", lambda socket: socket.on("framereceived", self._listen))
+        page.goto(f"{address}/lab/tree/{name}?reset&token={token}")
+        page.locator(".jp-Notebook").wait_for(timeout=90 * SECONDS)
+        for _ in range(30):  # JupyterLab forgets the command while it is still connecting
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            page.wait_for_timeout(2 * SECONDS)
+            if "[ ]:" not in self._prompts() or self._failed().count():
+                break
+        for _ in range(480):
+            if (
+                all(re.search(r"\d", prompt) for prompt in self._prompts())
+                or self._failed().count()
+            ):
+                break
+            page.wait_for_timeout(0.5 * SECONDS)
+        else:
+            pytest.fail(f"{name} is still running, or never was: {self._prompts()}")
+        self.panel = page.locator(".jp-OutputArea .widget-vbox")
+
+    def _prompts(self):
+        """What stands before each code cell: [ ]: before it runs, [*]: until it has, [7]: then."""
+        return self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+
+    def _failed(self):
+        """Error messages below cells."""
+        return self.page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+
+    def _listen(self, frame):
+        """Note errors of the kernel: those of a callback appear in no cell."""
+        frame = frame if isinstance(frame, bytes) else frame.encode()
+        if re.search(rb'"msg_type": ?"error"', frame):
+            told = re.search(rb'"evalue": ?"([^"]*)', frame)
+            self.errors.append(f"kernel: {told and told.group(1).decode()}")
+
+    def check(self):
+        """No error in a cell, in place of the picture, in the page or in the kernel."""
+        assert self._failed().count() == 0, self._failed().first.inner_text()
+        alerts = self.panel.get_by_role("alert")
+        assert alerts.count() == 0, alerts.first.inner_text()
+        assert self.errors == []
+        assert self.panel.count() == 1
+
+    def picture(self):
+        return self.panel.locator("img").get_attribute("src")
+
+    def caption(self):
+        text = self.panel.locator("p").inner_text().removeprefix("Figure: ")
+        assert text == self.panel.locator("img").get_attribute("alt")
+        return text
+
+    def handle(self, label):
+        """The handle of the slider with this label."""
+        row = self.panel.locator(".widget-inline-hbox").filter(
+            has=self.page.get_by_text(label, exact=True)
+        )
+        return row.locator(".noUi-handle")
+
+    def change(self, move):
+        """Make a move, wait until the picture follows, and return the new caption."""
+        self.check()
+        before, caption = self.picture(), self.caption()
+        move()
+        for _ in range(100):  # until the kernel has answered
+            self.page.wait_for_timeout(100)
+            if self.panel.get_by_role("alert").count() or self.picture() != before:
+                break
+        self.page.wait_for_timeout(200)
+        self.check()
+        assert self.picture() != before, "the picture did not change"
+        assert self.caption() != caption, "the caption did not change"
+        return self.caption()
+
+    def press(self, label, key, times=1):
+        """Move a slider with the keyboard."""
+
+        def move():
+            self.handle(label).focus()
+            for _ in range(times):
+                self.page.keyboard.press(key)
+                self.page.wait_for_timeout(400)  # as fast as a reader
+
+        return self.change(move)
+
+    def drag_to_the_left_end(self, label):
+        """Move a slider with the mouse."""
+
+        def move():
+            box = self.handle(label).bounding_box()
+            middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            self.page.mouse.move(*middle)
+            self.page.mouse.down()
+            self.page.mouse.move(middle[0] - 900, middle[1], steps=5)
+            self.page.mouse.up()
+
+        return self.change(move)
+
+    def type_number(self, label, number):
+        """Type into the number beside a slider."""
+
+        def move():
+            row = self.handle(label).locator("xpath=ancestor::*[contains(@class,'inline-hbox')]")
+            row.locator(".widget-readout").click()
+            self.page.keyboard.press("Control+a")
+            self.page.keyboard.type(str(number))
+            self.page.keyboard.press("Enter")
+
+        return self.change(move)
+
+    def choose(self, label, option):
+        """Choose from a menu with the keyboard, by its first letter."""
+
+        def move():
+            self.panel.get_by_label(label).focus()
+            self.page.keyboard.type(option[0])
+
+        return self.change(move)
+
+    def photograph(self, name):
+        """Leave a screenshot of what a reader sees: the control, and the cell above it."""
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        self.panel.evaluate("panel => panel.scrollIntoView({block: 'center'})")
+        self.page.wait_for_timeout(500)
+        self.page.screenshot(path=PICTURES / f"{name}.png")
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
+def test_build_your_own_split(open_notebook):
+    notebook = open_notebook(NOTEBOOKS["01"].name)
+    assert re.findall(r"task \d: ([\d ]+) \(", notebook.caption()) == ["0 1 2 3", "4 5 6", "7 8 9"]
+    four = notebook.press("number of tasks", "ArrowRight")
+    assert [len(t.split()) for t in re.findall(r"task \d: ([\d ]+) \(", four)] == [3, 3, 2, 2]
+    other = notebook.press("class order", "ArrowRight", times=2)
+    assert "of seed 1," in other and "task 1: 0 1 2" not in other
+    one = notebook.drag_to_the_left_end("number of tasks")
+    assert "(1195 images)" in one and "task 2" not in one
+    assert len(notebook.type_number("number of tasks", 5).split(";")) == 5
+    notebook.photograph("01_split")
+
+
+def test_temperature_of_csd(open_notebook):
+    notebook = open_notebook(NOTEBOOKS["03"].name)
+
+    def loss(temperature, angle):
+        angles = torch.tensor([0.0, angle, 120, 180, 0, 0, 180, 180]).deg2rad()
+        points = torch.stack([angles.cos(), angles.sin()], dim=1)
+        return csd_loss(points[:4], points[4:], torch.tensor([0, 0, 1, 1]), temperature).item()
+
+    def said(caption):
+        return float(re.search(r"loss of the batch is ([\d.]+);", caption).group(1))
+
+    assert said(notebook.caption()) == pytest.approx(loss(0.07, 60), abs=6e-4)
+    caption = notebook.press("temperature T", "ArrowRight", times=5)
+    assert "T = 0.5:" in caption and said(caption) == pytest.approx(loss(0.5, 60), abs=6e-4)
+    caption = notebook.press("angle of student 2", "ArrowRight", times=2)
+    assert said(caption) == pytest.approx(loss(0.5, 70), abs=6e-4)
+    caption = notebook.type_number("angle of student 2", 150)
+    assert said(caption) == pytest.approx(loss(0.5, 150), abs=6e-4)
+    caption = notebook.drag_to_the_left_end("temperature T")
+    assert "T = 0.05:" in caption and said(caption) == pytest.approx(loss(0.05, 150), abs=6e-4)
+    notebook.press("temperature T", "ArrowRight", times=4)
+    notebook.photograph("03_temperature")
+
+
+def test_neighbors_of_a_query(open_notebook):
+    notebook = open_notebook(NOTEBOOKS["04"].name)
+    first = notebook.caption()
+    assert first.startswith("Fine-tuning, query ") and "601 images to search: of the 8" in first
+    assert first.endswith("which Recall@1 counts as a miss.")
+    switched = notebook.choose("method", "CSD")
+    assert switched == re.sub(r"^Fine-tuning", "CSD", first)[: len("CSD, query ")] + switched[11:]
+    assert switched.endswith("a hit.")
+    assert "of the 7 nearest" in notebook.press("k nearest", "ArrowLeft")
+    earlier = notebook.press("after task", "ArrowLeft", times=2)
+    assert "after task 3;" in earlier and numbers(earlier.split("search")[0])[-1] < 601
+    assert "query 11 (class 1)" in notebook.type_number("query number", 11)
+    assert "query 0 (class" in notebook.drag_to_the_left_end("query number")
+    notebook.choose("method", "Fine-tuning")
+    notebook.photograph("04_neighbors")
+
+
+def test_moments_of_training(open_notebook):
+    notebook = open_notebook(NOTEBOOKS["05"].name)
+    recording = load_recording()
+
+    def expected(method, moment):
+        which = recording.about["methods"].index(method)
+        recall = 100 * recording.recall[which, moment, 0].astype(float)
+        home = 100 * share_at_home(recording, method, moment)
+        return [f"task 1 is {recall:.0f} %", f"map, {home:.0f} %"]
+
+    last = len(recording.moments) - 1
+    assert all(part in notebook.caption() for part in expected("fine-tuning", last))
+    caption = notebook.choose("method", "CSD")
+    assert all(part in caption for part in ["CSD, task 5 of 5, epoch 15", *expected("csd", last)])
+    caption = notebook.press("moment", "ArrowLeft", times=3)
+    assert all(part in caption for part in ["epoch 6", *expected("csd", last - 3)])
+    caption = notebook.choose("method", "LwF")
+    assert all(part in caption for part in expected("lwf", last - 3))
+    caption = notebook.drag_to_the_left_end("moment")
+    assert all(part in caption for part in ["task 1 of 5, epoch 3", *expected("lwf", 0)])
+    notebook.press("moment", "ArrowRight", times=8)
+    notebook.photograph("05_training")
+
+
+BROKEN = """
+import matplotlib.pyplot as plt
+from csd_lib import widgets
+
+def draw(level):
+    assert level != {broken}, "level {broken} is broken"
+    figure, axis = plt.subplots()
+    axis.bar(0, level)
+    return figure, f"a bar of height {{level}}"
+
+widgets.explore(draw, level=widgets.Control("level", range(1, 4), 1))
+"""
+
+
+def broken_notebook(lab, broken):
+    cell = nbformat.v4.new_code_cell(BROKEN.format(broken=broken))
+    kernel = {"name": "python3", "display_name": "Python 3"}  # or JupyterLab asks which one
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    name = f"broken-{broken}.ipynb"
+    nbformat.write(notebook, lab[0] / name)
+    return name
+
+
+def test_an_error_in_a_callback_turns_this_check_red(lab, open_notebook):
+    notebook = open_notebook(broken_notebook(lab, 3))
+    assert notebook.press("level", "ArrowRight") == "a bar of height 2"
+    with pytest.raises(AssertionError, match=r"could not be drawn\. AssertionError: level 3 is"):
+        notebook.press("level", "ArrowRight")
+    assert any("kernel: " in error for error in notebook.errors)
+    notebook.photograph("error")
+
+
+def test_an_error_at_first_turns_this_check_red(lab, open_notebook):
+    notebook = open_notebook(broken_notebook(lab, 1))
+    with pytest.raises(AssertionError, match="level 1 is broken"):
+        notebook.check()
+
+
+def test_a_control_that_does_nothing_turns_this_check_red(lab, open_notebook):
+    name = broken_notebook(lab, 0)
+    path = lab[0] / name
+    path.write_text(path.read_text().replace("axis.bar(0, level)", "level = axis.bar(0, 1) and 1"))
+    with pytest.raises(AssertionError, match="the picture did not change"):
+        open_notebook(name).press("level", "ArrowRight")

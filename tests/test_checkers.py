@@ -1,0 +1,767 @@
+"""Every checker rejects the stub and typical wrong answers, and accepts two right ones.
+
+The wrong answers are written here as a student would write them, not taken from the checkers.
+"""
+
+import copy
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from csd_lib import course, data, losses, methods
+from csd_lib.checkers import CHECKERS, VERDICTS
+from csd_lib.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SOLVED = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+STUDENT = sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb"))
+
+
+def answer(paths, exercise):
+    """The function that a cell of an exercise's notebook defines, with the notebook's imports."""
+    (path,) = [p for p in paths if p.name.startswith(f"0{exercise[0]}")]
+    cells = nbformat.read(path, as_version=4).cells
+    (cell,) = [c for c in cells if c.id == f"solution-{exercise.replace('.', '-')}"]
+    imports = [line for c in cells for line in c.source.splitlines() if line.startswith("import ")]
+    scope = {"losses": losses}
+    exec("\n".join(imports) + "\n" + cell.source, scope)
+    return scope[re.search(r"def (\w+)", cell.source)[1]]
+
+
+def unit(x):
+    return F.normalize(x, dim=1)
+
+
+# Exercise 1 --------------------------------------------------------------------------------------
+
+
+def relabel_with_a_loop(labels, order):
+    places = {c: i for i, c in enumerate(order)}
+    return torch.tensor([places[int(c)] for c in labels])
+
+
+def replace_in_place(labels, order):
+    new = labels.clone()
+    for place, c in enumerate(order):
+        new[new == c] = place
+    return new
+
+
+def split_by_repeated_cutting(order, tasks):
+    groups, order = [], list(order)
+    while tasks:
+        size = math.ceil(len(order) / tasks)
+        groups.append(order[:size])
+        order, tasks = order[size:], tasks - 1
+    return groups
+
+
+def split_and_lose_the_rest(order, tasks):
+    n = len(order) // tasks
+    return [order[i * n : (i + 1) * n] for i in range(tasks)]
+
+
+def split_with_a_large_last_task(order, tasks):
+    n = len(order) // tasks
+    groups = [order[i * n : (i + 1) * n] for i in range(tasks)]
+    groups[-1] = order[(tasks - 1) * n :]
+    return groups
+
+
+def split_into_large_chunks(order, tasks):
+    n = math.ceil(len(order) / tasks)
+    return [order[i : i + n] for i in range(0, len(order), n)]
+
+
+def copies_by_comparing_all(train, test):
+    return int((test[:, None] == train[None]).flatten(2).all(dim=2).any(dim=1).sum())
+
+
+def copies_by_mean(train, test):
+    means = train.float().mean(dim=(1, 2, 3)).tolist()
+    return sum(image.float().mean().item() in means for image in test)
+
+
+def crop(images, padding, generator, upper=None, same=False, mode="constant", both=False):
+    batch, _, height, width = images.shape
+    padded = F.pad(images.float(), (padding,) * 4, mode=mode).to(images.dtype)
+    upper = upper or 2 * padding + 1
+    out = []
+    i, j = (torch.randint(upper, (batch,), generator=generator) for _ in "ij")
+    for b in range(batch):
+        y, x = (i[0], j[0]) if same else (i[b], i[b]) if both else (i[b], j[b])
+        out.append(padded[b, :, y : y + height, x : x + width])
+    return torch.stack(out)
+
+
+# Exercise 2 --------------------------------------------------------------------------------------
+
+
+def entropy_with_the_maximum_subtracted(z, y):
+    z = z - z.max(dim=1, keepdim=True).values
+    total = 0
+    for row, label in zip(z, y, strict=True):
+        total = total + row.exp().sum().log() - row[label]
+    return total / len(y)
+
+
+def entropy_minus_the_largest_of_all(z, y):
+    z = z - z.max()
+    return -(z[range(len(y)), y] - z.exp().sum(dim=1).log()).mean()
+
+
+def entropy_by_the_book(z, y):
+    p = z.exp() / z.exp().sum(dim=1, keepdim=True)
+    return -torch.log(p[range(len(y)), y]).mean()
+
+
+def triplet_in_matrices(
+    f, y, m, hardest=True, negative="max", mean=False, scale=True, flip=1, nothing=1, alone=False
+):
+    f = unit(f) if scale else f
+    s = f @ f.T
+    same = y[:, None] == y
+    eye = torch.eye(len(y)).bool()
+    positive = s.masked_fill(~same | eye, 9).amin(1)
+    if not hardest:
+        positive = s.masked_fill(~same | eye, -9).amax(1)
+    rival = s.masked_fill(same, -9).amax(1) if negative == "max" else s.masked_fill(same, 9).amin(1)
+    if alone:
+        positive, rows = s.masked_fill(~same, 9).amin(1), torch.ones(len(y)).bool()
+    else:
+        rows = (same & ~eye).any(1) & (~same).any(1)
+    loss = (flip * (rival - positive) + m)[rows].clamp(min=0)
+    return loss.mean() if mean else loss.sum() / (loss > 0).sum().clamp(min=nothing)
+
+
+# Exercise 3 --------------------------------------------------------------------------------------
+
+
+def kd_by_torch(s, t, temperature, power=0, reduction="batchmean", chances=False):
+    s = s[:, : t.shape[1]]
+    log_p = F.log_softmax(s / temperature, 1)
+    log_p = log_p.exp() if chances else log_p
+    value = F.kl_div(log_p, F.softmax(t / temperature, 1), reduction=reduction)
+    return value * temperature**power
+
+
+def kd_after_softmax_over_all(s, t, temperature):
+    p = (s / temperature).softmax(1)[:, : t.shape[1]]
+    q = (t / temperature).softmax(1)
+    return (q * (q / p).log()).sum(1).mean()
+
+
+def kd_reversed(s, t, temperature):
+    p = (s[:, : t.shape[1]] / temperature).softmax(1)
+    q = (t / temperature).softmax(1)
+    return (p * (p / q).log()).sum(1).mean()
+
+
+def csd_with_loops(
+    s, t, y, temperature=0.07, itself=False, own=True, scale=True, total=False, outside=False
+):
+    s, t = (unit(s), unit(t)) if scale else (s, t)
+    everything, labels = torch.cat([s, t]), torch.cat([y, y])
+    batch, terms = len(y), []
+    for i in range(batch):
+        allowed = [j for j in range(2 * batch) if itself or j != i]
+        below = torch.logsumexp(
+            torch.stack([s[i] @ everything[j] for j in allowed]) / temperature, 0
+        )
+        positives = [
+            j for j in range(2 * batch) if j != i and labels[j] == y[i] and (own or j != i + batch)
+        ]
+        logs = [s[i] @ everything[j] / temperature - below for j in positives]
+        if not logs:
+            terms.append(torch.zeros(()))
+        elif outside:
+            terms.append(-torch.stack(logs).exp().mean().log())
+        else:
+            terms.append(-sum(logs) / (1 if total else len(logs)))
+    return torch.stack(terms).mean()
+
+
+def csd_over_negatives(s, t, y, temperature):
+    s, t = unit(s), unit(t)
+    e = s @ torch.cat([s, t]).T / temperature
+    same = y[:, None] == torch.cat([y, y])
+    positive = same & ~torch.eye(len(y), 2 * len(y)).bool()
+    log = e - e.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+    return -((log * positive).sum(1) / positive.sum(1)).mean()
+
+
+def csd_without_own_teacher_and_clamp(s, t, y, temperature):
+    s, t = unit(s), unit(t)
+    e = s @ torch.cat([s, t]).T / temperature
+    eye = torch.eye(len(y)).bool()
+    positive = (y[:, None] == torch.cat([y, y])) & ~torch.cat([eye, eye], 1)
+    log = e - e.masked_fill(torch.cat([eye, ~eye & eye], 1), -torch.inf).logsumexp(1, keepdim=True)
+    return -((log * positive).sum(1) / positive.sum(1)).mean()
+
+
+def csd_with_exp(s, t, y, temperature):
+    s, t = unit(s), unit(t)
+    e = (s @ torch.cat([s, t]).T / temperature).exp()
+    mask = 1 - torch.eye(len(y), 2 * len(y))
+    positive = (y[:, None] == torch.cat([y, y])).float() * mask
+    log = torch.log(e / (e * mask).sum(1, keepdim=True))
+    return -((log * positive).sum(1) / positive.sum(1)).mean()
+
+
+def a_test_on(student, teacher, labels, temperature=0.07, exact=False):
+    def is_csd(loss):
+        value = loss(student, teacher, labels, temperature)
+        right = losses.csd_loss(student, teacher, labels, temperature)
+        return bool(value == right) if exact else bool(torch.allclose(value, right, rtol=1e-3))
+
+    return is_csd
+
+
+GENERATOR = torch.Generator().manual_seed(1)
+S, T = 3 * torch.randn(2, 10, 4, generator=GENERATOR)
+PAIRS, ALONE = torch.arange(10) // 2, torch.arange(10)
+
+
+def a_test_with_assert(loss):
+    value, right = loss(S, T, PAIRS, 0.3), losses.csd_loss(S, T, PAIRS, 0.3)
+    assert abs(value - right) < 1e-3
+    return True
+
+
+def frozen(model, copied=True, evaluated=True, stopped=True):
+    teacher = copy.deepcopy(model) if copied else model
+    if evaluated:
+        teacher.eval()
+    if stopped:
+        for weights in teacher.parameters():
+            weights.requires_grad = False
+    return teacher
+
+
+def rebuilt(model):
+    return (
+        copy.deepcopy(model)
+        .apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+# Exercise 4 --------------------------------------------------------------------------------------
+
+
+def recall_by_sorting(
+    f, y, k, itself=False, off=0, share=False, scale=True, lonely=False, strict=True
+):
+    f = unit(f.double()) if scale else f.double()
+    hits = []
+    for i in range(len(y)):
+        others = [j for j in range(len(y)) if itself or j != i]
+        right = [round((f[i] @ f[j]).item(), 9) for j in others if y[j] == y[i]]
+        wrong = [round((f[i] @ f[j]).item(), 9) for j in others if y[j] != y[i]]
+        if not right:
+            if lonely:
+                hits.append(0.0)
+            continue
+        if share:
+            ranked = sorted(others, key=lambda j: -(f[i] @ f[j]).item())[:k]
+            hits.append(sum(int(y[j] == y[i]) for j in ranked) / k)
+            continue
+        before = sum(w > max(right) if strict else w >= max(right) for w in wrong)
+        hits.append(float(before < k + off))
+    return sum(hits) / len(hits)
+
+
+def recall_by_topk(f, y, k):
+    s = unit(f) @ unit(f).T - 9 * torch.eye(len(y))
+    found = y[s.topk(k, dim=1).indices]
+    counted = torch.stack([(y == label).sum() > 1 for label in y])
+    return (found == y[:, None]).any(dim=1)[counted].float().mean().item()
+
+
+def forgetting_with_loops(matrix, first=None, last=-1, sign=1, tasks=-1, percent=1):
+    values = []
+    for j in range(len(matrix) + tasks):
+        column = matrix[:, j]
+        top = len(matrix) + last
+        best = max(column[j if first is None else first : top + 1 - 1] if last else column[j:])
+        values.append(sign * percent * (best - column[-1]))
+    return np.mean(values)
+
+
+def forgetting_without_gains(matrix):
+    last = len(matrix) - 1
+    return np.mean([max(0, matrix[j:last, j].max() - matrix[last, j]) for j in range(last)])
+
+
+def forgetting_from_the_diagonal(matrix):
+    return np.mean([matrix[j, j] - matrix[-1, j] for j in range(len(matrix) - 1)])
+
+
+def gallery_with_loops(
+    f, y, first, end, seen, gallery=None, queries=None, itself=False, scale=True
+):
+    f, hits = unit(f) if scale else f, []
+    gallery = gallery or (lambda label: label < seen)
+    queries = queries or (lambda label: first <= label < end)
+    inside = [j for j in range(len(y)) if gallery(y[j])]
+    similarity = f @ f[inside].T
+    for i in range(len(y)):
+        if queries(y[i]):
+            row = similarity[i].clone()
+            if not itself:
+                row[[n for n, j in enumerate(inside) if j == i]] = -9
+            hits.append(float(y[inside[int(row.argmax())]] == y[i]))
+    return np.mean(hits)
+
+
+def paired_by_hand(a, b, ddof=1):
+    d = [a[s] - b[s] for s in sorted(set(a) & set(b))]
+    mean = sum(d) / len(d)
+    sd = math.sqrt(sum((x - mean) ** 2 for x in d) / (len(d) - ddof))
+    return mean, sd, sum(x > 0 for x in d)
+
+
+def paired_by_place(a, b):
+    d = np.array([x - y for x, y in zip(a.values(), b.values(), strict=False)])
+    return d.mean(), d.std(ddof=1), (d > 0).sum()
+
+
+# Exercise 5 --------------------------------------------------------------------------------------
+
+
+def overlap_in_matrices(old, new, k, itself=False, scale=True, ranks=False, union=False):
+    found = []
+    for f in (old, new):
+        s = unit(f) @ unit(f).T if scale else f @ f.T
+        if not itself:
+            s = s - 99 * torch.eye(len(f))
+        found.append(s.argsort(dim=1, descending=True)[:, :k])
+    if ranks:
+        return (found[0] == found[1]).float().mean().item()
+    one = [F.one_hot(x, len(old)).sum(1) for x in found]
+    both = (one[0] * one[1]).sum(1)
+    return (both / (2 * k - both) if union else both / k).float().mean().item()
+
+
+def rotation(old, new, back=False, squares=False, right_factor=False):
+    if squares:
+        return torch.linalg.lstsq(new, old).solution
+    u, _, v = torch.linalg.svd(new.T @ old)
+    r = v.T @ u.T if back else u @ v
+    return v if right_factor else r
+
+
+def rotation_without_mirror(old, new):
+    u, _, v = torch.linalg.svd(new.T @ old)
+    u[:, -1] *= torch.sign(torch.linalg.det(u @ v))
+    return u @ v
+
+
+class Runs:
+    """Stands in for a session: every run has its own made-up matrices, and no training."""
+
+    seeds = (0, 1)
+
+    def run(self, method, seed=0, **changes):
+        rng = np.random.default_rng(list(f"{method}{seed}{changes}".encode()))
+        matrix = SimpleNamespace(own=rng.random((2, 2)), seen=rng.random((2, 2)))
+        return SimpleNamespace(matrix=matrix)
+
+
+class Rotated:
+    """A session whose later network turns the features of the earlier one, and shakes them."""
+
+    seeds = (0, 1)
+
+    def run(self, method, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(48) // 2 % 4
+        images = torch.randn(4, 1, 1, 12, generator=generator)[labels]
+        images = images + 0.5 * torch.randn(48, 1, 1, 12, generator=generator)
+        turn = torch.linalg.qr(torch.randn(12, 12, generator=generator))[0]
+        shake = 0.4 * torch.randn(12, 12, generator=generator)
+        models = [Linear(torch.eye(12)), Linear(turn + shake)]
+        return SimpleNamespace(
+            models=models, tasks=[SimpleNamespace(test_images=images, test_labels=labels)]
+        )
+
+
+class Linear(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight, images
+
+
+def lost_by_order(before=(0, 0), after=(1, 0), gallery="own", percent=100):
+    found = {}
+    for seed in (0, 1, 2):
+        matrix = getattr(Runs().run("fine-tuning", class_order_seed=seed).matrix, gallery)
+        found[seed] = percent * (matrix[before] - matrix[after])
+    return found
+
+
+def recipes(column, row=0, percent=100):
+    return {
+        name: [percent * Runs().run(name, seed).matrix.own[row, column] for seed in (0, 1)]
+        for name in ("ce", "triplet", "ce+triplet")
+    }
+
+
+def teachers(gallery="seen", percent=100, reduce=np.mean):
+    return {
+        kind: [
+            percent
+            * reduce(getattr(Runs().run("csd", s, teacher_statistics=kind).matrix, gallery)[-1])
+            for s in (0, 1)
+        ]
+        for kind in ("running", "batch")
+    }
+
+
+def undone(fit=slice(0, None, 2), scale=True, flip=False):
+    before, after = [], []
+    for seed in Rotated.seeds:
+        run = Rotated().run("fine-tuning", seed)
+        images, labels = run.tasks[0].test_images, run.tasks[0].test_labels
+        old, new = (model(images)[0].detach() for model in run.models)
+        if scale:
+            old, new = unit(old), unit(new)
+        r = rotation(old[fit], new[fit], back=flip)
+        found = [(q @ unit(old[::2]).T).argmax(1) for q in (unit(new[1::2]), unit(new[1::2] @ r))]
+        for values, nearest in zip((before, after), found, strict=True):
+            values.append((labels[::2][nearest] == labels[1::2]).float().mean().item())
+    return before, after
+
+
+RIGHT = {  # written differently from the solved notebook
+    "1.1": relabel_with_a_loop,
+    "1.2": split_by_repeated_cutting,
+    "1.3": copies_by_comparing_all,
+    "1.4": lambda x, p, g: data.augment(x, p, False, g),
+    "2.1": entropy_with_the_maximum_subtracted,
+    "2.2": triplet_in_matrices,
+    "2.3": lambda f, w: torch.einsum("bd,cd->bc", f, w) / w.norm(dim=1),
+    "3.1": kd_by_torch,
+    "3.2": csd_with_loops,
+    "3.3": a_test_with_assert,
+    "3.4": frozen,
+    "3.5": lambda s, t, y: losses.csd_loss(s, t, y),
+    "4.1": recall_by_sorting,
+    "4.2": forgetting_with_loops,
+    "4.3": gallery_with_loops,
+    "4.4": paired_by_hand,
+    "5.1": lambda f, g: 1 - torch.cosine_similarity(f, g),
+    "5.2": overlap_in_matrices,
+    "5.3": rotation,
+}
+WRONG = [  # exercise, answer, words of the message that names the mistake
+    ("1.1", lambda y, o: torch.tensor(o)[y], "other way round"),
+    ("1.1", lambda y, o: y.clone(), "own class numbers"),
+    ("1.1", lambda y, o: relabel_with_a_loop(y, o) + 1, "begin at 1"),
+    ("1.1", lambda y, o: y.unique(return_inverse=True)[1], "own class numbers"),
+    ("1.1", lambda y, o: [list(o).index(c) for c in y], "list, but a tensor"),
+    ("1.1", lambda y, o: torch.tensor([o.index(c) for c in y[:-1]]), "shape"),
+    ("1.2", split_and_lose_the_rest, "in no task"),
+    ("1.2", split_with_a_large_last_task, "last task gets all"),
+    ("1.2", split_into_large_chunks, "as large as possible"),
+    ("1.2", lambda o, t: [o[i::t] for i in range(t)], "like cards"),
+    ("1.2", lambda o, t: [sorted(g) for g in split_by_repeated_cutting(o, t)], "sort the classes"),
+    ("1.3", lambda a, b: sum(torch.equal(x, y) for x in a for y in b), "count pairs"),
+    ("1.3", lambda a, b: sum(torch.equal(x, y) for x, y in zip(a, b)), "same place"),  # noqa: B905
+    ("1.3", copies_by_mean, "sums or means"),
+    ("1.3", lambda a, b: copies_by_comparing_all(b, a), "training images that have a copy"),
+    ("1.4", lambda *a: crop(*a, same=True), "one random number for the batch"),
+    ("1.4", lambda x, p, g: crop(x, p, g, upper=2 * p), "upper end"),
+    ("1.4", lambda *a: crop(*a, mode="reflect"), "border is not black"),
+    ("1.4", lambda x, p, g: x.roll((1, 1), (2, 3)), "border is not black"),
+    ("1.4", lambda *a: crop(*a, both=True), "diagonal"),
+    ("1.4", lambda x, p, g: crop(x, p, None), "same seed gives other crops"),
+    ("1.4", lambda x, p, g: crop(x, p, g).float() / 255, "stay uint8"),
+    ("1.4", lambda x, p, g: crop(x, p, g).flip(3), "no window"),
+    ("2.1", entropy_by_the_book, "logsumexp"),
+    ("2.1", lambda z, y: F.cross_entropy(z, y, reduction="sum"), "add up over the batch"),
+    ("2.1", lambda z, y: F.nll_loss(F.log_softmax(z, 0), y), "dim=0"),
+    ("2.1", lambda z, y: F.log_softmax(z, 1)[range(len(y)), y].mean(), "minus sign"),
+    ("2.1", lambda z, y: F.cross_entropy(z, y).detach(), "cut off from the graph"),
+    ("2.1", lambda z, y: F.cross_entropy(z, y, reduction="none"), "a single one|shape"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, hardest=False), "easiest positive"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, negative="min"), "easiest negative"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, mean=True), "mean over all anchors"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, scale=False), "length 1"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, flip=-1), "sign"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, 0), "margin is missing"),
+    ("2.3", F.linear, "rows are not scaled"),
+    ("2.3", lambda f, w: unit(f) @ unit(w).T, "features as well"),
+    ("2.3", lambda f, w: f @ (w / w.norm(dim=0)).T, "columns"),
+    ("2.3", lambda f, w: unit(w) @ f.T, "shape"),
+    ("3.1", lambda *a: kd_by_torch(*a, power=2), "T²"),
+    ("3.1", kd_reversed, "wrong way round"),
+    ("3.1", kd_after_softmax_over_all, "before"),
+    ("3.1", lambda *a: kd_by_torch(*a, reduction="mean"), "number of classes"),
+    ("3.1", lambda s, t, temp: kd_by_torch(s, t, 1), "temperature is missing"),
+    ("3.1", lambda s, t, temp: kd_by_torch(s.flip(1), t.flip(1), temp), "last"),
+    ("3.2", lambda *a: csd_with_loops(*a, itself=True), "still contains the anchor itself"),
+    ("3.2", lambda *a: csd_with_loops(*a, own=False), "own teacher"),
+    ("3.2", lambda *a: csd_with_loops(*a, scale=False), "length 1"),
+    ("3.2", lambda *a: csd_with_loops(*a, total=True), "add up over the positives"),
+    ("3.2", lambda *a: csd_with_loops(*a, outside=True), "logarithm afterwards"),
+    ("3.2", lambda s, t, y, temp: csd_with_loops(s, t, y, 1.0), "temperature is ignored"),
+    ("3.2", lambda s, t, y, temp: csd_with_loops(t, s, y, temp), "changed places"),
+    ("3.2", lambda s, t, y, temp: losses.csd_loss_paper(s, t, y), "Eq. 8"),
+    ("3.2", csd_with_exp, "logsumexp"),
+    ("3.2", lambda *a: csd_with_loops(*a).item(), "float, but a tensor"),
+    ("3.2", lambda s, t, y, temp: csd_with_loops(s.detach(), t, y, temp), "cut off from the graph"),
+    ("3.3", lambda loss: True, "catches 0 of 11"),
+    ("3.3", lambda loss: False, "rejects the right loss"),
+    ("3.3", a_test_on(S, T, PAIRS, exact=True), "with a tolerance"),
+    ("3.3", a_test_on(unit(S), unit(T), PAIRS), "length 1"),
+    ("3.3", a_test_on(S, T, PAIRS, temperature=1.0), "temperature"),
+    ("3.3", a_test_on(S, T, ALONE), "slip|passes your test"),
+    ("3.3", lambda loss: 1.0, "return True"),
+    ("3.4", lambda m: frozen(m, copied=False), "share their weights"),
+    ("3.4", lambda m: frozen(m, evaluated=False), "train mode"),
+    ("3.4", lambda m: frozen(m, stopped=False), "ask for gradients"),
+    ("3.4", rebuilt, "differ"),
+    ("3.4", lambda m: m.state_dict(), "not a network"),
+    ("3.5", lambda s, t, y: torch.ones(()), "does not depend on the student"),
+    ("3.5", lambda s, t, y: F.cosine_similarity(s, t.detach()).mean(), "sign"),
+    ("3.5", lambda s, t, y: F.mse_loss(s, t), "flows into the teacher"),
+    ("3.5", lambda s, t, y: F.mse_loss(s, t.detach(), reduction="none"), "single number"),
+    (
+        "3.5",
+        lambda s, t, y: ((s - t.detach()).pow(2).sum(1) * torch.arange(len(y))).sum(),
+        "shuffled",
+    ),
+    ("4.1", lambda *a: recall_by_sorting(*a, itself=True), "finds itself"),
+    ("4.1", lambda *a: recall_by_sorting(*a, off=1), "off by one"),
+    ("4.1", lambda *a: recall_by_sorting(*a, share=True), "precision"),
+    ("4.1", lambda *a: recall_by_sorting(*a, strict=False), "ties"),
+    ("4.1", lambda *a: recall_by_sorting(*a, scale=False), "length 1"),
+    ("4.1", lambda *a: recall_by_sorting(*a, lonely=True), "leave it out"),
+    ("4.2", lambda m: forgetting_with_loops(m, sign=-1), "sign"),
+    ("4.2", forgetting_from_the_diagonal, "backward transfer"),
+    ("4.2", lambda m: forgetting_with_loops(m, first=0), "before the task was learned"),
+    ("4.2", lambda m: forgetting_with_loops(m, last=0), "includes the last row"),
+    ("4.2", lambda m: forgetting_with_loops(m, percent=100), "percent"),
+    (
+        "4.3",
+        lambda f, y, a, b, n: gallery_with_loops(f, y, a, b, n, gallery=lambda c: a <= c < b),
+        "own task only",
+    ),
+    (
+        "4.3",
+        lambda f, y, a, b, n: gallery_with_loops(f, y, a, b, n, gallery=lambda c: True),
+        "not arrived",
+    ),
+    (
+        "4.3",
+        lambda f, y, a, b, n: gallery_with_loops(f, y, a, b, n, queries=lambda c: c < n),
+        "all images be queries",
+    ),
+    ("4.3", lambda *a: gallery_with_loops(*a, itself=True), "finds itself"),
+    ("4.4", paired_by_place, "by \\*seed\\*"),
+    ("4.4", lambda a, b: paired_by_hand(a, b, ddof=0), "n − 1"),
+    ("4.4", lambda a, b: paired_by_hand(b, a), "first method minus second"),
+    ("4.4", lambda a, b: paired_by_hand(a, b)[0], "returns"),
+    ("5.1", F.cosine_similarity, "cosine itself"),
+    ("5.1", lambda f, g: 1 - (f * g).sum(1), "length 1"),
+    ("5.1", lambda f, g: (f - g).norm(dim=1), "straight-line"),
+    ("5.1", lambda f, g: (1 - F.cosine_similarity(f, g)).mean(), "shape"),
+    ("5.2", lambda *a: overlap_in_matrices(*a, itself=True), "counts itself"),
+    ("5.2", lambda *a: overlap_in_matrices(*a, ranks=True), "rank by rank"),
+    ("5.2", lambda *a: overlap_in_matrices(*a, scale=False), "length 1"),
+    ("5.2", lambda *a: overlap_in_matrices(*a, union=True), "Jaccard"),
+    ("5.3", lambda *a: rotation(*a, back=True), "way back"),
+    ("5.3", lambda *a: rotation(*a, squares=True), "not orthogonal"),
+    ("5.3", lambda *a: rotation(*a, right_factor=True), "better rotation exists"),
+    ("5.3", lambda f, g: torch.eye(f.shape[1]), "identity"),
+    ("1.1", replace_in_place, "replaced again"),
+    ("1.1", lambda y, o: relabel_with_a_loop(y, o).float(), "float32, but torch.int64"),
+    ("1.2", lambda o, t: split_by_repeated_cutting(range(len(o)), t), "not the class order"),
+    ("1.4", lambda x, p, g: crop(x, p, torch.Generator().manual_seed(0)), "Every call gives"),
+    ("1.4", lambda x, p, g: crop(x, p, g, upper=p + 1), "twice the padding"),
+    ("2.1", entropy_minus_the_largest_of_all, "largest logit of each \\*row"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, nothing=0), "mean of nothing"),
+    ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, alone=True), "no anchor"),
+    ("3.1", lambda s, t, temp: kd_by_torch(s, t, temp, chances=True), "wants the \\*logarithm"),
+    ("3.2", lambda *a: csd_with_loops(*a) * len(a[2]), "add up over the batch"),
+    ("3.2", csd_over_negatives, "only images of other classes"),
+    ("3.2", csd_without_own_teacher_and_clamp, "mean of nothing is NaN"),
+    ("3.5", lambda s, t, y: s.pow(2).mean(), "does not depend on the teacher"),
+    ("4.1", recall_by_topk, "pick one of equals"),
+    ("4.2", lambda m: forgetting_with_loops(m.T), "changed places"),
+    (
+        "4.2",
+        lambda m: np.mean([max(0, m[j:-1, j].max() - m[-1, j]) for j in range(len(m) - 1)]),
+        "clamp",
+    ),
+    ("4.3", lambda *a: gallery_with_loops(*a, scale=False), "cosine"),
+    ("5.3", lambda f, g: rotation(f - f.mean(0), g - g.mean(0)), "better rotation exists"),
+    ("5.3", lambda f, g: rotation(unit(f), unit(g)), "better rotation exists"),
+    ("5.3", rotation_without_mirror, "mirror is allowed"),
+]
+MEASURED = ["1.5", "2.4", "3.4b", "5.4"]  # numbers to fill in, not a function
+FUNCTIONS = [exercise for exercise in CHECKERS if exercise not in MEASURED]
+each_exercise = pytest.mark.parametrize("exercise", FUNCTIONS)
+
+
+RIGHT_NUMBERS = {
+    "1.5": (Runs(), lost_by_order()),
+    "2.4": (Runs(), recipes(0), recipes(1)),
+    "3.4b": (Runs(), teachers()),
+    "5.4": (Rotated(), *undone()),
+}
+WRONG_NUMBERS = [
+    ("1.5", (lost_by_order(percent=1),), "100 times"),
+    ("1.5", (lost_by_order(percent=-100),), "wrong way round"),
+    ("1.5", (lost_by_order(after=(0, 1)),), "along a row"),
+    ("1.5", (lost_by_order(gallery="seen"),), "larger gallery"),
+    ("1.5", (lost_by_order((0, 1), (1, 1)),), "column of task 2"),
+    ("1.5", ([13.0, 12.0, 15.0],), "keep the dictionary"),
+    ("1.5", ({0: 1.0, 1: 2.0, 2: 3.0},), "Not right yet"),
+    ("1.5", ({},), "Not all numbers"),
+    ("2.4", (recipes(0, percent=1), recipes(1, percent=1)), "100 times"),
+    ("2.4", (recipes(1), recipes(0)), "changed places"),
+    ("2.4", (recipes(0, row=1), recipes(1, row=1)), "after task 2"),
+    ("2.4", (recipes(0), {"ce": [], "triplet": [], "ce+triplet": []}), "Not all numbers"),
+    ("3.4b", (teachers(percent=1),), "100 times"),
+    ("3.4b", (teachers("own"),), "own classes"),
+    ("3.4b", (teachers(reduce=lambda row: row[0]),), "task 1 alone"),
+    ("5.4", undone(slice(None)), "on all images"),
+    ("5.4", undone(slice(1, None, 2)), "odd half"),
+    ("5.4", undone(flip=True), "wrong way round"),
+    ("5.4", undone()[::-1], "changed places"),
+    ("5.4", ([], []), "Not all numbers"),
+]
+
+
+@pytest.mark.parametrize("exercise", MEASURED)
+def test_accepts_the_right_numbers(exercise):
+    verdict = CHECKERS[exercise](*RIGHT_NUMBERS[exercise])
+    assert verdict, verdict.message
+
+
+@pytest.mark.parametrize(
+    "exercise, answers, words", WRONG_NUMBERS, ids=[f"{e}-{w}" for e, _, w in WRONG_NUMBERS]
+)
+def test_names_the_mistake_in_wrong_numbers(exercise, answers, words):
+    verdict = CHECKERS[exercise](RIGHT_NUMBERS[exercise][0], *answers)
+    assert not verdict
+    assert re.search(words, verdict.message), verdict.message
+
+
+def test_measuring_checkers_run_nothing_before_the_numbers_are_there():
+    assert not CHECKERS["1.5"](None, {}) and not CHECKERS["5.4"](None, [], [])
+
+
+@each_exercise
+def test_accepts_the_solution_of_the_solved_notebook(exercise):
+    verdict = CHECKERS[exercise](answer(SOLVED, exercise))
+    assert verdict, verdict.message
+
+
+@each_exercise
+def test_accepts_a_right_answer_that_is_written_differently(exercise):
+    verdict = CHECKERS[exercise](RIGHT[exercise])
+    assert verdict, verdict.message
+
+
+@each_exercise
+def test_rejects_the_stub_of_the_students_notebook(exercise):
+    verdict = CHECKERS[exercise](answer(STUDENT, exercise))
+    assert not verdict and "nothing yet" in verdict.message
+
+
+@pytest.mark.parametrize(
+    "exercise, wrong, words", WRONG, ids=[f"{e}-{w.split()[0]}" for e, _, w in WRONG]
+)
+def test_names_the_mistake_in_a_wrong_answer(exercise, wrong, words):
+    verdict = CHECKERS[exercise](wrong)
+    assert not verdict
+    assert re.search(words, verdict.message), verdict.message
+
+
+def test_every_checker_is_shown_at_least_three_wrong_answers():
+    shown = [exercise for exercise, *_ in WRONG + WRONG_NUMBERS]
+    assert [e for e in CHECKERS if shown.count(e) < 3] == []
+
+
+@each_exercise
+def test_an_answer_that_stops_with_an_error_is_told_which(exercise):
+    def broken(*args):
+        raise KeyError("no such thing")
+
+    verdict = CHECKERS[exercise](broken)
+    assert not verdict and "KeyError" in verdict.message
+
+
+def test_an_answer_that_changes_its_arguments_is_told_so():
+    def greedy(features, weights):
+        weights /= weights.norm(dim=1, keepdim=True)
+        return features @ weights.T
+
+    assert "changes the tensor" in CHECKERS["2.3"](greedy).message
+
+
+def test_an_unknown_mistake_is_shown_on_the_first_case_that_differs():
+    verdict = CHECKERS["5.1"](lambda f, g: torch.full((len(f),), 0.5))
+    assert re.search(r"Not right yet. 0, 90 and 180 degrees: .*0.5.*expected.*0", verdict.message)
+
+
+def test_progress_counts_what_was_solved_in_this_session(capsys):
+    VERDICTS.clear()
+    CHECKERS["2.1"](RIGHT["2.1"])
+    CHECKERS["2.2"](lambda *a: None)
+    course.progress("2")
+    assert "Solved: 1 of 4" in capsys.readouterr().out
+    CHECKERS["2.1"](lambda *a: None)  # the last verdict counts
+    course.progress("2")
+    assert "Solved: 0 of 4" in capsys.readouterr().out
+
+
+def test_the_students_copies_are_made_from_the_solved_notebooks():
+    check = [sys.executable, ROOT / "tools" / "exercises.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_copy_is_found_and_graded_copies_hold_no_solution(tmp_path):
+    tool = [sys.executable, ROOT / "tools" / "exercises.py", "--graded", tmp_path]
+    subprocess.run(tool, check=True)
+    for path in tmp_path.glob("*.ipynb"):
+        text = path.read_text()
+        assert "<summary>Hint 2" in text
+        assert "SOLUTION" not in text and "<summary>Solution" not in text
+    target = tmp_path / SOLVED[0].name
+    target.write_text(target.read_text().replace("Your code here", "Mine"))
+    done = subprocess.run([*tool, "--check"], capture_output=True, text=True)
+    assert done.returncode == 1 and target.name in done.stderr
+
+
+def test_a_learners_own_term_is_trained_with_and_leaves_no_trace(monkeypatch):
+    seen = []
+
+    def term(student, teacher, labels):
+        seen.append(len(labels))
+        return (1 - F.cosine_similarity(student, teacher)).mean()
+
+    session = course.Session("smoke", "cpu", (0,))
+    one_epoch = TrainConfig(dataset="digits", epochs=1, device="cpu")
+    monkeypatch.setattr(course.Session, "config", lambda self, m, s: replace(one_epoch, method=m))
+    matrix = session.try_term(term)
+    assert seen and matrix.own.shape == (2, 2)
+    assert "own" not in methods.STABILITY

@@ -1,0 +1,496 @@
+"""Where the kit is not unpacked: the head of every notebook, the wheel, and Google Drive.
+
+``make colab`` runs the notebooks with Colab's own packages; see tests/colab/imitation.py.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+import csd_lib
+from csd_lib import InputError, course, ledger, runs
+from csd_lib.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+STAND_IN = ROOT / "tests" / "colab" / "stand_in"
+FOLDERS = ("notebooks", "notebooks/exercises", "notebooks/solutions")
+NOTEBOOKS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.ipynb"))]
+WHEEL = f"csd_lib-{csd_lib.__version__}-py3-none-any.whl"
+
+
+def cells(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def setup_cell():
+    return next(cell.source for cell in cells(NOTEBOOKS[0]) if cell.id == "setup")
+
+
+# --- the head of every notebook ----------------------------------------------------------------
+
+
+def test_make_heads_would_change_nothing():
+    check = [sys.executable, ROOT / "tools" / "heads.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_each_notebook_has_one_badge_then_the_one_setup_cell(path):
+    found = cells(path)
+    first = next(i for i, cell in enumerate(found) if cell.cell_type == "code")
+    assert [cell.id for cell in found[first - 1 : first + 1]] == ["badge", "setup"]
+    assert [cell.id for cell in found].count("badge") == 1
+    assert found[first].source == setup_cell()
+    link = re.fullmatch(
+        r"\[\*\*Open “(.+)” in Google Colab\*\*\]"
+        r"\(https://colab\.research\.google\.com/github/([\w-]+/[\w-]+)/blob/([^/]+)/(\S+)\)",
+        found[first - 1].source,
+    )
+    title, repository, tag, place = link.groups()
+    assert found[0].source.startswith(f"# {title}")
+    assert repository == csd_lib.REPOSITORY and tag == f"v{csd_lib.__version__}"
+    assert ROOT / place == path
+    assert sum("colab.research.google.com" in cell.source for cell in found) == 1
+
+
+def test_the_setup_cell_is_short_and_installs_only_this_version_of_csd_lib():
+    source = setup_cell()
+    assert len([line for line in source.splitlines() if line.strip()]) <= 20
+    release = f"https://github.com/{csd_lib.REPOSITORY}/releases/download/{csd_lib.TAG}/{WHEEL}"
+    assert f'"{release}"' in source
+    assert source.count('"pip"') == 1 and '"--no-deps", wheel]' in source
+
+
+# --- the set-up cell, in a process of its own --------------------------------------------------
+
+# csd_lib cannot be imported, and pip is replaced by one that notes what it was asked for.
+PRELUDE = """
+import os, subprocess, sys, zipfile
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+sys.path = [p for p in sys.path if not os.path.isdir(os.path.join(p, "csd_lib"))]
+sys.path += ["installed", {stand_in!r}]
+os.mkdir("installed")
+def call(command):
+    print("pip:", *command[1:])
+    if not os.path.isfile(command[-1]):
+        return 1
+    zipfile.ZipFile(command[-1]).extractall("installed")
+    return 0
+subprocess.call = call
+"""
+
+
+def run_setup(folder, *after, colab=True, source=None, **settings):
+    """Run the set-up cell, and then other code, in an empty folder."""
+    lines = [PRELUDE.format(stand_in=str(STAND_IN)), "import google.colab" * colab]
+    unset = ("CSD_WHEEL", "CSD_RUNS", "CSD_RESULTS", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join([*lines, source or setup_cell(), *after])],
+        cwd=folder,
+        env={**environment, "CSD_MODE": "smoke", **settings},
+        capture_output=True,
+        text=True,
+    )
+
+
+# What a second run of the cell must leave as it was.
+KEEP = "import sys\nloaded, path = set(sys.modules), list(sys.path)"
+SAME = "assert path == sys.path and loaded == set(sys.modules)\nprint(course.__file__)"
+
+
+def test_inside_the_kit_the_setup_cell_finds_this_csd_lib_and_may_run_twice():
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([setup_cell(), KEEP, setup_cell(), SAME])],
+        cwd=ROOT / "notebooks",
+        env={**os.environ, "CSD_MODE": "smoke"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(ROOT / "csd_lib" / "course.py")
+
+
+def test_on_colab_the_wheel_is_installed_once(wheel, tmp_path):
+    done = run_setup(tmp_path, KEEP, setup_cell(), SAME, CSD_WHEEL=str(wheel))
+    assert done.returncode == 0, done.stderr
+    calls = [line for line in done.stdout.splitlines() if line.startswith("pip:")]
+    assert calls == [f"pip: -m pip install -qq --no-deps {wheel}"]
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "installed" / "csd_lib" / "course.py")
+
+
+def test_a_wheel_beside_the_notebook_comes_first_then_csd_wheel_then_the_release(tmp_path):
+    published = setup_cell().replace("/YOUR_ACCOUNT/", "/someone/")
+    release = f"https://github.com/someone/csd-kit/releases/download/{csd_lib.TAG}/{WHEEL}"
+    for number, (beside, given, expected) in enumerate(
+        [
+            (True, "given.whl", WHEEL),
+            (False, "given.whl", "given.whl"),
+            (False, "", release),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if beside:
+            (folder / WHEEL).write_bytes(b"no zip")
+            (folder / WHEEL.replace("any", "any (1)")).touch()  # a second upload; pip refuses it
+        done = run_setup(folder, source=published, CSD_WHEEL=given)
+        assert f"pip: -m pip install -qq --no-deps {expected}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "colab, given, message",
+    [
+        (False, "", "csd_lib is missing: open this notebook inside the unpacked kit"),
+        (True, "", "This kit has no address (YOUR_ACCOUNT is a placeholder): upload csd_lib-"),
+        (True, "no.whl", "csd_lib cannot be installed from no.whl: upload csd_lib-"),
+    ],
+)
+def test_without_csd_lib_the_setup_cell_stops_with_one_line(colab, given, message, tmp_path):
+    done = run_setup(tmp_path, colab=colab, CSD_WHEEL=given)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith(message)
+    assert ("pip:" in done.stdout) == bool(given)
+
+
+# --- the wheel ---------------------------------------------------------------------------------
+
+
+def test_the_wheel_is_small_and_holds_the_code_and_the_records_but_no_model(wheel):
+    assert wheel.name == WHEEL and wheel.stat().st_size < 1e6
+    names = set(zipfile.ZipFile(wheel).namelist())
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "csd_lib").rglob("*.py")}
+    results = ROOT / "data" / "results"
+    records = {path.relative_to(results) for path in results.rglob("results.json")}
+    assert len(code) > 20 and len(records) > 50
+    rest = {name for name in names - code if not name.startswith("csd_lib-")}
+    brought = {f"csd_lib/recorded/{name}" for name in (*records, "digits-epochs.npz")}
+    assert code <= names and rest == brought
+
+
+def test_an_installed_csd_lib_reads_its_own_records_and_writes_none_beside_them(wheel, tmp_path):
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    files = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if path.is_file()}
+    code = """
+import csd_lib
+from csd_lib import ledger
+records = ledger.load_records()
+kept = [record for record in records if "files" in record]
+sums = [float(ledger.load_features(record)[0].double().sum()) for record in kept]
+ledger.load_model(kept[0])
+print(csd_lib.__file__, ledger.results_folder(), ledger.find_file("digits-epochs.npz"), sep="\\n")
+print(len(records), *sums)
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("CSD_RESULTS", "CSD_RUNS")}
+    environment |= {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
+    for source in (ROOT / "data" / "results", tmp_path / "nothing"):  # the second time: the cache
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**environment, "CSD_FILES": str(source)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        module, own, epochs, numbers = done.stdout.splitlines()
+        assert module == str(installed / "csd_lib" / "__init__.py")
+        assert own == str(tmp_path / "data" / "results")
+        assert epochs == str(installed / "csd_lib" / "recorded" / "digits-epochs.npz")
+        count, *sums = numbers.split()
+        here = ledger.load_records(ROOT / "data" / "results")
+        kept = [record for record in here if "files" in record]
+        assert int(count) == len(here)
+        assert sums == [str(float(ledger.load_features(r)[0].double().sum())) for r in kept]
+    left = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if path.is_file()}
+    assert left == files
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A record as an installed csd_lib has it: its features are elsewhere."""
+    monkeypatch.delenv("CSD_RESULTS", raising=False)
+    monkeypatch.delenv("CSD_FILES", raising=False)
+    monkeypatch.setattr(ledger, "PACKAGED", tmp_path / "recorded")
+    monkeypatch.setattr(ledger, "data_folder", lambda: tmp_path / "data")
+    (source,) = (ROOT / "data" / "results" / "cifar100").glob("*-csd-*")
+    place = tmp_path / "recorded" / "cifar100" / source.name
+    place.mkdir(parents=True)
+    shutil.copy(source / "results.json", place)
+    (record,) = ledger.load_records()
+    return record
+
+
+def test_features_of_a_kit_without_an_address_say_what_to_do(packaged, monkeypatch):
+    monkeypatch.setattr(ledger, "REPOSITORY", "YOUR_ACCOUNT/csd-kit")
+    monkeypatch.setattr(ledger, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    with pytest.raises(InputError, match=r"YOUR_ACCOUNT/csd-kit is no real address: set CSD_FILES"):
+        ledger.load_features(packaged)
+
+
+def test_features_come_from_the_release_if_there_is_one(packaged, monkeypatch):
+    asked = []
+
+    def urlopen(address, timeout):
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(ledger, "REPOSITORY", "someone/csd-kit")
+    monkeypatch.setattr(ledger, "urlopen", urlopen)
+    with pytest.raises(InputError, match=r"no network.*set CSD_FILES"):
+        ledger.load_features(packaged)
+    place = f"data/results/cifar100/{packaged['folder'].name}/features.npz"
+    base = f"https://raw.githubusercontent.com/someone/csd-kit/v{csd_lib.__version__}"
+    assert asked == [f"{base}/{place}"]
+
+
+class Answer(BaseHTTPRequestHandler):
+    """A server that sends a good file, a damaged one, half of one, or none."""
+
+    def do_GET(self):
+        kind, _, name = self.path[1:].partition("/")
+        content = (ROOT / "data" / "results" / name).read_bytes()
+        sent = {"good": content, "damaged": content[:-1] + b"?", "half": content[:1000]}.get(kind)
+        self.send_response(200 if sent else 404)
+        self.send_header("Content-Length", str(len(content) if sent else 0))
+        self.end_headers()
+        self.wfile.write(sent or b"")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("damaged", "is not the file that was recorded"),
+        ("half", "cannot be fetched from .*IncompleteRead"),
+        ("none", "cannot be fetched from .*404"),
+    ],
+)
+def test_features_that_did_not_arrive_whole_are_refused_and_not_kept(
+    kind, message, packaged, server, monkeypatch
+):
+    monkeypatch.setenv("CSD_FILES", f"{server}/{kind}/")
+    with pytest.raises(InputError, match=message):
+        ledger.load_features(packaged)
+    assert not ledger.data_folder().exists()
+    monkeypatch.setenv("CSD_FILES", f"{server}/good")
+    assert ledger.load_features(packaged)[0].shape == (10_000, 64)
+    (kept,) = [path for path in ledger.data_folder().rglob("*") if path.is_file()]
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == packaged["files"]["features.npz"]
+
+
+def test_damaged_features_in_the_cache_are_fetched_again(packaged, monkeypatch):
+    monkeypatch.setenv("CSD_FILES", str(ROOT / "data" / "results"))
+    features, _ = ledger.load_features(packaged)
+    (kept,) = [path for path in ledger.data_folder().rglob("*") if path.is_file()]
+    kept.write_bytes(b"damaged")
+    assert torch.equal(ledger.load_features(packaged)[0], features)
+
+
+def test_what_an_installed_csd_lib_has_recorded_is_not_run_again(packaged, monkeypatch):
+    (source,) = (ROOT / "data" / "results" / "digits").glob("*-csd-2tasks-seed0-*")
+    place = shutil.copytree(source, ledger.PACKAGED / "digits" / source.name)
+    monkeypatch.setattr(ledger, "run_experiment", lambda *_, **__: pytest.fail("run again"))
+    config = TrainConfig(**runs.read_json(place / "results.json")["config"])
+    assert ledger.reproduce([config], progress=False) == [place]
+
+
+def test_own_records_come_before_those_of_the_package(packaged):
+    own = ledger.data_folder() / "results" / "cifar100" / packaged["folder"].name
+    runs.make_folder(own)
+    runs.write_json(own / "results.json", json.loads(json.dumps({**packaged, "folder": "own"})))
+    assert [record["folder"] for record in ledger.load_records()] == [own]
+
+
+def test_a_file_that_is_in_no_folder_of_records_is_named(packaged):
+    with pytest.raises(InputError, match=r"there is no digits-epochs\.npz in .*: copy it"):
+        ledger.find_file("digits-epochs.npz")
+
+
+# --- course.start on Colab ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """In this process: Colab without a GPU, and a stand-in for Drive that notes its mounts."""
+    mounts = []
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.chdir(tmp_path)
+    for name in ("google", "google.colab", "google.colab.drive"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    from google.colab import drive
+
+    mount = drive.mount
+    monkeypatch.setattr(drive, "mount", lambda place: (mounts.append(place), mount(place)))
+    monkeypatch.setattr(course, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in ("CSD_MODE", "CSD_RUNS"):
+        monkeypatch.setenv(name, "")  # so that what start() sets is undone
+        monkeypatch.delenv(name)
+    yield mounts
+    for name in ("google", "google.colab", "google.colab.drive"):
+        sys.modules.pop(name, None)
+
+
+MENU = "Runtime → Change runtime type → T4 GPU → Save"
+
+
+def test_colab_without_a_gpu_says_so_loudly_and_goes_on_in_smoke_mode(colab, capsys, monkeypatch):
+    assert course.start().mode == "smoke"
+    printed = capsys.readouterr().out
+    assert "no GPU" in printed and MENU in printed and "border: 4px" in printed
+    monkeypatch.setenv("CSD_MODE", "smoke")
+    course.start()
+    assert MENU not in capsys.readouterr().out, "who asks for smoke needs no GPU"
+    monkeypatch.delenv("CSD_MODE")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    course.start()
+    assert MENU not in capsys.readouterr().out
+
+
+def test_outside_colab_nothing_is_loud_and_drive_is_ignored_with_a_note(capsys, monkeypatch):
+    monkeypatch.delenv("CSD_MODE", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    course.start(keep_in_drive=True)
+    printed = capsys.readouterr().out
+    assert MENU not in printed and "border" not in printed
+    assert (
+        f"keep_in_drive is only for Google Colab: runs are kept in {runs.runs_folder()}" in printed
+    )
+    course.start()
+    assert "keep_in_drive" not in capsys.readouterr().out
+
+
+def test_drive_is_mounted_only_on_an_explicit_yes(colab, capsys):
+    course.start()
+    printed = capsys.readouterr().out
+    assert colab == [] and "CSD_RUNS" not in os.environ
+    assert f"{runs.runs_folder()} and vanish with this runtime; keep_in_drive=True" in printed
+    course.start(keep_in_drive=True)
+    folder = course.DRIVE / "MyDrive" / "csd-kit" / "runs"
+    assert colab == [str(course.DRIVE)] and folder.is_dir()
+    assert runs.runs_folder() == folder
+    printed = capsys.readouterr().out
+    assert f"Runs are kept in {folder}: a new runtime goes on" in printed
+    assert "vanish" not in printed
+
+
+def refuse(place):
+    raise ValueError("mount failed")
+
+
+@pytest.mark.parametrize(
+    "target, broken, problem",
+    [
+        ("google.colab.drive.mount", refuse, "mount failed"),
+        (
+            "shutil.disk_usage",
+            lambda folder: namedtuple("Usage", "free")(99e6),
+            "less than 100 MB are free",
+        ),
+        ("google.colab.drive.mount", lambda place: Path(place).touch(), "Not a directory"),
+    ],
+)
+def test_a_drive_that_cannot_be_used_costs_one_line_and_nothing_else(
+    target, broken, problem, colab, capsys, monkeypatch
+):
+    before = runs.runs_folder()
+    monkeypatch.setattr(target, broken)
+    assert course.start(keep_in_drive=True).mode == "smoke"
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "Google Drive cannot be used" in line]
+    assert problem in line
+    assert runs.runs_folder() == before and "vanish with this runtime" in printed
+
+
+RUN_ON_COLAB = """
+import os, signal, sys
+from pathlib import Path
+import google.colab
+from csd_lib import course, runs
+
+course.DRIVE = Path("drive").absolute()
+session = course.start(keep_in_drive={keep})
+append = runs.append_history
+
+def append_and_die(folder, record):
+    append(folder, record)
+    if record["task"] == 1 and record["epoch"] == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if {dies}:
+    runs.append_history = append_and_die
+print(session.run("csd").folder)
+"""
+
+
+def run_on_colab(folder, keep, dies=False):
+    folder.mkdir(exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k != "CSD_RUNS"}
+    return subprocess.run(
+        [sys.executable, "-c", RUN_ON_COLAB.format(keep=keep, dies=dies)],
+        cwd=folder,
+        env={
+            **environment,
+            "CSD_MODE": "smoke",
+            "PYTHONPATH": str(STAND_IN),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(tmp_path):
+    killed = run_on_colab(tmp_path / "colab", keep=True, dies=True)
+    assert killed.returncode == -9, killed.stderr
+    (folder,) = (tmp_path / "colab" / "drive" / "MyDrive" / "csd-kit" / "runs").iterdir()
+    assert not (folder / "results.json").exists()
+    before = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert len(before) == 20
+    resumed = run_on_colab(tmp_path / "colab", keep=True)
+    assert resumed.stdout.splitlines()[-1] == str(folder), resumed.stderr
+    after = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert after[:15] == before[:15], "with the seconds that each epoch took: not trained again"
+
+    whole = run_on_colab(tmp_path / "whole", keep=False)
+    reference = Path(whole.stdout.splitlines()[-1])
+    without_seconds = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in text.splitlines()
+        ]
+        for text in ((f / "history.jsonl").read_text() for f in (folder, reference))
+    ]
+    assert without_seconds[0] == without_seconds[1] and len(after) == 30
+    for name in ("model-task1.pt", "model-task2.pt"):
+        one, other = (torch.load(f / name, weights_only=True) for f in (folder, reference))
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    one, other = (runs.read_json(f / "results.json") for f in (folder, reference))
+    assert one["matrix"] == other["matrix"]
