@@ -19,9 +19,12 @@ test: $(VENV)/installed
 lab: $(VENV)/installed
 	$(PY) -m jupyterlab --notebook-dir=notebooks
 
-# Store the outputs of a fresh run in notebooks/, after a change to the library or a notebook.
-notebooks: $(VENV)/installed
-	$(PY) tools/run_notebooks.py --write
+# After a change to the library or a notebook: their heads, the outputs of a fresh run, the students'
+# copies of the exercises, and what the instructor's guide takes from the checkers.
+notebooks: heads
+	$(PY) tools/run_notebooks.py --all --write
+	$(PY) tools/exercises.py
+	$(PY) tools/answers.py
 
 # Write the link to Google Colab and the set-up cell into every notebook, from csd_lib/__init__.py.
 heads: $(VENV)/installed
@@ -35,8 +38,13 @@ wheel: $(VENV)/installed
 bundles: $(VENV)/installed
 	$(PY) tools/bundles.py
 
+# Every notebook as on Google Colab, twice; needs a network, for small environments of its own.
 colab: $(VENV)/installed
 	$(PY) -m pytest tests/colab/imitation.py
+
+# The notebooks' controls in a real JupyterLab; needs Debian's chromium, or $CHROMIUM.
+browser: $(VENV)/installed
+	$(PY) -m pytest tests/browser/controls.py
 
 # A torch that is already in the environment, such as a CPU-only build, is kept if it is the version
 # of constraints.txt.

@@ -334,8 +334,9 @@ def _check_health(history: list[dict[str, float]], classes: int, last_epoch: boo
     Returns False for an epoch that looks broken but may pass.
 
     Features have collapsed when they are four times closer together than in the best epoch so far
-    and no longer tell the task's classes apart: cross entropy is near that of guessing. One such
-    epoch can be a passing shock, so training stops after two in a row, or if it is the last one.
+    and no longer tell the task's classes apart: cross entropy, if the method has it, is near that
+    of guessing. One such epoch can be a passing shock, so training stops after two in a row, or if
+    it is the last one.
     (A ResNet-32 that collapsed on CIFAR-100 fell to a fifth; before training, the mean cosine
     distance is about 0.05.)
     """
@@ -351,7 +352,9 @@ def _check_health(history: list[dict[str, float]], classes: int, last_epoch: boo
     best = max([0.05, *(earlier["spread"] for earlier in history)])
     recent = [r for r in history[-2:] if r["task"] == record["task"]]
     collapsed = [
-        classes > 1 and r["spread"] < 0.25 * best and r["ce"] > 0.9 * math.log(classes)
+        classes > 1
+        and r["spread"] < 0.25 * best
+        and r.get("ce", math.inf) > 0.9 * math.log(classes)
         for r in recent
     ]
     if collapsed[-1] and (last_epoch or collapsed == [True, True]):

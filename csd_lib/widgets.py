@@ -46,14 +46,25 @@ class Control:
         label: what is written beside it.
         options: a range (a slider whose number can also be typed), or the choices in their order,
             each a value or a pair of its name and its value.
-        value: the choice to begin with.
+        value: the choice to begin with; None is taken for no choice.
         menu: show the choices as a menu, not as a slider.
+
+    Raises:
+        InputError: if the value is not one of the options.
     """
 
     label: str
     options: Sequence[Any]
     value: Any
     menu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.value is None or self.value not in [value for _, value in self.pairs()]:
+            raise InputError(f"{self.label}: {self.value!r} is not one of the options")
+
+    def pairs(self) -> list[tuple[str, Any]]:
+        """Return the name and the value of each option."""
+        return [o if isinstance(o, tuple) else (str(o), o) for o in self.options]
 
 
 def explore(draw: Callable[..., Drawing], **controls: Control) -> None:
@@ -114,10 +125,9 @@ def _input(control: Control, label_width: str) -> Any:
     if isinstance(options, range):
         low, high = options[0], options[-1]
         return IntSlider(min=low, max=high, step=options.step, continuous_update=False, **look)
-    pairs = [option if isinstance(option, tuple) else (str(option), option) for option in options]
     if control.menu:
-        return Dropdown(options=pairs, **look)
-    return SelectionSlider(options=pairs, continuous_update=False, **look)
+        return Dropdown(options=control.pairs(), **look)
+    return SelectionSlider(options=control.pairs(), continuous_update=False, **look)
 
 
 def _page(figure: Figure, description: str) -> str:

@@ -339,6 +339,15 @@ def test_what_counts_as_a_collapse(spread_and_ce, last_epoch, stops):
         assert training._check_health(history, 50, last_epoch) is not looks_broken
 
 
+def test_without_cross_entropy_a_collapse_shows_in_the_features_alone():
+    history = epochs((0.014, 0), (0.009, 0))
+    for record in history:
+        del record["ce"]
+    assert training._check_health(history[:2], 50, last_epoch=False) is False
+    with pytest.raises(TrainingError, match="features have collapsed"):
+        training._check_health(history, 50, last_epoch=False)
+
+
 def test_a_model_that_looks_collapsed_is_never_selected(digits, monkeypatch):
     """All images with one feature: every query ties with its class, Recall@1 = 100 %."""
     monkeypatch.setattr(training, "_check_health", lambda *a: False)

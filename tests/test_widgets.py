@@ -389,6 +389,18 @@ def test_controls_are_of_the_kinds_that_work_everywhere(style):
     assert isinstance(picture, ipywidgets.HTML) and isinstance(panel, ipywidgets.VBox)
 
 
+@pytest.mark.parametrize("value", [0, 4, None, "1"])
+def test_a_control_must_begin_with_one_of_its_options(value):
+    with pytest.raises(InputError, match=f"height: {value!r} is not one of the options"):
+        widgets.Control("height", range(1, 4), value)
+
+
+def test_none_can_be_no_choice():
+    """SelectionSlider takes it for no selection and breaks when it is chosen."""
+    with pytest.raises(InputError, match="order: None"):
+        widgets.Control("order", [("as numbered", None), ("seed 0", 0)], None)
+
+
 @pytest.fixture
 def in_jupyter(monkeypatch):
     shown = []

@@ -47,7 +47,7 @@ def known_mistakes() -> dict[str, list[str]]:
 def _sentences(check: Callable[..., Any]) -> Iterator[tuple[int, str]]:
     """Find the sentences in one checker, each with its line.
 
-    They stand in its lists of mistakes, in ``raise Mistake(...)`` and in ``not_finite=...``.
+    They stand in its lists of mistakes, in ``raise Mistake(...)`` and in ``hints=...``.
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(check)))
     texts = {
@@ -62,13 +62,15 @@ def _sentences(check: Callable[..., Any]) -> Iterator[tuple[int, str]]:
                     match element:
                         case ast.Tuple(elts=[ast.Constant(value=str(sentence)), _]):
                             yield element.lineno, sentence
+                        case ast.Tuple(elts=[ast.Name(id=name), _]):
+                            yield element.lineno, getattr(inspect.getmodule(check), name)
                         case ast.Starred(value=ast.Name(id=name)) if name not in texts:
                             shared = getattr(inspect.getmodule(check), name)
                             yield from ((element.lineno, sentence) for sentence, _ in shared)
             case ast.Raise(exc=ast.Call(func=ast.Name(id="Mistake"), args=[text])):
                 yield node.lineno, _text(text)
-            case ast.keyword(arg="not_finite", value=ast.Name(id=name)):
-                yield texts[name].lineno, _text(texts[name])
+            case ast.keyword(arg="hints", value=ast.Name(id=name)):
+                yield from ((hint.lineno, _text(hint)) for hint in texts[name].values)
 
 
 def _text(node: ast.expr) -> str:

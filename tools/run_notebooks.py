@@ -1,7 +1,8 @@
 """Run the ordered notebooks, write each as an HTML page under build/, print the table of runs.
 
     python tools/run_notebooks.py            # what `make run` does
-    python tools/run_notebooks.py --write    # also store the outputs in notebooks/ (make notebooks)
+    python tools/run_notebooks.py --all --write    # also the solved exercises; store the outputs in
+                                                   # notebooks/ (part of make notebooks)
 
 Every run starts from an empty build/runs, so the pages show what the code does now. A page can be
 read without a network: images are inside it and formulas are MathML.
@@ -57,12 +58,21 @@ math { font-size: 118%; }
 """
 
 
-def notebook_paths(names: list[str]) -> list[Path]:
-    """Return the notebooks in their order, or those whose names begin with one of `names`."""
-    paths = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    chosen = [p for p in paths if not names or p.name.startswith(tuple(names))]
+def notebook_paths(names: list[str], solved: bool) -> list[Path]:
+    """Return the notebooks in their order, or those whose names begin with one of `names`.
+
+    Args:
+        names: for example ``03``, or ``solutions/03``.
+        solved: take the solved exercises, too, if no names are given.
+    """
+    folder = ROOT / "notebooks"
+    chapters, solutions = sorted(folder.glob("0*.ipynb")), sorted(folder.glob("solutions/0*.ipynb"))
+    if not names:
+        return chapters + (solutions if solved else [])
+    paths = {path.relative_to(folder).as_posix(): path for path in chapters + solutions}
+    chosen = [path for name, path in paths.items() if name.startswith(tuple(names))]
     if not chosen:
-        sys.exit(f"error: no notebook begins with {names}; there are {[p.name for p in paths]}")
+        sys.exit(f"error: no notebook begins with {names}; there are {list(paths)}")
     return chosen
 
 
@@ -123,8 +133,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only notebooks that begin so, e.g. 03")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder for the pages")
     parser.add_argument("--write", action="store_true", help="store the outputs in notebooks/")
+    parser.add_argument("--all", action="store_true", help="also the solved exercises")
     arguments = parser.parse_args()
-    paths, build = notebook_paths(arguments.names), arguments.build.resolve()
+    paths = notebook_paths(arguments.names, solved=arguments.all)
+    build = arguments.build.resolve()
 
     mode = os.environ.get("CSD_MODE", "smoke")
     os.environ["CSD_MODE"] = mode
@@ -144,7 +156,9 @@ def main() -> None:
             print(error, file=sys.stderr)
             failed.append(path.name)
             continue
-        write_page(notebook, build / f"{path.stem}.html")
+        page = build / path.relative_to(ROOT / "notebooks").with_suffix(".html")
+        page.parent.mkdir(exist_ok=True)
+        write_page(notebook, page)
         if arguments.write:
             notebook.metadata["csd"] = {
                 "mode": mode,

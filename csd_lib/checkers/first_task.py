@@ -59,15 +59,13 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
             lambda z, y: -chosen(log_softmax(z, dim=1), y).exp().mean().log(),
         ),
     ]
-    overflow = (
-        "`exp` of a large number is infinite. Subtract the largest logit of each row first, or use "
-        "`logsumexp`: the result is the same."
-    )
-    underflow = (
-        "Subtract the largest logit of each *row*, not of the whole batch: the small row then has "
-        "only zeros below the line. `logsumexp(dim=1)` does it right."
-    )
-    hints = dict(zip(list(cases)[3:], (overflow, underflow), strict=True))
+    hints = {
+        "logits of 1,000": "`exp` of a large number is infinite. Subtract the largest logit of "
+        "each row first, or use `logsumexp`: the result is the same.",
+        "a row with logits of 1,000 and one with small ones": "Subtract the largest logit of each "
+        "*row*, not of the whole batch: the small row then has only zeros below the line. "
+        "`logsumexp(dim=1)` does it right.",
+    }
 
     def check() -> None:
         compare(cross_entropy, right, cases, mistakes, hints=hints)

@@ -106,7 +106,7 @@ def check_recipes(
 
 
 def check_teacher_statistics(session: Any, average: dict[str, Sequence[float]]) -> Verdict:
-    """Exercise 3.4, second part: what CSD reaches with each kind of teacher."""
+    """Exercise 3.4b: what CSD reaches with each kind of teacher."""
 
     def averages(gallery: str = "seen", percent: int = 100, old_only: bool = False) -> Numbers:
         found = {}
