@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test lab notebooks heads wheel bundles colab clean
+.PHONY: run test lab notebooks heads wheel bundles colab browser clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
