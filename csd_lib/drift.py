@@ -69,6 +69,20 @@ def linear_cka(old: Tensor, new: Tensor) -> float:
     return (cross / scale).item()
 
 
+def best_rotation(old: Tensor, new: Tensor) -> Tensor:
+    """Return the orthogonal matrix ``[D, D]`` for which ``new @ R`` comes closest to ``old``.
+
+    A mirror is allowed. This is the orthogonal Procrustes problem (Schoenemann, 1966).
+
+    Args:
+        old, new: ``[N, D]`` features of the same images, taken as they are: neither scaled nor
+            centred.
+    """
+    _check_pair(old, new)
+    u, _, vt = torch.linalg.svd(new.T @ old)
+    return u @ vt
+
+
 def fit_map(features: Tensor, seed: int = 0) -> UMAP:
     """Fit a two-dimensional UMAP to the features of the first model, with cosine distances.
 

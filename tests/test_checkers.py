@@ -638,6 +638,7 @@ WRONG_NUMBERS = [
     ("2.4", (recipes(1), recipes(0)), "changed places"),
     ("2.4", (recipes(0, row=1), recipes(1, row=1)), "after task 2"),
     ("2.4", (recipes(0), {"ce": [], "triplet": [], "ce+triplet": []}), "Not all numbers"),
+    ("3.4b", ({"running": [], "batch": []},), "Not all numbers"),
     ("3.4b", (teachers(percent=1),), "100 times"),
     ("3.4b", (teachers("own"),), "own classes"),
     ("3.4b", (teachers(reduce=lambda row: row[0]),), "task 1 alone"),

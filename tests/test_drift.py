@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from csd_lib import InputError
-from csd_lib.drift import cosine_drift, fit_map, linear_cka, neighborhood_overlap, place_on_map
+from csd_lib.drift import (
+    best_rotation,
+    cosine_drift,
+    fit_map,
+    linear_cka,
+    neighborhood_overlap,
+    place_on_map,
+)
 
 
 def cloud(n=200, dim=8, seed=0):
@@ -22,6 +29,19 @@ def test_drift_is_measured_per_class():
     drift = cosine_drift(old, new, torch.tensor([5, 5, 7]))
     assert drift == {5: pytest.approx(0.5), 7: pytest.approx(2.0)}
     assert cosine_drift(old, old * 3, torch.tensor([5, 5, 7])) == {5: 0.0, 7: 0.0}
+
+
+def test_best_rotation_undoes_a_turn_and_no_other_turn_comes_closer():
+    old, turn = cloud(), rotation()
+    assert torch.allclose(best_rotation(old, old @ turn), turn.T, atol=1e-9)
+    new = old @ turn + cloud(seed=3)
+    found = best_rotation(old, new)
+    assert torch.allclose(found @ found.T, torch.eye(8, dtype=torch.float64), atol=1e-9)
+    distance = (new @ found - old).norm()
+    for seed in range(20):  # other turns, near the best one
+        step = 0.05 * cloud(8, 8, seed)
+        other = found @ torch.linalg.matrix_exp(step - step.T)
+        assert (new @ other - old).norm() > distance
 
 
 def test_overlap_ignores_a_rotation_and_notices_a_shuffle():

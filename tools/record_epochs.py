@@ -44,8 +44,7 @@ METHODS = ("fine-tuning", "lwf", "csd")
 def turned(features: Tensor, target: Tensor) -> Tensor:
     """Turn unit features ``[N, D]`` as a whole, as near to a target as a turn can bring them."""
     features, target = unit_length(features.double()), unit_length(target.double())
-    u, _, v = torch.linalg.svd(features.T @ target)  # the orthogonal Procrustes problem
-    return (features @ u @ v).float()
+    return (features @ drift.best_rotation(target, features)).float()
 
 
 def record(tasks: int, every: int, seed: int) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,8 +20,3 @@ def on_circle(*degrees: float) -> Tensor:
     """Return features of length 1 in two dimensions, ``[N, 2]``."""
     angles = torch.tensor(degrees).deg2rad()
     return torch.stack([angles.cos(), angles.sin()], dim=1)
-
-
-def unit(features: Tensor) -> Tensor:
-    """Scale every row to length 1."""
-    return F.normalize(features, dim=1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_lib import losses
-from csd_lib.checkers.cases import on_circle, random_features, random_labels, unit
+from csd_lib.checkers.cases import on_circle, random_features, random_labels
 from csd_lib.checkers.judge import (
     Mistake,
     Mistakes,
@@ -23,6 +23,7 @@ from csd_lib.checkers.judge import (
     same,
     verdict,
 )
+from csd_lib.losses import unit_length
 
 
 def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
@@ -132,7 +133,7 @@ def _csd_variant(
     least_positives: int = 1,
 ) -> Tensor:
     """CSD with one thing or another done wrong: the defects of exercises 3.2 and 3.3."""
-    s, t = (unit(student), unit(teacher)) if normalize else (student, teacher)
+    s, t = (unit_length(student), unit_length(teacher)) if normalize else (student, teacher)
     similarity = s @ torch.cat([s, t]).T / temperature
     batch = len(labels)
     itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
@@ -224,7 +225,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
     }
 
     def over_negatives(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        s, t = unit(s), unit(t)
+        s, t = unit_length(s), unit_length(t)
         similarity = s @ torch.cat([s, t]).T / temp
         same_class = y[:, None] == y.repeat(2)[None]
         positive = same_class & ~torch.eye(len(y), 2 * len(y), dtype=torch.bool)
@@ -232,7 +233,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         return -(((similarity - below) * positive).sum(dim=1) / positive.sum(dim=1)).mean()
 
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        similarity = unit(t) @ unit(s).T / temp
+        similarity = unit_length(t) @ unit_length(s).T / temp
         itself = torch.eye(len(y), dtype=torch.bool)
         below = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
         positive = y[:, None] == y[None]

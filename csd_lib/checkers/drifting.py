@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import drift
-from csd_lib.checkers.cases import on_circle, random_features, unit
+from csd_lib.checkers.cases import on_circle, random_features
 from csd_lib.checkers.judge import Mistake, Verdict, call, compare, verdict
+from csd_lib.losses import unit_length
 
 
 def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
@@ -44,7 +45,7 @@ def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verd
         (
             "This is the distance between the features scaled to length 1; its square is twice the "
             "drift.",
-            lambda a, b: (unit(a) - unit(b)).norm(dim=1),
+            lambda a, b: (unit_length(a) - unit_length(b)).norm(dim=1),
         ),
         (
             "This is the angle. Drift is 1 minus its cosine.",
@@ -62,7 +63,7 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
     """Exercise 5.2: the share of neighbours that are kept."""
 
     def neighbors(features: Tensor, k: int, scale: bool = True, itself: bool = False) -> Tensor:
-        f = unit(features) if scale else features
+        f = unit_length(features) if scale else features
         similarity = f @ f.T
         if not itself:
             similarity.fill_diagonal_(-torch.inf)
@@ -148,8 +149,8 @@ def check_best_rotation(best_rotation: Callable[[Tensor, Tensor], Tensor]) -> Ve
                     f"{case}: this map is not orthogonal, so it changes angles too. A "
                     f"least-squares fit may stretch; keep the two orthogonal factors of the SVD."
                 )
-            u, _, v = torch.linalg.svd(new.T @ old)
-            best, distance = (new @ (u @ v) - old).norm(), (new @ found - old).norm()
+            best = (new @ drift.best_rotation(old, new) - old).norm()
+            distance = (new @ found - old).norm()
             if distance > best * (1 + 1e-3) + 1e-3:
                 if (new @ found.T - old).norm() <= best * (1 + 1e-3) + 1e-3:
                     raise Mistake(

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import losses
-from csd_lib.checkers.cases import on_circle, random_features, random_labels, unit
+from csd_lib.checkers.cases import on_circle, random_features, random_labels
 from csd_lib.checkers.judge import Verdict, compare, compare_gradients, verdict
+from csd_lib.losses import unit_length
 
 
 def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
@@ -87,7 +88,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         sign: int = 1,
         over_all: bool = False,
     ) -> Tensor:
-        scaled = unit(features) if normalize else features
+        scaled = unit_length(features) if normalize else features
         similarity = scaled @ scaled.T
         found = []
         for i in range(len(labels)):
@@ -164,7 +165,7 @@ def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
     """Exercise 2.3: logits of a head whose rows have length 1."""
 
     def right(features: Tensor, weights: Tensor) -> Tensor:
-        return features @ unit(weights).T
+        return features @ unit_length(weights).T
 
     cases = {
         "one feature, two rows": (
@@ -181,11 +182,11 @@ def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         (
             "You scaled the features as well. Only the rows of the head have length 1; a longer "
             "feature gives larger logits.",
-            lambda f, w: unit(f) @ unit(w).T,
+            lambda f, w: unit_length(f) @ unit_length(w).T,
         ),
         (
             "You scaled the features instead of the rows.",
-            lambda f, w: unit(f) @ w.T,
+            lambda f, w: unit_length(f) @ w.T,
         ),
         (
             "You scaled the columns (`dim=0`). Each *row* belongs to a class.",

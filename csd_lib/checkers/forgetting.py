@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from csd_lib import retrieval
-from csd_lib.checkers.cases import on_circle, random_features, random_labels, unit
+from csd_lib.checkers.cases import on_circle, random_features, random_labels
 from csd_lib.checkers.judge import Verdict, compare, verdict
+from csd_lib.losses import unit_length
 
 
 def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:
@@ -29,7 +30,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         singletons_miss: bool = False,
         precision: bool = False,
     ) -> float:
-        f = unit(features.double()) if scale else features.double()
+        f = unit_length(features.double()) if scale else features.double()
         similarity = (f @ f.T * 2**24).round()
         same_class = labels[:, None] == labels[None]
         if not itself:
@@ -46,7 +47,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         return hit[counted].double().mean().item()
 
     def among_nearest(features: Tensor, labels: Tensor, k: int) -> float:
-        f = unit(features)
+        f = unit_length(features)
         found = (f @ f.T).fill_diagonal_(-torch.inf).topk(k, dim=1).indices
         hit = (labels[found] == labels[:, None]).any(dim=1)
         counted = (labels[:, None] == labels[None]).sum(dim=1) > 1

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from csd_lib import drift
 from csd_lib.checkers.judge import Mistake, Mistakes, Verdict, compare, verdict
 from csd_lib.losses import unit_length
 from csd_lib.retrieval import embed, recall_at_k
@@ -133,10 +132,6 @@ def check_teacher_statistics(session: Any, average: dict[str, Sequence[float]]) 
 def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence[float]) -> Verdict:
     """Exercise 5.4: search in the old gallery without and with the best rotation."""
 
-    def best_rotation(old: Tensor, new: Tensor) -> Tensor:
-        u, _, vt = torch.linalg.svd(new.T @ old)
-        return u @ vt
-
     def recalls(
         part: slice | None = slice(0, None, 2), transpose: bool = False, scale: bool = True
     ) -> Numbers:
@@ -147,7 +142,7 @@ def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence
             old, new = (embed(m, task.test_images) for m in (run.models[0], run.models[-1]))
             if scale:
                 old, new = unit_length(old), unit_length(new)
-            turn = best_rotation(old[part], new[part])
+            turn = drift.best_rotation(old[part], new[part])
             gallery = (old[::2], task.test_labels[::2])
             queries, labels = new[1::2], task.test_labels[1::2]
             found["before"].append(recall_at_k(queries, labels, *gallery)[1])

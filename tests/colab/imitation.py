@@ -57,7 +57,9 @@ class Runtime:
         return self.folder / "share" / "jupyter"
 
     def make(self):
-        venv.create(self.folder, clear=True, with_pip=True)
+        # Links, not copies: a program that was just written cannot be started while another thread
+        # starts one, too ("text file busy").
+        venv.create(self.folder, clear=True, symlinks=True, with_pip=True)
         python = str(self.folder / "bin" / "python")
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         pins = HERE / "requirements.txt"
