@@ -5,7 +5,7 @@
 #
 # Leave out --gpus all on a machine without one. The CUDA libraries come with torch; the host needs
 # only a driver and the NVIDIA container toolkit. Add -v csd-runs:/home/student/csd-kit/runs to keep
-# the runs, and -v /path/to/cifar100.npz:/home/student/csd-kit/data/cifar100.npz if it is there.
+# the runs, and -v /path/to/cifar100.npz:/home/student/csd-kit/data/cifar100.npz:ro if it is there.
 FROM python:3.11-slim
 
 RUN useradd --create-home student

@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test lab notebooks heads wheel bundles colab browser clean
+.PHONY: run test lab notebooks heads wheel bundles colab browser versions mutants clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -45,6 +45,16 @@ colab: $(VENV)/installed
 # The notebooks' controls in a real JupyterLab; needs Debian's chromium, or $CHROMIUM.
 browser: $(VENV)/installed
 	$(PY) -m pytest tests/browser/controls.py
+
+# The fast tests and a notebook with the oldest and the newest packages that pyproject.toml allows,
+# on every Python that is here; needs a network, and 5 GB for one environment at a time.
+versions: $(VENV)/installed
+	$(PY) tools/versions.py
+
+# Is the gate itself awake? Seeds each defect of tests/mutants.toml in a copy of this folder and runs
+# the test that must turn red; needs git, and about ten minutes on two cores.
+mutants: $(VENV)/installed
+	$(PY) tools/mutants.py --jobs 2
 
 # A torch that is already in the environment, such as a CPU-only build, is kept if it is the version
 # of constraints.txt.

@@ -17,3 +17,7 @@ TAG = f"v{__version__}"
 
 class InputError(ValueError):
     """A mistake in what the user gave. The message names the value and the remedy."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython and Jupyter show: one line, since the mistake is not in our code."""
+        return [f"{type(self).__name__}: {self}"]

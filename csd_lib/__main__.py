@@ -27,10 +27,12 @@ def train(
         folder: where to keep the run. Default: a folder of its own under runs/. The same command
             again goes on where a killed run stopped.
     """
+    from csd_lib.engine import check_machine
     from csd_lib.experiment import run_experiment
     from csd_lib.report import render_matrix
 
     _say_warnings_in_one_line()
+    check_machine(config.device, config.precision, config.cuda_graph)
     run = run_experiment(config, folder=folder)
     print(render_matrix(run.matrix))
     print(f"\nconfig, history, models and results: {run.folder}")
@@ -67,6 +69,8 @@ def reproduce(
         again: run also what an older version of the code has recorded.
     """
     from csd_lib import ledger
+    from csd_lib.engine import check_machine
+    from csd_lib.files import make_folder
     from csd_lib.paper import get_experiment
     from csd_lib.report import render
 
@@ -80,6 +84,9 @@ def reproduce(
         precision=precision,
         cuda_graph=cuda_graph,
     )
+    # Now, not when the first run has been trained.
+    check_machine(device, precision, cuda_graph)
+    make_folder(folder or ledger.results_folder())
     places = ledger.reproduce(configs, folder, keep_models=keep_models, again=again)
     wanted = {place.resolve() for place in places}
     records = [r for r in ledger.load_records(folder) if r["folder"].resolve() in wanted]
@@ -100,9 +107,14 @@ def report(
     """
     from csd_lib import ledger
     from csd_lib.comparison import render_paper
+    from csd_lib.files import make_folder
     from csd_lib.report import load_results, render
     from csd_lib.runs import runs_folder
 
+    if folder and figures:
+        raise InputError(f"--figures {figures} draws the ledger: leave out --folder {folder}")
+    if figures:
+        make_folder(figures)
     if folder is None:
         records = ledger.load_records()
         print(render_paper(records, markdown))
@@ -159,7 +171,7 @@ def main() -> None:
     try:
         app.cli(prog="python -m csd_lib", description=__doc__)
     except (InputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on (train: from the last epoch)", file=sys.stderr)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from csd_lib import paper
+from csd_lib import InputError, checks, paper
 from csd_lib.methods import get_method
 from csd_lib.report import GALLERIES, changed_settings, format_table, mean_and_sd
 
@@ -17,7 +17,12 @@ def paper_groups(records: Sequence[dict[str, Any]], tasks: int = 2) -> list[list
 
     Within a group only method and seed differ, and where a run was made (device, version of the
     code), which the headline says. Of several records of one thing the newest counts.
+
+    Raises:
+        InputError: for what are no records; so do all below.
     """
+    checks.records("records", records)
+    checks.whole("tasks", tasks, 1)
     groups: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for record in records:
         config = record["config"]
@@ -34,6 +39,7 @@ def paper_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str]
 
     The verdict looks at the largest of the three gaps: up to 1 point agrees, up to 3 is near.
     """
+    _check_table_1(group, gallery)
     header = ["method", "n"]
     for column in ("1-50", "51-100", "average"):
         header += [f"{column}: paper", "ours", "gap"]
@@ -67,6 +73,7 @@ _CLAIMS = [
 
 def claim_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the paper's claims: differences in points, ours paired by seed."""
+    _check_table_1(group, gallery)
     by_method: dict[str, dict[int, list[float]]] = {}
     for record in group:
         row = record["matrix"][gallery][-1]
@@ -92,6 +99,7 @@ def claim_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str]
 
 def render_paper(records: Sequence[dict[str, Any]], markdown: bool = False) -> str:
     """Render the ledger: paper, ours, gap and verdict per cell, and what was not reproduced."""
+    checks.flag("markdown", markdown)
     lines = []
     groups = paper_groups(records)
     for group in groups:
@@ -113,8 +121,20 @@ def render_paper(records: Sequence[dict[str, Any]], markdown: bool = False) -> s
     return "\n".join(lines)
 
 
+def _check_table_1(group: Sequence[dict[str, Any]], gallery: str) -> None:
+    checks.one_of("gallery", gallery, GALLERIES)
+    checks.records("group", group, ["matrix"], galleries=[gallery])
+    for record in group:
+        if len(record["matrix"][gallery][-1]) != 2:
+            raise InputError(
+                f"group has a run with tasks={record['config']['tasks']}: Table 1 has 2 tasks"
+            )
+
+
 def _headline(group: Sequence[dict[str, Any]]) -> list[str]:
     """Say all that one must know to believe a group of records."""
+    needed = ("history", "device", "versions", "code", "date", "peak_memory_mb")
+    checks.records("records", group, needed, ("preset", "epochs", "precision"))
     config = group[0]["config"]
 
     def all_of(values: Iterable[Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
-from csd_lib import InputError
+import numpy as np
+
+from csd_lib import InputError, checks
 from csd_lib.data import DATASETS
 from csd_lib.methods import LossSettings, get_method
 
@@ -130,14 +132,11 @@ class TrainConfig(LossSettings):
     """Replay each training step as one CUDA graph. Off until it was verified on a GPU."""
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASET_DEFAULTS:
-            raise InputError(
-                f"unknown data set {self.dataset!r}: choose one of {', '.join(DATASETS)}"
-            )
+        super().__post_init__()
+        checks.one_of("dataset", self.dataset, DATASETS)
         if self.preset is None:
             object.__setattr__(self, "preset", "clean")
-        if self.preset not in PRESETS:
-            raise InputError(f"preset={self.preset!r}: choose one of {', '.join(PRESETS)}")
+        checks.one_of("preset", self.preset, PRESETS)
         if self.preset == "class" and self.dataset != "cifar100":
             raise InputError(
                 f"preset='class' is for cifar100, not for {self.dataset}: leave it out"
@@ -147,15 +146,30 @@ class TrainConfig(LossSettings):
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name, is_possible, rule in _RULES:
+        for field in fields(self):  # numpy's numbers cannot be stored with the result
+            if isinstance(value := getattr(self, field.name), np.generic):
+                object.__setattr__(self, field.name, value.item())
+        for name, limits in _WHOLE.items():
             value = getattr(self, name)
-            try:
-                possible = is_possible(value)
-            except TypeError:
-                possible = False
-            if not possible:
-                raise InputError(f"{name}={value!r}: {rule}")
+            if value is not None or name != "class_order_seed":
+                checks.whole(name, value, *limits)
+        for name, limits in _NUMBERS.items():
+            checks.number(name, getattr(self, name), **limits)
+        for name in (*_NUMBERS, *(field.name for field in fields(LossSettings))):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 1 and 1.0 are one run
+        for name, choices in _CHOICES.items():
+            checks.one_of(name, getattr(self, name), choices)
+        for name in ("flip", "cuda_graph"):
+            checks.flag(name, getattr(self, name))
+        checks.instance("device", self.device, str, "its name, such as auto or cpu")
+        if self.depth % 6 != 2:
+            raise InputError(f"depth={self.depth}: a ResNet has 6n + 2 layers: 8, 14, 20, 32")
+        if self.tasks > DATASETS[self.dataset]:
+            raise InputError(
+                f"tasks={self.tasks}: {self.dataset} has {DATASETS[self.dataset]} classes, and "
+                f"every task needs one"
+            )
+        object.__setattr__(self, "milestones", _milestones(self.milestones))
 
     def first_task(self) -> TrainConfig | None:
         """Return the config whose only task is this one's first, or None if none can be shared.
@@ -170,58 +184,55 @@ class TrainConfig(LossSettings):
         return replace(self, method="initial", **unset)
 
 
-def _one_of(*choices: str) -> tuple[Callable[[object], bool], str]:
-    return lambda v: v in choices, f"choose {' or '.join(choices)}"
+def check_names(settings: Iterable[str]) -> None:
+    """Refuse a setting that does not exist, and name the one that was probably meant.
+
+    Raises:
+        InputError: if there is one.
+    """
+    known = [field.name for field in fields(TrainConfig)]
+    for name in settings:
+        if name not in known:
+            meant = get_close_matches(name, known, n=1)
+            hint = f"did you mean {meant[0]}?" if meant else "help(TrainConfig) lists them"
+            raise InputError(f"unknown setting {checks.shown(name)}: {hint}")
 
 
-def _whole(minimum: int) -> Callable[[object], bool]:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum
-
-
-def _number(above: float | None = None, at_least: float | None = None) -> Callable:
-    return lambda v: (
-        not isinstance(v, bool)
-        and math.isfinite(v)
-        and (above is None or v > above)
-        and (at_least is None or v >= at_least)
+def _milestones(value: Any) -> tuple[float, ...]:
+    """Return the milestones as a tuple, if they rise and are all fractions or all whole epochs."""
+    if isinstance(value, list | tuple) and {type(m) for m in value} <= {int, float}:
+        fractions = all(0 < m < 1 for m in value)
+        epochs = all(isinstance(m, int) and 1 <= m <= MAX_EPOCHS for m in value)
+        if (fractions or epochs) and list(value) == sorted(set(value)):
+            return tuple(value)
+    raise InputError(
+        f"milestones={checks.shown(value)}: give rising fractions between 0 and 1, or rising whole "
+        f"epochs"
     )
 
 
-_WEIGHTED = ("kd", "csd", "mmd", "fecd")
-_RULES: list[tuple[str, Callable, str]] = [
-    ("tasks", _whole(1), "choose at least one task"),
-    ("class_order_seed", lambda v: v is None or _whole(0)(v), "choose a whole number from 0"),
-    ("depth", lambda v: _whole(8)(v) and v % 6 == 2, "a ResNet has 6n + 2 layers: 8, 14, 20, 32"),
-    ("epochs", _whole(1), "choose at least one epoch"),
-    ("batch_size", _whole(2), "the losses compare images of one batch, so use at least 2"),
-    ("learning_rate", _number(above=0), "choose a positive number"),
-    ("later_learning_rate", _number(above=0), "choose a positive number"),
-    (
-        "milestones",
-        lambda v: (
-            list(v) == sorted(set(v))
-            and (all(0 < m < 1 for m in v) or all(_whole(1)(m) for m in v))
-        ),
-        "give rising fractions between 0 and 1, or rising whole epochs",
-    ),
-    ("weight_decay", _number(at_least=0), "choose 0 or more"),
-    ("crop_padding", _whole(0), "choose 0 pixels or more"),
-    ("flip", lambda v: isinstance(v, bool), "choose True or False"),
-    ("schedule", *_one_of("steps", "one_cycle")),
-    ("head_init", *_one_of("random", "class_means")),
-    ("teacher_statistics", *_one_of("running", "batch")),
-    ("selection", *_one_of("last", "test", "held_out")),
-    ("select_every", _whole(1), "choose at least one epoch"),
-    ("held_out", lambda v: _number(above=0)(v) and v <= 0.5, "choose a share up to 0.5"),
-    ("precision", *_one_of("fp32", "tf32", "amp")),
-    ("cuda_graph", lambda v: isinstance(v, bool), "choose True or False"),
-    ("seed", _whole(0), "choose a whole number from 0"),
-    ("margin", _number(at_least=0), "choose 0 or more"),
-    ("kd_temperature", _number(above=0), "choose a positive number"),
-    ("csd_temperature", _number(above=0), "choose a positive number"),
-    ("fecd_temperature", _number(above=0), "choose a positive number"),
-    *(
-        (f"lambda_{t}", _number(at_least=0), "choose 0 or more")
-        for t in ("kd", "csd", "mmd", "fecd")
-    ),
-]
+# Limits are far beyond what makes sense, and far below what fills a memory or never ends.
+MAX_EPOCHS = 100_000
+_WHOLE: dict[str, tuple[Any, ...]] = {
+    "tasks": (1,),
+    "class_order_seed": (0, checks.MAX_SEED),
+    "depth": (8, 1202, "a ResNet has 6n + 2 layers"),
+    "epochs": (1, MAX_EPOCHS),
+    "batch_size": (2, 16_384, "the losses compare images of one batch"),
+    "crop_padding": (0, 64),
+    "select_every": (1, MAX_EPOCHS),
+    "seed": (0, checks.MAX_SEED),
+}
+_NUMBERS: dict[str, dict[str, float]] = {
+    "learning_rate": dict(above=0, at_most=100),
+    "later_learning_rate": dict(above=0, at_most=100),
+    "weight_decay": dict(at_least=0, at_most=100),
+    "held_out": dict(above=0, at_most=0.5),
+}
+_CHOICES = {
+    "schedule": ("steps", "one_cycle"),
+    "head_init": ("random", "class_means"),
+    "teacher_statistics": ("running", "batch"),
+    "selection": ("last", "test", "held_out"),
+    "precision": ("fp32", "tf32", "amp"),
+}

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from IPython.display import Markdown, display
 from torch import Tensor
 
-from csd_lib import InputError, methods, plots
+from csd_lib import InputError, checks, methods, plots
 from csd_lib.checkers import *  # noqa: F403 - the notebooks call course.check_...
 from csd_lib.checkers import CHECKERS, VERDICTS
-from csd_lib.config import TrainConfig
+from csd_lib.config import TrainConfig, check_names
 from csd_lib.data import Dataset, load_dataset
 from csd_lib.experiment import Experiment, run_experiment
+from csd_lib.files import make_folder
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.runs import make_folder, runs_folder
+from csd_lib.runs import runs_folder
 from csd_lib.train import train
 
 MODES = {
@@ -41,16 +43,33 @@ MODE_SETTINGS: dict[str, dict[str, Any]] = {
 DRIVE = Path("/content/drive")  # where Colab's own examples mount Google Drive
 
 
+class Stopped(KeyboardInterrupt):
+    """The reader has stopped a cell. Jupyter shows it as one line, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
 @dataclass(frozen=True)
 class Session:
-    """The choices that every notebook shares."""
+    """The choices that every notebook shares.
+
+    Raises:
+        InputError: for a mode that does not exist, and from its functions for unknown settings.
+    """
 
     mode: str
     device: str
     seeds: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        checks.one_of("mode", self.mode, MODES)
+        checks.text("device", self.device)
+        checks.several("seeds", self.seeds, int, "one or more whole numbers")
+
     def config(self, method: str, seed: int = 0, **changes: Any) -> TrainConfig:
         """Return this mode's config for one method and seed, with any field changed by name."""
+        check_names(changes)
         settings = {**MODE_SETTINGS[self.mode], "device": self.device, **changes}
         return TrainConfig(method=method, seed=seed, **settings)
 
@@ -61,7 +80,12 @@ class Session:
     def run(self, method: str, seed: int = 0, **changes: Any) -> Experiment:
         """Load this mode's run of a method and seed, or train and measure it now."""
         config = self.config(method, seed, **changes)
-        return run_experiment(config, progress=self.mode != "smoke")
+        try:
+            return run_experiment(config, progress=self.mode != "smoke")
+        except KeyboardInterrupt:
+            raise Stopped(
+                "stopped: run this cell again to go on from the last finished epoch"
+            ) from None
 
     def try_term(
         self, term: Callable[[Tensor, Tensor, Tensor], Tensor], seed: int = 0
@@ -75,6 +99,10 @@ class Session:
                 and returns a scalar.
             seed: of the run.
         """
+        if not callable(term):
+            raise InputError(
+                f"term={checks.shown(term)}: give your function itself, not its result"
+            )
         methods.STABILITY["own"] = lambda o, s: term(o.features, o.teacher_features, o.labels)
         try:
             config = self.config("ce+triplet+own", seed)
@@ -91,6 +119,11 @@ class Session:
         Raises:
             AssertionError: in smoke mode, if they differ by more than the tolerance.
         """
+        checks.text("what", what)
+        value = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+        checks.instance("value", value, (int, float, np.number), "a number")
+        checks.number("quoted", quoted)
+        checks.number("tolerance", tolerance, at_least=0)
         print(f"{what}: {value:.4g} (text: {quoted:g} ± {tolerance:g})")
         if self.mode == "smoke":
             assert math.isfinite(value) and abs(value - quoted) <= tolerance, (
@@ -108,6 +141,7 @@ def start(keep_in_drive: bool = False) -> Session:
     Raises:
         InputError: for a mode that does not exist.
     """
+    checks.flag("keep_in_drive", keep_in_drive)
     has_gpu = torch.cuda.is_available()
     mode = os.environ.get("CSD_MODE", "")
     if mode:
@@ -171,6 +205,7 @@ def _choose_where_runs_are_kept(keep_in_drive: bool) -> None:
 
 def progress(topic: str) -> None:
     """Show which exercises of a topic the checkers have accepted in this session."""
+    checks.one_of("topic", topic, dict.fromkeys(number.split(".")[0] for number in CHECKERS))
     numbers = [number for number in CHECKERS if number.startswith(f"{topic}.")]
     solved = [number for number in numbers if VERDICTS.get(number)]
     marks = ", ".join(f"{n} {'✓' if n in solved else '–'}" for n in numbers)
@@ -179,8 +214,13 @@ def progress(topic: str) -> None:
 
 def show_source(function: Callable[..., Any]) -> None:
     """Show a library function as it is in the library, in full."""
-    where = f"{function.__module__}.{function.__name__}"
-    display(Markdown(f"`{where}`\n\n```python\n{inspect.getsource(function)}```"))
+    try:
+        source, where = inspect.getsource(function), f"{function.__module__}.{function.__name__}"
+    except (TypeError, OSError, AttributeError) as error:
+        raise InputError(
+            f"function={checks.shown(function)}: give a function that is written in Python, itself"
+        ) from error
+    display(Markdown(f"`{where}`\n\n```python\n{source}```"))
 
 
 def source_hash(notebook: Any) -> str:

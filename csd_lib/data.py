@@ -7,7 +7,6 @@ enough to live on the GPU as a whole, and "black" is simply 0 when a crop is pad
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 from csd_lib.download import fetch_cifar100
+from csd_lib.files import read_arrays
 
-DATASETS = ("digits", "cifar100")
+DATASETS = {"digits": 10, "cifar100": 100}  # with their number of classes
+MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file; CIFAR-100 has 185 MB
 
 # Channel statistics of the training images, for values scaled to [0, 1].
 DIGITS_MEAN, DIGITS_STD = (0.3064,), (0.3754,)
@@ -44,6 +45,26 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        checks.text("name", self.name)
+        checks.instance("class_names", self.class_names, (list, tuple), "one name per class")
+        checks.names("class_names", self.class_names, 1)
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            checks.images(f"{part}_images", images)
+            checks.labels(f"{part}_labels", labels, len(images))
+            if labels.min() < 0 or labels.max() >= len(self.class_names):
+                raise InputError(
+                    f"{part}_labels are from {labels.min()} to {labels.max()}, but there are only "
+                    f"{len(self.class_names)} class_names: labels count from 0"
+                )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise InputError(
+                f"train_images are {checks.shown(self.train_images)} and test_images are "
+                f"{checks.shown(self.test_images)}: all images must have one size"
+            )
+        checks.channels(self.mean, self.std, self.train_images.shape[1])
+
 
 @dataclass(frozen=True)
 class Task:
@@ -62,6 +83,17 @@ class Task:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    def __post_init__(self) -> None:
+        checks.whole("index", self.index)
+        checks.whole("first_label", self.first_label)
+        checks.several("classes", self.classes, int, "the class ids of the task")
+        checks.instance("class_names", self.class_names, (list, tuple), "one name per class")
+        checks.names("class_names", self.class_names, len(self.classes))
+        for part in ("train", "test"):
+            images = getattr(self, f"{part}_images")
+            checks.images(f"{part}_images", images, empty=True)
+            checks.labels(f"{part}_labels", getattr(self, f"{part}_labels"), len(images))
 
     @property
     def end_label(self) -> int:
@@ -83,11 +115,12 @@ def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
         InputError: for an unknown name, a file that is corrupt or has the wrong arrays, or a
             download that failed.
     """
-    if name == "digits":
+    checks.instance("root", root, (str, Path, type(None)), "a path, or None")
+    if isinstance(name, str) and name == "digits":
         return _load_digits()
-    if name == "cifar100":
+    if isinstance(name, str) and name == "cifar100":
         return read_npz(fetch_cifar100(root), "cifar100", CIFAR100_MEAN, CIFAR100_STD)
-    raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    raise InputError(f"unknown data set {checks.shown(name)}: choose one of {', '.join(DATASETS)}")
 
 
 def _load_digits() -> Dataset:
@@ -117,13 +150,6 @@ def _load_digits() -> Dataset:
     )
 
 
-# All that numpy and zipfile are known to raise for files that are damaged or of another kind.
-_NOT_AN_NPZ = (
-    *(OSError, ValueError, EOFError, TypeError, RuntimeError),
-    *(zipfile.BadZipFile, zipfile.zlib.error),
-)
-
-
 def read_npz(
     path: str | Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Dataset:
@@ -138,11 +164,7 @@ def read_npz(
     """
     path = Path(path)
     remedy = "delete the file and load the data set again"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except _NOT_AN_NPZ as error:
-        raise InputError(f"{path} is not a complete .npz file ({error}): {remedy}") from error
+    arrays = read_arrays(path, max_bytes=MAX_UNPACKED)
 
     def require(key: str, dtype_kind: str, ndim: int) -> np.ndarray:
         if key not in arrays:
@@ -179,7 +201,13 @@ def read_npz(
 
 
 def class_order_from_seed(num_classes: int, seed: int) -> tuple[int, ...]:
-    """Return a random order of the class ids 0..num_classes-1, the same for the same seed."""
+    """Return a random order of the class ids 0..num_classes-1, the same for the same seed.
+
+    Raises:
+        InputError: for what are no whole numbers.
+    """
+    checks.whole("num_classes", num_classes, 1, 1_000_000)
+    checks.seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randperm(num_classes, generator=generator).tolist())
 
@@ -203,20 +231,19 @@ def class_incremental_split(
     Raises:
         InputError: for an impossible number of tasks or an order that is not a permutation.
     """
+    checks.instance("dataset", dataset, Dataset, "what load_dataset returns")
     num_classes = len(dataset.class_names)
-    if not isinstance(num_tasks, int) or not 1 <= num_tasks <= num_classes:
-        raise InputError(
-            f"tasks={num_tasks!r}: {dataset.name} has {num_classes} classes, so choose a whole "
-            f"number of tasks from 1 to {num_classes}"
-        )
+    checks.whole("tasks", num_tasks, 1, num_classes, f"{dataset.name} has {num_classes} classes")
     if class_order is not None and seed is not None:
         raise InputError("give class_order or seed, not both: each decides the order of classes")
     if seed is not None:
         class_order = class_order_from_seed(num_classes, seed)
-    order = tuple(range(num_classes)) if class_order is None else tuple(class_order)
+    order = range(num_classes) if class_order is None else class_order
+    checks.several("class_order", order, int, f"each class id 0..{num_classes - 1} once")
+    order = tuple(order)
     if sorted(order) != list(range(num_classes)):
         raise InputError(
-            f"class_order={list(order)} must contain each class id 0..{num_classes - 1} once"
+            f"class_order={checks.shown(order)}: give each class id 0..{num_classes - 1} once"
         )
     groups = [tuple(group.tolist()) for group in np.array_split(np.array(order), num_tasks)]
     if num_classes % num_tasks:
@@ -253,7 +280,12 @@ def class_incremental_split(
 
 
 def merge_tasks(tasks: Sequence[Task]) -> Task:
-    """Return one task with the classes and images of all the given ones (for joint training)."""
+    """Return one task with the classes and images of all the given ones (for joint training).
+
+    Raises:
+        InputError: for an empty list, or for what are no tasks.
+    """
+    checks.several("tasks", tasks, Task, "a list of one or more tasks")
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     return Task(
         index=0,
@@ -269,12 +301,23 @@ def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Tensor, Tensor]
 
     Returns:
         The task without them, the images held out, and their labels.
+
+    Raises:
+        InputError: if the share is not between 0 and 0.5, or a class has fewer than 3 images.
     """
+    checks.instance("task", task, Task, "one of class_incremental_split's")
+    checks.number("share", share, above=0, at_most=0.5)
+    checks.seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(task.train_labels), generator=generator)
     is_held_out = torch.zeros(len(shuffled), dtype=torch.bool)
     for label in range(task.first_label, task.end_label):
         members = shuffled[task.train_labels[shuffled] == label]
+        if len(members) < 3:  # two are held out, for one to be found by the other
+            raise InputError(
+                f"held_out: class {label} has only {len(members)} training images, but one must "
+                f"remain beside the two held out: choose selection=last or selection=test"
+            )
         is_held_out[members[: max(2, round(share * len(members)))]] = True
     rest = replace(
         task,
@@ -300,7 +343,14 @@ def augment(
 
     Returns:
         ``[B, C, H, W]``, same dtype and device, in channels_last memory order.
+
+    Raises:
+        InputError: for what is no batch of images, or a padding that is no number of pixels.
     """
+    checks.images("images", images)
+    checks.whole("padding", padding, 0, 64)
+    checks.flag("flip", flip)
+    checks.generator("generator", generator, images.device)
     batch, _, height, width = images.shape
     device = images.device
 

@@ -11,8 +11,6 @@ import math
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from tqdm.auto import tqdm
 
 from csd_lib import InputError
 from csd_lib.archive import ARCHIVE, SIZE, archive_problem, read_archive
+from csd_lib.files import only_one, write_atomically
 
 NPZ = "cifar100.npz"
 ORIGIN = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -67,7 +66,7 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
     if not _can_write(path.parent):
         raise InputError(f"cannot write to {path.parent}: set CSD_DATA to a folder of your own")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(path.parent):
+    with only_one(path.parent, "fetching CIFAR-100"):
         if path.exists():  # by now: another program has made it
             return path
         for archive in local_archives(root):
@@ -78,14 +77,13 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
         else:
             archive = download(path.parent)
         print(f"writing {path} from {archive}", flush=True)
-        partial = path.with_name(path.name + ".partial")
         arrays = read_archive(archive)
-        try:
+
+        def write(partial: Path) -> None:
             with partial.open("wb") as file:
                 np.savez(file, **arrays)
-            partial.replace(path)  # atomic: a kill leaves either no file or a whole one
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error}): is the disk full?") from error
+
+        write_atomically(path, write)
     return path
 
 
@@ -202,29 +200,6 @@ def _can_write(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let no second program, such as another notebook, fetch into the same folder meanwhile.
-
-    Without effect where folders cannot be locked: on Windows and on some network drives.
-    """
-    lock = None
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another program is fetching CIFAR-100 already: waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
 def _size(path: Path) -> int:

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 from csd_lib.losses import unit_length
 
 if TYPE_CHECKING:
     from umap import UMAP
+
+NEIGHBORS = 15  # that a map tries to keep together
 
 
 def cosine_drift(old: Tensor, new: Tensor, labels: Tensor) -> dict[int, float]:
@@ -24,10 +26,12 @@ def cosine_drift(old: Tensor, new: Tensor, labels: Tensor) -> dict[int, float]:
 
     Returns:
         ``{label: mean of 1 - cos(old, new)}``, 0 if nothing moved, at most 2.
+
+    Raises:
+        InputError: for features that are not finite or not of the same images; so do all below.
     """
-    _check_pair(old, new)
-    if labels.shape != old.shape[:1]:
-        raise InputError(f"{tuple(labels.shape)} labels for {len(old)} images: give one for each")
+    checks.pair(old, new)
+    checks.labels("labels", labels, len(old))
     moved = 1 - (unit_length(old) * unit_length(new)).sum(dim=1)
     return {
         label: moved[labels == label].mean().item() for label in labels.unique(sorted=True).tolist()
@@ -40,9 +44,8 @@ def neighborhood_overlap(old: Tensor, new: Tensor, k: int = 10) -> float:
     1 if every image keeps all its neighbours; about ``k / N`` if they are shuffled. It does not
     notice a rotation of the whole feature space, which retrieval does not notice either.
     """
-    _check_pair(old, new)
-    if not 1 <= k < len(old):
-        raise InputError(f"k={k}: choose 1 to {len(old) - 1} neighbours for {len(old)} images")
+    checks.pair(old, new)
+    checks.whole("k", k, 1, len(old) - 1, f"there are {len(old)} images")
     shared = 0
     old, new = unit_length(old), unit_length(new)
     for chunk in torch.arange(len(old), device=old.device).split(1024):
@@ -60,12 +63,14 @@ def linear_cka(old: Tensor, new: Tensor) -> float:
 
     1 if one is a rotation or rescaling of the other, 0 if they are linearly unrelated.
     """
-    _check_pair(old, new)
-    old, new = (x.double().cpu() - x.double().cpu().mean(dim=0) for x in (old, new))
+    checks.pair(old, new)
+    for name, x in {"old features": old, "new features": new}.items():
+        if (x == x[0]).all():  # before centring, which leaves rounding errors
+            raise InputError(f"{name} are all the same: CKA is not defined for them")
+    old, new = (x.cpu().double() for x in (old, new))
+    old, new = old - old.mean(dim=0), new - new.mean(dim=0)
     cross = torch.linalg.matrix_norm(old.T @ new) ** 2
     scale = torch.linalg.matrix_norm(old.T @ old) * torch.linalg.matrix_norm(new.T @ new)
-    if scale == 0:
-        raise InputError("CKA is not defined for features that are all the same")
     return (cross / scale).item()
 
 
@@ -78,9 +83,11 @@ def best_rotation(old: Tensor, new: Tensor) -> Tensor:
         old, new: ``[N, D]`` features of the same images, taken as they are: neither scaled nor
             centred.
     """
-    _check_pair(old, new)
-    u, _, vt = torch.linalg.svd(new.T @ old)
-    return u @ vt
+    checks.pair(old, new)
+    dtype = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
+    # In float64, in which products of features of size 1e20 do not overflow.
+    u, _, vt = torch.linalg.svd(new.cpu().double().T @ old.cpu().double())
+    return (u @ vt).to(old.device, dtype)
 
 
 def fit_map(features: Tensor, seed: int = 0) -> UMAP:
@@ -89,24 +96,34 @@ def fit_map(features: Tensor, seed: int = 0) -> UMAP:
     Fit once and place later features in it with ``place_on_map``: two maps fitted apart cannot be
     compared, because each is free to turn, mirror and stretch. The first call in a process
     compiles for some 10 to 20 seconds.
+
+    Raises:
+        InputError: for what are no finite features, or for too few images.
     """
+    checks.matrix("features", features)
+    checks.finite("features", features)
+    checks.seed("seed", seed)
+    if len(features) <= NEIGHBORS:
+        raise InputError(f"{len(features)} features are too few: a map needs {NEIGHBORS + 1}")
     import umap  # slow to import, so only where it is used
 
-    reducer = umap.UMAP(n_neighbors=15, metric="cosine", random_state=seed, n_jobs=1)
+    reducer = umap.UMAP(n_neighbors=NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
     return reducer.fit(features.cpu().numpy())
 
 
 def place_on_map(fitted: UMAP, features: Tensor) -> np.ndarray:
-    """Place features ``[N, D]`` on a map that was fitted before: float32 ``[N, 2]``."""
-    return fitted.transform(features.cpu().numpy())
+    """Place features ``[N, D]`` on a map that was fitted before: float32 ``[N, 2]``.
 
-
-def _check_pair(old: Tensor, new: Tensor) -> None:
-    if old.shape != new.shape or old.ndim != 2 or 0 in old.shape:
+    Raises:
+        InputError: for what is no fitted map, or no finite features of as many dimensions.
+    """
+    seen = getattr(fitted, "_raw_data", None)
+    if seen is None:
+        raise InputError(f"fitted={checks.shown(fitted)}: give a map that fit_map returned")
+    checks.matrix("features", features)
+    checks.finite("features", features)
+    if features.shape[1] != seen.shape[1]:
         raise InputError(
-            f"old features {tuple(old.shape)} and new features {tuple(new.shape)} must be of the "
-            f"same images, each [N, D]"
+            f"features are {checks.shown(features)}: this map takes {seen.shape[1]} columns"
         )
-    for name, features in (("old", old), ("new", new)):
-        if not torch.isfinite(features).all():
-            raise InputError(f"the {name} features contain NaN or infinite values")
+    return fitted.transform(features.cpu().numpy())

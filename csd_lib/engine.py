@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 
 
 def pick_device(name: str) -> torch.device:
@@ -18,15 +18,18 @@ def pick_device(name: str) -> torch.device:
     Raises:
         InputError: for an unknown name, or a device that this machine does not have.
     """
+    checks.instance("device", name, str, "its name, such as auto or cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device={name!r} cannot be used here ({reason}): try auto") from error
-    return device
+        torch.zeros(1, device=device).item()  # some, such as meta, can hold no value
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise InputError(
+            f"device={checks.shown(name)} cannot be used here ({reason}): try auto"
+        ) from error
+    return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 is the same
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
@@ -34,6 +37,7 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 
     A T4 answers that it supports bfloat16 but only emulates it, so the compute capability decides.
     """
+    checks.instance("device", device, torch.device, "what pick_device returns")
     if device.type == "cuda":
         recent = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if recent else torch.float16
@@ -50,6 +54,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device):
+        checks.one_of("precision", name, ("fp32", "tf32", "amp"))
         dtype = half_precision(device)
         if (name == "tf32" and dtype is not torch.bfloat16) or (
             name == "tf32" and device.type == "cpu"
@@ -82,6 +87,19 @@ class Precision:
         torch.set_flush_denormal(True)
 
 
+def check_machine(name: str, precision: str, cuda_graph: bool) -> tuple[torch.device, Precision]:
+    """Return the device and the precision that a config asks for.
+
+    Raises:
+        InputError: if this machine does not have them, or cannot capture CUDA graphs on it.
+    """
+    checks.flag("cuda_graph", cuda_graph)
+    device = pick_device(name)
+    if cuda_graph and device.type != "cuda":
+        raise InputError(f"cuda_graph=True needs an NVIDIA GPU, not {device}: leave it out")
+    return device, Precision(precision, device)
+
+
 def adam(model: nn.Module, weight_decay: float, device: torch.device) -> torch.optim.Adam:
     """Return a new Adam over all parameters, in the form that a CUDA graph can hold."""
     graphable = device.type == "cuda"
@@ -104,9 +122,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a checkpoint's state, keeping the learning rate where the optimiser had put it."""
+    """Load a checkpoint's state, keeping the learning rate where the optimiser had put it.
+
+    Raises:
+        ValueError: if it has other shapes than the parameters, or is not finite.
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, tensor in moments.items():
+            if (tensor.ndim and tensor.shape != parameter.shape) or not tensor.isfinite().all():
+                raise ValueError(f"{name} of a parameter {tuple(parameter.shape)} does not fit it")
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 

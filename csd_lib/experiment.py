@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ import numpy as np
 import torch
 
 import csd_lib
-from csd_lib import runs
+from csd_lib import InputError, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
+from csd_lib.files import make_folder, only_one, read_json, write_json
 from csd_lib.model import ResNet
 from csd_lib.retrieval import RetrievalMatrix, average, forgetting, retrieval_matrix
 from csd_lib.train import Run, train
+
+_MATRICES = [field.name for field in fields(RetrievalMatrix)]
+_NEEDED = {"config", "code", "date", "device", "matrix"}
 
 
 @dataclass(frozen=True)
@@ -76,24 +80,50 @@ def run_experiment(
     first_folder = None
     if first:
         first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
-    run = train(
-        config,
-        dataset,
-        folder=folder,
-        first_task=first_folder,
-        on_epoch=on_epoch,
-        progress=progress,
-    )
-    results_file = folder / "results.json"
-    if results_file.exists():
-        results = runs.read_json(results_file)
-        matrix = RetrievalMatrix(
-            **{name: np.array(values, dtype=float) for name, values in results["matrix"].items()}
+    with only_one(make_folder(folder), "training"):
+        run = train(
+            config,
+            dataset,
+            folder=folder,
+            first_task=first_folder,
+            on_epoch=on_epoch,
+            progress=progress,
         )
-    else:
-        matrix = retrieval_matrix(run.models, run.tasks)
-        runs.write_json(results_file, _results(run, matrix))
+        matrix = _measure(run, folder / "results.json")
     return Experiment(run.config, run.tasks, run.models, run.history, matrix, folder)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read the ``results.json`` of a run, which may come from somebody else.
+
+    Raises:
+        InputError: if it is damaged, or is not what ``run_experiment`` writes.
+    """
+    results = read_json(path)
+    try:
+        missing = _NEEDED - set(results)
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        for name in _MATRICES:
+            matrix = np.array(results["matrix"][name], dtype=float)
+            if matrix.ndim != 2 or 0 in matrix.shape:
+                raise ValueError(f"its matrix {name} has shape {matrix.shape}")
+        for name, kind in {"dataset": str, "method": str, "tasks": int, "seed": int}.items():
+            if not isinstance(results["config"][name], kind):
+                raise ValueError(f"its {name} is {results['config'][name]!r}")
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a record: {error}") from error
+    return results
+
+
+def _measure(run: Run, results_file: Path) -> RetrievalMatrix:
+    """Return what was measured on a run; measure it if that is not in the file."""
+    if not results_file.exists():
+        matrix = retrieval_matrix(run.models, run.tasks)
+        write_json(results_file, _results(run, matrix))
+        return matrix
+    stored = read_results(results_file)["matrix"]
+    return RetrievalMatrix(**{name: np.array(stored[name], dtype=float) for name in _MATRICES})
 
 
 def _results(run: Run, matrix: RetrievalMatrix) -> dict[str, Any]:

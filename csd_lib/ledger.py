@@ -27,16 +27,28 @@ from csd_lib.config import TrainConfig
 from csd_lib.data import load_dataset
 from csd_lib.download import data_folder
 from csd_lib.engine import pick_device
-from csd_lib.experiment import Experiment, run_experiment, run_name
+from csd_lib.experiment import Experiment, read_results, run_experiment, run_name
+from csd_lib.files import (
+    make_folder,
+    read_arrays,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+    writing,
+)
 from csd_lib.methods import get_method
-from csd_lib.model import ResNet
+from csd_lib.model import FEATURE_SIZE, ResNet
 from csd_lib.retrieval import embed
+from csd_lib.runs import restore_model
 
 # Where a run was made does not change what it is a run of.
 _HOW = ("device", "cuda_graph")
 # Records that an installed csd_lib brings along, without their models and features. A checkout has
 # no such folder: they are its data/results/.
 PACKAGED = Path(__file__).resolve().parent / "recorded"
+MAX_FETCHED = 100_000_000  # bytes of one recorded file; the largest has 2 MB
 
 
 def results_folder() -> Path:
@@ -77,11 +89,7 @@ def load_records(folder: str | Path | None = None) -> list[dict[str, Any]]:
     found = {p.relative_to(f): p for f in reversed(folders) for p in f.rglob("results.json")}
     records = []
     for path in sorted(found.values()):
-        record = runs.read_json(path)
-        missing = {"config", "code", "date", "device", "matrix"} - set(record)
-        if missing:
-            raise InputError(f"{path} is not a record: it lacks {', '.join(sorted(missing))}")
-        records.append({**record, "folder": path.parent})
+        records.append({**read_results(path), "folder": path.parent})
     code = runs.code_hash()  # of records of one day, those that this code made are the newest
     return sorted(records, key=lambda r: (r["date"], r["code"] == code, str(r["folder"])))
 
@@ -167,18 +175,20 @@ def describe(config: TrainConfig) -> str:
 
 def write_record(experiment: Experiment, folder: Path, keep_models: bool = False) -> Path:
     """Write the record of a finished run into a folder of its own, and return that."""
-    place = runs.make_folder(folder / run_name(experiment.config))
-    record = runs.read_json(experiment.folder / "results.json")
+    place = make_folder(folder / run_name(experiment.config))
+    record = read_json(experiment.folder / "results.json")
     record["history"] = experiment.history
     if keep_models:
-        model, path = experiment.models[-1], place / "model.pt"
-        torch.save(model.state_dict(), path)
+        model = experiment.models[-1]
+        write_tensors(place / "model.pt", model.state_dict())
         images = torch.cat([task.test_images for task in experiment.tasks])
         labels = torch.cat([task.test_labels for task in experiment.tasks])
         features = embed(model, images).half().cpu().numpy()
-        np.savez(place / "features.npz", features=features, labels=labels.numpy().astype(np.uint8))
+        arrays = dict(features=features, labels=labels.numpy().astype(np.uint8))
+        with writing(place / "features.npz"):
+            np.savez(place / "features.npz", **arrays)
         record["files"] = {name: _sha256(place / name) for name in ("model.pt", "features.npz")}
-    runs.write_json(place / "results.json", record)
+    write_json(place / "results.json", record)
     return place
 
 
@@ -202,9 +212,22 @@ def load_features(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
         InputError: if the record kept none, the file is not the one that was recorded, or it
             cannot be fetched.
     """
-    with np.load(_recorded_file(record, "features.npz"), allow_pickle=False) as arrays:
-        features = torch.from_numpy(arrays["features"].astype(np.float32))
-        return features, torch.from_numpy(arrays["labels"].astype(np.int64))
+    path = _recorded_file(record, "features.npz")
+    arrays = read_arrays(path, MAX_FETCHED)
+    features, labels = arrays.get("features"), arrays.get("labels")
+    if (
+        not (arrays.keys() == {"features", "labels"} and features.dtype == np.float16)
+        or not (labels.dtype == np.uint8 and features.shape == (len(labels), FEATURE_SIZE))
+        or not np.isfinite(features).all()
+    ):
+        raise InputError(
+            f"{path} does not hold finite float16 features [N, {FEATURE_SIZE}] and uint8 labels "
+            f"[N]: fetch it again"
+        )
+    return (
+        torch.from_numpy(features.astype(np.float32)),
+        torch.from_numpy(labels.astype(np.int64)),
+    )
 
 
 def load_model(record: dict[str, Any]) -> ResNet:
@@ -214,11 +237,17 @@ def load_model(record: dict[str, Any]) -> ResNet:
         InputError: if the record kept none, the file is not the one that was recorded, or it
             cannot be fetched.
     """
-    state = torch.load(_recorded_file(record, "model.pt"), map_location="cpu", weights_only=True)
-    config = record["config"]
-    model = ResNet(config["depth"], len(state["head.weight"]), state["stem.weight"].shape[1])
-    model.load_state_dict(state)
-    return model.eval().requires_grad_(False)
+    path = _recorded_file(record, "model.pt")
+    state = read_tensors(path)
+    try:
+        config = TrainConfig(**record["config"])
+        channels, most = (1, 10) if config.dataset == "digits" else (3, 100)
+        classes = min(len(state["head.weight"]), most)  # fewer if it learned the first task only
+        return restore_model(ResNet(config.depth, 0, channels), state, classes)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not the model of its record ({error}): fetch it again"
+        ) from error
 
 
 def _recorded_file(record: dict[str, Any], name: str) -> Path:
@@ -253,7 +282,9 @@ def _fetched_file(name: Path, sha256: str) -> Path:
     address = f"{source.rstrip('/')}/{name.as_posix()}"
     try:
         with urlopen(address, timeout=60) as answer:
-            content = answer.read()
+            content, announced = answer.read(MAX_FETCHED), answer.headers.get("Content-Length")
+            if len(content) < int(announced or 0):
+                raise ValueError(f"only {len(content)} of {announced} bytes arrived")
     except (OSError, ValueError, HTTPException) as error:
         raise InputError(
             f"{name} cannot be fetched from {address} ({error}): check the network, or {remedy}"
@@ -262,8 +293,8 @@ def _fetched_file(name: Path, sha256: str) -> Path:
         raise InputError(
             f"{address} is not the file that was recorded (its SHA-256 differs): {remedy}"
         )
-    runs.make_folder(path.parent)
-    runs.write_atomically(path, lambda partial: partial.write_bytes(content))
+    make_folder(path.parent)
+    write_atomically(path, lambda partial: partial.write_bytes(content))
     return path
 
 

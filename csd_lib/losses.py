@@ -7,7 +7,8 @@ MMD and FECD take the place of CSD in the methods of those names.
 
 Each function takes 2-D float tensors with one image a row and int64 labels, has fixed shapes and
 never asks the device for a value, so it can be captured in a CUDA graph. Gradients are finite
-for every batch, also one without any positive pair. Half precision is computed in float32.
+for every batch, also one without any positive pair. Half precision is computed in float32. Each
+begins with a check that raises InputError, naming the value, for what it cannot be computed for.
 
 "Published code" is the authors' repository NiccoBiondi/ContrastiveSupervisedDistillation. Where
 it differs from the paper, the docstring says so.
@@ -19,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csd_lib import checks
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross entropy over all classes seen so far (paper Eq. 4).
@@ -27,6 +30,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits: ``[B, classes seen so far]``.
         labels: int64 ``[B]``, rows of the head.
     """
+    checks.class_logits(logits, labels)
     return F.cross_entropy(_at_least_float32(logits), labels)
 
 
@@ -47,6 +51,7 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float = 1.0) -> Tenso
     Returns:
         Scalar; 0 if no anchor has both a positive and a negative.
     """
+    checks.batch(labels, features=features, margin=margin)
     unit = unit_length(features)
     similarity = unit @ unit.T
     same = labels[:, None] == labels[None, :]
@@ -72,6 +77,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         student_logits: ``[B, C]``, all classes seen so far, old classes first.
         teacher_logits: ``[B, C_old]`` with ``C_old <= C``; no gradient flows into it.
     """
+    checks.old_logits(student_logits, teacher_logits, temperature)
     old = student_logits[:, : teacher_logits.shape[1]]
     student = F.log_softmax(_at_least_float32(old) / temperature, dim=1)
     teacher = F.log_softmax(_at_least_float32(teacher_logits.detach()) / temperature, dim=1)
@@ -96,6 +102,7 @@ def csd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: floa
     Returns:
         Scalar, at least 0.
     """
+    checks.batch(labels, student=student, teacher=teacher, temperature=temperature)
     anchors = unit_length(student)
     contrast = torch.cat([anchors, unit_length(teacher.detach())])  # [2B, D]
     similarity = anchors @ contrast.T / temperature  # [B, 2B]
@@ -126,6 +133,7 @@ def csd_loss_paper(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         teacher: ``[B, D]`` features of the same images; no gradient flows into it.
         labels: int64 ``[B]``.
     """
+    checks.batch(labels, student=student, teacher=teacher)
     similarity = unit_length(teacher.detach()) @ unit_length(student).T  # row i: t_i . s_a
     if len(labels) < 2:
         return similarity.sum() * 0.0  # still part of the autograd graph
@@ -161,13 +169,14 @@ def mmd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, at least 0 up to rounding.
     """
+    checks.batch(student=student, teacher=teacher)
     batch = len(student)
     both = torch.cat([unit_length(student), unit_length(teacher.detach())])  # [2B, D]
-    distance = (2 - 2 * (both @ both.T)).clamp_min(0)
-    itself = torch.eye(2 * batch, dtype=torch.bool, device=both.device)
-    distance = distance.masked_fill(itself, 0.0)
+    # From differences: products of unit vectors are wrong for rows of zeros, and rounding would
+    # decide about a batch in which all features are nearly the same.
+    distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist") ** 2
     mean = distance.detach().sum() / (2 * batch * (2 * batch - 1))
-    kernel = sum(torch.exp(-distance / (b * mean).clamp_min(1e-12)) for b in MMD_BANDWIDTHS)
+    kernel = sum(torch.exp(-distance / (b * mean).clamp_min(1e-8)) for b in MMD_BANDWIDTHS)
     within_student, within_teacher = kernel[:batch, :batch], kernel[batch:, batch:]
     return within_student.mean() + within_teacher.mean() - 2 * kernel[:batch, batch:].mean()
 
@@ -184,6 +193,7 @@ def fecd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Ten
         student: ``[B, D]`` features, any length; they are normalised here.
         teacher: ``[B, D]`` features of the same images; no gradient flows into it.
     """
+    checks.batch(student=student, teacher=teacher, temperature=temperature)
     student, teacher = unit_length(student), unit_length(teacher.detach())
     log_student = F.log_softmax(student @ student.T / temperature, dim=1)
     log_teacher = F.log_softmax(teacher @ teacher.T / temperature, dim=1)
@@ -192,14 +202,18 @@ def fecd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Ten
 
 
 def unit_length(features: Tensor) -> Tensor:
-    """Scale each row to Euclidean length 1; a row of zeros stays zero, with a finite gradient.
+    """Scale each row to Euclidean length 1; a row of zeros becomes zero, with a finite gradient.
 
     Rows are first divided by their largest entry, so that squares neither overflow nor vanish
-    for features of size 1e20 or 1e-20.
+    for features of size 1e20 or 1e-20. Where that entry is so small that its reciprocal would
+    overflow in the gradient (below 1e-31 in float32), the row counts as one of zeros.
     """
+    checks.batch(features=features)
     features = _at_least_float32(features)
     largest = features.detach().abs().amax(dim=1, keepdim=True)
-    features = features / torch.where(largest > 0, largest, 1.0)
+    info = torch.finfo(features.dtype)
+    is_zero = largest < info.tiny / info.eps
+    features = (features / torch.where(is_zero, 1.0, largest)).masked_fill(is_zero, 0.0)
     # A row that is not zero now has a length of at least 1, so 0.5 only touches rows of zeros.
     return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(0.5)
 

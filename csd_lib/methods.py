@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from csd_lib import InputError, losses
+from csd_lib import InputError, checks, losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,13 @@ class LossSettings:
     """Weight of the maximum mean discrepancy (ours; published re-implementations use 1 or 10)."""
     lambda_fecd: float = 10.0
     """Weight of FECD (its authors' code)."""
+
+    def __post_init__(self) -> None:
+        checks.number("margin", self.margin, at_least=0, at_most=100)
+        for name in ("kd_temperature", "csd_temperature", "fecd_temperature"):
+            checks.number(name, getattr(self, name), at_least=0.001, at_most=1000)
+        for name in ("lambda_kd", "lambda_csd", "lambda_mmd", "lambda_fecd"):
+            checks.number(name, getattr(self, name), at_least=0, at_most=1e6)
 
 
 @dataclass(frozen=True)
@@ -103,15 +110,16 @@ def get_method(name: str) -> Method:
     Raises:
         InputError: if there is no such method or term.
     """
-    if name in METHODS:
+    if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    terms = name.split("+") if isinstance(name, str) else [name]
+    terms = name.split("+") if isinstance(name, str) else []
     plasticity = tuple(term for term in PLASTICITY if term in terms)
     stability = tuple(term for term in STABILITY if term in terms)
     # Every term once, and in one order, so that a recipe has one name.
     if not plasticity or terms != [*plasticity, *stability]:
         raise InputError(
-            f"unknown method {name!r}: choose one of {', '.join(METHODS)}, or a sum of the terms "
-            f"{'+'.join((*PLASTICITY, *STABILITY))}, in this order and with one of the first two"
+            f"unknown method {checks.shown(name)}: choose one of {', '.join(METHODS)}, or a sum of "
+            f"the terms {'+'.join((*PLASTICITY, *STABILITY))}, in this order and with one of the "
+            f"first two"
         )
     return Method(" + ".join(terms), plasticity, stability)

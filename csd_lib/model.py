@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 
 FEATURE_SIZE = 64
 
@@ -78,6 +78,9 @@ class ResNet(nn.Module):
         mean, std: channel statistics for pixel values in [0, 1], kept with the model so that
             images are normalised the same way in training and retrieval. Default: 0 and 1.
         seed: decides the initial weights. The global random state is left as it was.
+
+    Raises:
+        InputError: for an impossible depth or number, or another number of channel statistics.
     """
 
     def __init__(
@@ -90,8 +93,15 @@ class ResNet(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if depth < 8 or depth % 6 != 2:
+        checks.whole("depth", depth, 8, 1202, "a ResNet here has 6n + 2 layers")
+        if depth % 6 != 2:
             raise InputError(f"depth={depth}: a ResNet here has 6n + 2 layers: 8, 14, 20, 26, 32")
+        checks.whole("num_classes", num_classes, 0, 1_000_000)
+        checks.whole("in_channels", in_channels, 1, 1000)
+        checks.seed("seed", seed)
+        mean = (0.0,) * in_channels if mean is None else mean
+        std = (1.0,) * in_channels if std is None else std
+        checks.channels(mean, std, in_channels)
         blocks = (depth - 2) // 6
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -105,8 +115,8 @@ class ResNet(nn.Module):
                     nn.init.kaiming_normal_(module.weight)
         self.head = NormalizedHead(FEATURE_SIZE)
         shape = (1, in_channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(mean or (0.0,) * in_channels).reshape(shape))
-        self.register_buffer("std", torch.tensor(std or (1.0,) * in_channels).reshape(shape))
+        self.register_buffer("mean", torch.tensor(mean).reshape(shape))
+        self.register_buffer("std", torch.tensor(std).reshape(shape))
         if num_classes:
             self.grow_head(num_classes, torch.Generator().manual_seed(seed))
 
@@ -128,6 +138,7 @@ class ResNet(nn.Module):
         uint8 images are scaled to [0, 1] and normalised here; float images are taken as
         normalised already.
         """
+        checks.images("images", images, like=self.mean)
         x = self.normalize_images(images) if images.dtype == torch.uint8 else images
         x = F.relu(self.norm(self.stem(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
@@ -141,7 +152,13 @@ class ResNet(nn.Module):
         return (images.float() / 255 - self.mean) / self.std
 
     def grow_head(self, new_classes: int, generator: torch.Generator | None = None) -> None:
-        """Add a row in a random direction for each new class (the published code's way)."""
+        """Add a row in a random direction for each new class (the published code's way).
+
+        Raises:
+            InputError: for what is no number of classes.
+        """
+        checks.whole("new_classes", new_classes, 0, 1_000_000)
+        checks.generator("generator", generator, torch.device("cpu"))
         self.head.grow(torch.randn(new_classes, FEATURE_SIZE, generator=generator))
 
 
@@ -150,6 +167,10 @@ def freeze(model: nn.Module) -> nn.Module:
 
     Parameters take no gradient, and batch normalisation uses its running statistics (the
     published code leaves its teacher in train mode, where they drift).
+
+    Raises:
+        InputError: for what is no network.
     """
+    checks.instance("model", model, nn.Module, "a network, such as a ResNet")
     teacher = copy.deepcopy(model).eval()
     return teacher.requires_grad_(False)

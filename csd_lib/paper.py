@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from csd_lib import InputError
-from csd_lib.config import TrainConfig
+from csd_lib import InputError, checks
+from csd_lib.config import TrainConfig, check_names
 
 # Table 1: CIFAR-100 in two tasks, Recall@1 in %: classes 1-50, classes 51-100, their average.
 # One value a cell; the paper gives no seeds, no standard deviations and no gallery.
@@ -42,7 +42,16 @@ class Experiment:
         Args:
             seeds: run all cells with the first one, then all with the second, ...
             settings: fields of ``TrainConfig`` that all cells share, such as dataset and preset.
+
+        Raises:
+            InputError: for no seed, one that is named twice, or an impossible setting.
         """
+        checks.several("seeds", seeds, int, "one or more whole numbers")
+        for seed in seeds:
+            checks.seed("seeds", seed)
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"seeds={checks.shown(seeds)}: name each seed once")
+        check_names(settings)
         return [
             TrainConfig(**{**settings, "method": method, "tasks": tasks, "seed": seed, **variant})
             for seed in seeds
@@ -100,6 +109,8 @@ def get_experiment(name: str) -> Experiment:
     Raises:
         InputError: if there is no such experiment.
     """
-    if name not in EXPERIMENTS:
-        raise InputError(f"unknown experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}")
+    if not isinstance(name, str) or name not in EXPERIMENTS:
+        raise InputError(
+            f"unknown experiment {checks.shown(name)}: choose one of {', '.join(EXPERIMENTS)}"
+        )
     return EXPERIMENTS[name]

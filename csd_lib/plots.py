@@ -1,7 +1,7 @@
 """Figures, all in one style: colour-blind safe, markers as well as colours, large type.
 
-Every function takes data and returns a matplotlib figure; ``show`` puts it on a notebook page
-with a text that describes it.
+Every function takes data and returns a matplotlib figure, or raises InputError for what cannot be
+drawn; ``show`` puts it on a notebook page with a text that describes it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from csd_lib import InputError, checks
 from csd_lib.comparison import paper_groups
 from csd_lib.data import Task
+from csd_lib.files import make_folder
 from csd_lib.methods import METHODS, get_method
 from csd_lib.model import ResNet
 from csd_lib.paper import TABLE_1
@@ -79,6 +81,8 @@ def show(figure: Figure, description: str) -> None:
 
     The description is stored as the image's alt text and written below it.
     """
+    checks.instance("figure", figure, Figure, "a matplotlib figure")
+    checks.text("description", description)
     display(figure, metadata={"image/png": {"alt": description}})
     plt.close(figure)
     display(Markdown(f"*Figure: {description}*"))
@@ -91,6 +95,13 @@ def image_rows(rows: Sequence[tuple[str, Tensor]], titles: Sequence[str] | None 
         rows: (label, images uint8 ``[n, C, H, W]``).
         titles: one text above each column of the first row.
     """
+    checks.several("rows", rows, tuple, "pairs of a label and its images")
+    for row in rows:
+        if len(row) != 2 or not isinstance(row[0], str):
+            raise InputError(f"rows={checks.shown(row)}: give pairs of a label and its images")
+        _check_images("images", row[1])
+    if titles is not None:
+        checks.names("titles", titles, 1)
     columns = max(len(images) for _, images in rows)
     figure, axes = plt.subplots(
         len(rows),
@@ -112,6 +123,12 @@ def image_rows(rows: Sequence[tuple[str, Tensor]], titles: Sequence[str] | None 
     return figure
 
 
+def _check_images(name: str, images: Tensor) -> None:
+    checks.images(name, images)
+    if images.shape[1] not in (1, 3):
+        raise InputError(f"{name} are {checks.shown(images)}: give images with 1 or 3 channels")
+
+
 def _draw_image(axis: plt.Axes, image: Tensor) -> None:
     """Draw one uint8 ``[C, H, W]`` image, grey if it has a single channel."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
@@ -120,9 +137,13 @@ def _draw_image(axis: plt.Axes, image: Tensor) -> None:
 
 def task_picture(tasks: Sequence[Task], classes_per_task: int = 5) -> Figure:
     """The split as a picture: a row per task, one training image for each of its classes."""
+    checks.several("tasks", tasks, Task, "the list of class_incremental_split")
+    checks.whole("classes_per_task", classes_per_task, 1)
     rows, titles = [], []
     for task in tasks:
         labels = range(task.first_label, task.end_label)[:classes_per_task]
+        if missing := {*labels} - {*task.train_labels.tolist()}:
+            raise InputError(f"task {task.index + 1} has no image of label {min(missing)}")
         first = [int((task.train_labels == label).nonzero()[0]) for label in labels]
         rows.append((f"task {task.index + 1}", task.train_images[first]))
         titles.append([task.class_names[label - task.first_label] for label in labels])
@@ -136,6 +157,7 @@ def task_picture(tasks: Sequence[Task], classes_per_task: int = 5) -> Figure:
 
 def visibility_picture(num_tasks: int) -> Figure:
     """Which images are there for what: a row per training stage, a column per task."""
+    checks.whole("num_tasks", num_tasks, 1, 100)
     states = np.full((num_tasks, num_tasks), 0)
     states[np.tril_indices(num_tasks, -1)] = 1
     np.fill_diagonal(states, 2)
@@ -169,10 +191,26 @@ def number_matrix(
         limits: smallest and largest value of the colour scale.
         axis: draw into this one instead of a new figure.
     """
-    values = np.round(np.asarray(values, dtype=float), 6) + 0.0  # no -0.00
+    values = np.round(checks.table("values", values), 6) + 0.0  # no -0.00
+    if np.isinf(values).any():
+        raise InputError("values contain infinite numbers, which have no colour")
+    checks.names("rows", rows, len(values), more=False)
+    checks.names("columns", columns, values.shape[1], more=False)
+    checks.text("title", title)
+    try:
+        format(0.5, number_format)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"number_format={checks.shown(number_format)}: give one like .2f"
+        ) from error
+    if outlined is not None:
+        outlined = checks.table("outlined", outlined)
+        if outlined.shape != values.shape:
+            raise InputError(f"outlined has shape {outlined.shape}, the values {values.shape}")
+    low, high = (None, None) if limits is None else _limits(limits)
+    _check_axis(axis)
     if axis is None:
         _, axis = plt.subplots(figsize=(0.95 * len(columns) + 1.8, 0.65 * len(rows) + 1.1))
-    low, high = limits or (None, None)
     sns.heatmap(
         values,
         annot=True,
@@ -191,9 +229,16 @@ def number_matrix(
     axis.grid(False)
     axis.set_title(title)
     if outlined is not None:
-        for i, j in np.argwhere(np.asarray(outlined)):
+        for i, j in np.argwhere(outlined):
             axis.add_patch(plt.Rectangle((j + 0.05, i + 0.07), 0.9, 0.86, fill=False, ec=RED, lw=4))
     return axis.figure
+
+
+def _limits(limits: tuple[float, float]) -> list[float]:
+    low_and_high = checks.table("limits", limits, 1).tolist()
+    if len(low_and_high) != 2 or not low_and_high[0] < low_and_high[1]:
+        raise InputError(f"limits={checks.shown(limits)}: give a smaller and a larger number")
+    return low_and_high
 
 
 def unit_circle(
@@ -212,6 +257,21 @@ def unit_circle(
         arrows: ``[N, 2]``, drawn at the points of the first group.
         axis: draw into this one instead of a new figure.
     """
+    checks.mapping("groups", groups, "features by name")
+    for name, points in groups.items():
+        checks.points(f"groups[{name!r}]", points)
+        checks.matrix(f"groups[{name!r}]", points)
+    checks.labels("labels", labels, len(points))
+    checks.names("class_names", class_names, 1)
+    _check_range(labels, min(len(class_names), len(CLASS_COLORS)))
+    _check_same_length(labels, **groups)
+    if arrows is not None:
+        checks.points("arrows", arrows)
+        checks.matrix("arrows", arrows)
+        _check_same_length(labels, arrows=arrows)
+        arrows = arrows.detach().cpu()
+    groups, labels = {name: p.detach().cpu() for name, p in groups.items()}, labels.cpu()
+    _check_axis(axis)
     if axis is None:
         _, axis = plt.subplots(figsize=(7, 5.2))
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
@@ -248,8 +308,36 @@ def unit_circle(
     return axis.figure
 
 
+def _check_axis(axis: plt.Axes | None) -> None:
+    checks.instance("axis", axis, (plt.Axes, type(None)), "matplotlib axes, or None")
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"labels are from {labels.min()} to {labels.max()}, but there are names (or colours) "
+            f"for 0 to {classes - 1} only"
+        )
+
+
+def _check_same_length(labels: Tensor, **others: Tensor | np.ndarray) -> None:
+    for name, other in others.items():
+        if len(other) != len(labels):
+            raise InputError(f"{name} has {len(other)} rows for {len(labels)} labels")
+
+
 def training_curves(history: Sequence[dict[str, float]]) -> Figure:
     """The loss terms of every epoch, one panel per task."""
+    checks.several("history", history, dict, "the history of a run, one record an epoch")
+    for record in history:
+        missing = [key for key in ("task", "epoch") if not isinstance(record.get(key), int)]
+        missing += [key for key in history[0].keys() & TERM_STYLE if key not in record]
+        if missing or not record.keys() & TERM_STYLE:
+            raise InputError(
+                f"history={checks.shown(record)}: a record has task, epoch and its loss terms"
+            )
+        for term in record.keys() & TERM_STYLE:
+            checks.instance(term, record[term], (int, float), "a number")
     tasks = sorted({record["task"] for record in history})
     figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 3.8), squeeze=False)
     for task, axis in zip(tasks, axes[0], strict=True):
@@ -274,6 +362,7 @@ class LiveCurves:
     """
 
     def __init__(self, seconds: float = 2.0):
+        checks.number("seconds", seconds, at_least=0)
         self.seconds, self.drawn_at, self.handle = seconds, time.monotonic(), None
 
     def __call__(self, history: Sequence[dict[str, float]], student: ResNet) -> None:
@@ -283,6 +372,7 @@ class LiveCurves:
 
     def finish(self, history: Sequence[dict[str, float]], description: str) -> None:
         """Draw the final state in the same place, described as ``show`` does it."""
+        checks.text("description", description)
         self._draw(history, description)
         display(Markdown(f"*Figure: {description}*"))
 
@@ -313,9 +403,22 @@ def retrieval_examples(
         query_names: class of each query.
         row_labels: one text on the left of each row.
     """
-    count, k = is_hit.shape
+    _check_images("query_images", query_images)
+    count, k = checks.table("is_hit", is_hit).shape
+    if getattr(found_images, "shape", ())[:2] != (count, k):
+        raise InputError(
+            f"found_images are {checks.shown(found_images)}: is_hit says [{count}, {k}, C, H, W]"
+        )
+    _check_images("found_images", found_images.flatten(0, 1))
+    checks.names("query_names", query_names, count)
+    if row_labels is not None:
+        checks.names("row_labels", row_labels, count)
+    if len(query_images) != count:
+        raise InputError(f"{len(query_images)} query_images for {count} rows of is_hit")
     width = 1.15 * (k + 1) + 0.8 + 1.2 * bool(row_labels)
-    figure, axes = plt.subplots(count, k + 1, figsize=(width, 1.35 * count), layout="constrained")
+    figure, axes = plt.subplots(
+        count, k + 1, figsize=(width, 1.35 * count), squeeze=False, layout="constrained"
+    )
     for row in range(count):
         _draw_image(axes[row][0], query_images[row])
         axes[row][0].set_title(f"query: {query_names[row]}", fontsize=12)
@@ -341,6 +444,18 @@ def method_curves(
         values: ``{method: [seeds, stages]}`` in %.
         xlabels: one text per stage.
     """
+    checks.mapping("values", values, "arrays [seeds, stages] by method")
+    for name in values:
+        checks.one_of("a method in values", name, METHOD_STYLE)
+    values = {name: checks.table(f"values[{name!r}]", runs) for name, runs in values.items()}
+    stages = {runs.shape[1] for runs in values.values()}
+    if len(stages) > 1:
+        raise InputError(f"values have {sorted(stages)} stages: give every method as many")
+    checks.text("ylabel", ylabel)
+    checks.text("title", title)
+    checks.instance("xlabels", xlabels, (str, list, tuple), "one text per stage, or none at all")
+    if xlabels:
+        checks.names("xlabels", xlabels, *stages, more=False)
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for name, runs in values.items():
         sd = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(runs.shape[1])
@@ -372,6 +487,17 @@ def grouped_points(
         bars: a bar begins at zero, and small differences drown in it; False draws a stroke at the
             mean and leaves the axis to the points.
     """
+    checks.mapping("values", values, "groups by name")
+    for group, by_method in values.items():
+        checks.mapping(f"values[{group!r}]", by_method, "numbers by method")
+        if by_method.keys() != next(iter(values.values())).keys():
+            raise InputError(f"{group} has other methods than the first group: give the same ones")
+        for name, runs in by_method.items():
+            checks.one_of("a method in values", name, METHOD_STYLE)
+            checks.table(f"values[{group!r}][{name!r}]", runs, 1)
+    checks.text("ylabel", ylabel)
+    checks.text("title", title)
+    checks.flag("bars", bars)
     figure, axis = plt.subplots(figsize=(2.6 * len(values) + 2.5, 4.4))
     methods = list(next(iter(values.values())))
     width = 0.8 / len(methods)
@@ -408,7 +534,10 @@ def paper_against_ours(group: Sequence[dict[str, Any]]) -> Figure:
     Args:
         group: records of one preset, from ``comparison.paper_groups``; bars are one sample sd.
     """
+    checks.records("group", group, ["matrix"], galleries=GALLERIES)
     names = [m for m in TABLE_1 if any(r["config"]["method"] == m for r in group)]
+    if not names or any(len(r["matrix"]["own"][-1]) != 2 for r in group):
+        raise InputError("group holds no run of Table 1, or one of other than 2 tasks")
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.62 * len(names) + 1.9), sharey=True)
     places = np.arange(len(names))[::-1]
     ours = {
@@ -440,6 +569,11 @@ def paper_against_ours(group: Sequence[dict[str, Any]]) -> Figure:
 
 def first_task_curves(records: Sequence[dict[str, Any]], gallery: str, tasks: int) -> Figure:
     """Figure 3: Recall@1 on the first task after every task, one line per method."""
+    checks.one_of("gallery", gallery, GALLERIES)
+    checks.records("records", records, ["matrix"], galleries=[gallery])
+    checks.whole("tasks", tasks, 1)
+    if all(len(r["matrix"][gallery]) != tasks for r in records):
+        raise InputError(f"tasks={tasks}: there is no record with a matrix of so many rows")
     names = [m for m in METHODS if any(r["config"]["method"] == m for r in records)]
     values = {
         name: 100
@@ -464,8 +598,10 @@ def first_task_curves(records: Sequence[dict[str, Any]], gallery: str, tasks: in
 
 def paper_figures(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Draw every figure that the records suffice for, into files named after preset and gallery."""
+    checks.records("records", records, ["matrix"], ("preset", "epochs", "precision"), GALLERIES)
+    checks.instance("folder", folder, (str, Path), "a folder")
+    folder = make_folder(folder)
     use_style()
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {f"table1-{_name(g)}": paper_against_ours(g) for g in paper_groups(records)}
     for tasks in (5, 10):
         for group in paper_groups(records, tasks):
@@ -496,11 +632,20 @@ def drift_maps(
         class_names: one per label.
         start: title of the panel where the arrows begin.
     """
+    checks.mapping("maps", maps, "positions by title")
+    checks.one_of("start", start, maps)
+    centers = {title: class_centers(positions, labels) for title, positions in maps.items()}[start]
+    checks.names("class_names", class_names, 1)
+    _check_range(labels, len(class_names))
     figure, axes = plt.subplots(
-        1, len(maps), figsize=(4 * len(maps), 4.4), sharex=True, sharey=True, layout="constrained"
+        *(1, len(maps)),
+        figsize=(4 * len(maps), 4.4),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    centers = class_centers(maps[start], labels)
-    for axis, (title, positions) in zip(axes, maps.items(), strict=True):
+    for axis, (title, positions) in zip(axes[0], maps.items(), strict=True):
         class_map(axis, positions, labels, class_names, centers if title != start else {})
         axis.set_title(title)
     return figure
@@ -508,6 +653,8 @@ def drift_maps(
 
 def class_centers(positions: np.ndarray, labels: Tensor) -> dict[int, np.ndarray]:
     """Mean position of each class on a map."""
+    positions = checks.points("positions", positions)
+    checks.labels("labels", labels, len(positions))
     return {c: positions[labels == c].mean(axis=0) for c in labels.unique().tolist()}
 
 
@@ -527,7 +674,14 @@ def class_map(
         class_names: one per label.
         came_from: earlier centre of a class, from where an arrow shall run to its centre now.
     """
-    for c, center in class_centers(positions, labels).items():
+    checks.instance("axis", axis, plt.Axes, "matplotlib axes")
+    centers = class_centers(positions, labels)
+    checks.names("class_names", class_names, 1)
+    _check_range(labels, len(class_names))
+    checks.instance("came_from", came_from, dict, "earlier centres by label, or {}")
+    for center in came_from.values():
+        checks.points("came_from", [center])
+    for c, center in centers.items():
         style = dict(
             color=CLASS_COLORS[c % len(CLASS_COLORS)], marker=CLASS_MARKERS[c % len(CLASS_MARKERS)]
         )

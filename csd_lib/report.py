@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from csd_lib import InputError, runs
+from csd_lib import InputError, checks, runs
 from csd_lib.config import TrainConfig
+from csd_lib.experiment import read_results
 from csd_lib.methods import METHODS, get_method
 from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
 
@@ -26,8 +28,13 @@ def load_results(folder: str | Path | None = None) -> list[dict[str, Any]]:
     Raises:
         InputError: if there is none, or one is damaged.
     """
+    checks.instance("folder", folder, (str, Path, type(None)), "a folder, or None")
     folder = Path(folder or runs.runs_folder())
-    results = [runs.read_json(path) for path in sorted(folder.glob("*/results.json"))]
+    try:
+        paths = sorted(folder.glob("*/results.json"))
+    except OSError as error:
+        raise InputError(f"folder={checks.shown(folder)}: {error.strerror}") from error
+    results = [read_results(path) for path in paths]
     if not results:
         raise InputError(
             f"no finished run under {folder}: make one with 'python -m csd_lib train', or name "
@@ -37,16 +44,27 @@ def load_results(folder: str | Path | None = None) -> list[dict[str, Any]]:
 
 
 def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
-    """Format values as ``mean ± sample sd``; a single value has no sd, NaN becomes a dash."""
-    values = [100 * value if percent else value for value in values]
-    if any(value is None or value != value for value in values):
+    """Format values as ``mean ± sample sd``; a single value has no sd, NaN becomes a dash.
+
+    Raises:
+        InputError: for no values, or what are no numbers.
+    """
+    checks.several("values", values, (int, float, type(None)), "one or more numbers")
+    checks.flag("percent", percent)
+    if any(value is None or not math.isfinite(value) for value in values):
         return "–"
+    values = [100 * value if percent else value for value in values]
     mean = f"{statistics.fmean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def comparable_groups(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Group results that differ in method and seed only; no table mixes others in one block."""
+    """Group results that differ in method and seed only; no table mixes others in one block.
+
+    Raises:
+        InputError: for what are no results; so do all below.
+    """
+    checks.records("results", results, ("code", "device"))
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         shared = {k: v for k, v in result["config"].items() if k not in ("method", "seed")}
@@ -62,6 +80,10 @@ def table_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str]
         group: results that differ in method and seed only.
         gallery: ``"own"`` or ``"seen"``.
     """
+    checks.one_of("gallery", gallery, GALLERIES)
+    checks.records("group", group, ("matrix", "average", "forgetting"), galleries=[gallery])
+    if not group:
+        raise InputError("group=[]: give at least one record")
     tasks = group[0]["config"]["tasks"]
     after = [f"task 1 after task {i + 1}" for i in range(tasks)]
     header = ["method", *after, "average", "forgetting"]
@@ -90,6 +112,8 @@ def _methods_of(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def render(results: Sequence[dict[str, Any]], markdown: bool = False) -> str:
     """Render results as text for a terminal, or as Markdown, one block per setting and gallery."""
+    checks.records("results", results, ("date", "versions"), ("preset", "epochs"))
+    checks.flag("markdown", markdown)
     lines = []
     for group in comparable_groups(results):
         config = group[0]["config"]
@@ -114,18 +138,21 @@ def render(results: Sequence[dict[str, Any]], markdown: bool = False) -> str:
 
 def changed_settings(config: dict[str, Any]) -> str:
     """List the fields that differ from the defaults and are not in the headline already."""
+    if not isinstance(config, dict) or not {"dataset", "preset"} <= config.keys():
+        raise InputError(f"config={checks.shown(config)}: give the config of a record")
     default = TrainConfig(dataset=config["dataset"], preset=config["preset"])
     default = json.loads(json.dumps(asdict(default)))
     in_headline = ("method", "tasks", "epochs", "seed", "device", "cuda_graph", "preset")
     return ", ".join(
         f"{name}={value}"
         for name, value in config.items()
-        if name not in in_headline and value != default[name]
+        if name not in in_headline and value != default.get(name)
     )
 
 
 def render_matrix(matrix: RetrievalMatrix) -> str:
     """Render one run's matrices in %: a row after each task, a column for each task's images."""
+    checks.instance("matrix", matrix, RetrievalMatrix, "a RetrievalMatrix")
     blocks = []
     titles = {
         **{name: f"Recall@1, {title}" for name, title in GALLERIES.items()},
@@ -150,6 +177,11 @@ def render_matrix(matrix: RetrievalMatrix) -> str:
 
 def format_table(header: list[str], rows: list[list[str]], markdown: bool) -> list[str]:
     """Return the lines of a table, in Markdown or aligned for a terminal."""
+    checks.names("header", header, 1)
+    checks.instance("rows", rows, list, "a list of rows, which may be empty")
+    for row in rows:
+        checks.names("rows", row, len(header), more=False)
+    checks.flag("markdown", markdown)
     if markdown:
         rule = ["---"] + ["---:"] * (len(header) - 1)
         return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]

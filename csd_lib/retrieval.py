@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 from csd_lib.data import Task
 from csd_lib.losses import unit_length
 from csd_lib.model import ResNet
@@ -32,8 +32,9 @@ class Recall(dict):
 @torch.no_grad()
 def _features_and_logits(model: ResNet, images: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Run the network over all images in eval mode, and leave it in the mode it was in."""
-    if images.ndim != 4 or len(images) == 0:
-        raise InputError(f"images have shape {tuple(images.shape)}, expected [N > 0, C, H, W]")
+    checks.instance("model", model, torch.nn.Module, "a network, such as a ResNet")
+    checks.images("images", images)
+    checks.whole("batch_size", batch_size, 1, 1_000_000)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -47,6 +48,9 @@ def embed(model: ResNet, images: Tensor, batch_size: int = 512) -> Tensor:
     """Return the features ``[N, D]`` of images ``[N, C, H, W]``, without augmentation.
 
     The network is used in eval mode; the result stays on its device.
+
+    Raises:
+        InputError: for what are no images, or those of another number of channels.
     """
     return _features_and_logits(model, images, batch_size)[0]
 
@@ -70,11 +74,14 @@ def wrong_before_right(
     Returns:
         int64 ``[N]``; -1 for queries that have no positive in the gallery.
     """
+    if (gallery is None) != (gallery_labels is None):
+        raise InputError("give gallery and gallery_labels together, or neither")
     search_each_other = gallery is None
     if search_each_other:
         gallery, gallery_labels = queries, query_labels
-    _check_features("queries", queries, query_labels)
-    _check_features("gallery", gallery, gallery_labels)
+    _check("queries", queries, query_labels)
+    if not search_each_other:
+        _check("gallery", gallery, gallery_labels)
     if queries.shape[1] != gallery.shape[1]:
         raise InputError(
             f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}: "
@@ -128,10 +135,9 @@ def recall_at_k(
         InputError (a ValueError): for NaN or infinite features (the published function scores
             them as perfect), empty input, wrong shapes, K below 1, or no query with a positive.
     """
-    if any(not isinstance(k, int) or k < 1 for k in ks) or len(ks) == 0:
-        raise InputError(f"ks={tuple(ks)}: give whole numbers from 1")
-    if (gallery is None) != (gallery_labels is None):
-        raise InputError("give gallery and gallery_labels together, or neither")
+    checks.several("ks", ks, int, "whole numbers from 1, such as (1, 5)")
+    for k in ks:
+        checks.whole("ks", k, 1)
     counts = wrong_before_right(queries, query_labels, gallery, gallery_labels)
     counted = counts[counts >= 0]
     if len(counted) == 0:
@@ -142,23 +148,10 @@ def recall_at_k(
     return Recall(values, len(counted), len(counts) - len(counted))
 
 
-def _check_features(name: str, features: Tensor, labels: Tensor) -> None:
-    if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
-        raise InputError(
-            f"{name} are {features.dtype} with shape {tuple(features.shape)}, expected float "
-            f"[N > 0, D > 0]"
-        )
-    if labels.shape != features.shape[:1] or labels.is_floating_point():
-        raise InputError(
-            f"the labels of the {name} are {labels.dtype} with shape {tuple(labels.shape)}, "
-            f"expected one whole number for each of the {len(features)} features"
-        )
-    broken = (~torch.isfinite(features)).any(dim=1).sum().item()
-    if broken:
-        raise InputError(
-            f"{broken} of {len(features)} {name} have NaN or infinite features: the network that "
-            f"made them is broken, and no recall can be computed"
-        )
+def _check(name: str, features: Tensor, labels: Tensor) -> None:
+    checks.matrix(name, features)
+    checks.labels(f"the labels of the {name}", labels, len(features))
+    checks.finite(name, features)
 
 
 @dataclass(frozen=True)
@@ -176,6 +169,14 @@ class RetrievalMatrix:
     accuracy: np.ndarray
     """Classification accuracy over all classes seen so far; NaN for tasks not yet seen."""
 
+    def __post_init__(self) -> None:
+        shapes = {checks.table(name, values).shape for name, values in vars(self).items()}
+        if len(shapes) > 1:
+            raise InputError(
+                f"own, seen and accuracy have shapes {', '.join(map(str, sorted(shapes)))}: give "
+                f"three matrices of one shape"
+            )
+
 
 def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> RetrievalMatrix:
     """Measure every model on every task's test images.
@@ -183,7 +184,12 @@ def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> Retriev
     Args:
         models: the model after each task, or the one joint model.
         tasks: from ``class_incremental_split``.
+
+    Raises:
+        InputError: for empty lists, or a task in which nothing can be searched.
     """
+    checks.several("models", models, ResNet, "a list of networks, one for each task")
+    checks.several("tasks", tasks, Task, "the list of class_incremental_split")
     shape = (len(models), len(tasks))
     own, seen, accuracy = (np.full(shape, np.nan) for _ in range(3))
     for i, model in enumerate(models):
@@ -212,7 +218,7 @@ def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> Retriev
 
 def average(matrix: np.ndarray) -> float:
     """Mean over tasks after the last one: the last row's mean."""
-    return float(np.mean(matrix[-1]))
+    return float(np.mean(checks.table("matrix", matrix)[-1]))
 
 
 def forgetting(matrix: np.ndarray) -> float:
@@ -221,6 +227,7 @@ def forgetting(matrix: np.ndarray) -> float:
     ``F = mean_j ( max_{j <= i < T-1} R[i, j] - R[T-1, j] )`` (Chaudhry et al., ECCV 2018). It is
     positive if something was lost. NaN for a single task or a single stage.
     """
+    matrix = checks.table("matrix", matrix)
     stages, tasks = matrix.shape
     if stages != tasks or tasks < 2:
         return float("nan")
@@ -232,6 +239,7 @@ def backward_transfer(matrix: np.ndarray) -> float:
 
     ``BWT = mean_{j < T-1} ( R[T-1, j] - R[j, j] )``. It is negative if something was lost.
     """
+    matrix = checks.table("matrix", matrix)
     stages, tasks = matrix.shape
     if stages != tasks or tasks < 2:
         return float("nan")

@@ -1,4 +1,4 @@
-"""Files of a run: written atomically, read back without executing anything in them."""
+"""Files of a run: where they are, what they must fit, and how a killed run finds its way back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from csd_lib import InputError
 from csd_lib.config import TrainConfig
+from csd_lib.files import pack_tensors, read_tensors, write_atomically, write_tensors, writing
 from csd_lib.model import ResNet, freeze
 
 # A change in one of these rooms can change the result of a run.
@@ -62,43 +63,6 @@ def _statements(node: Any) -> Any:
     return type(node).__name__, tuple((name, _statements(value)) for name, value in fields)
 
 
-def make_folder(folder: str | Path) -> Path:
-    """Create a folder and check that files can be written into it.
-
-    Raises:
-        InputError: if they cannot.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder} ({error.strerror or error}): choose another folder with "
-            f"--folder or CSD_RUNS"
-        ) from error
-    return folder
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically: a reader or a kill never sees half of it."""
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: if it is not complete JSON.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it and run again") from error
-
-
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
     """Write the history of a run, one line an epoch."""
     lines = "".join(json.dumps(record) + "\n" for record in history)
@@ -107,15 +71,9 @@ def write_history(folder: Path, history: list[dict[str, float]]) -> None:
 
 def append_history(folder: Path, record: dict[str, float]) -> None:
     """Add one epoch's line to the history."""
-    with (folder / "history.jsonl").open("a") as file:
+    path = folder / "history.jsonl"
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
-
-
-# All that torch.load is known to raise for files that are damaged or of another kind.
-_DAMAGED = (
-    *(OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError),
-    pickle.UnpicklingError,
-)
 
 
 class Checkpoints:
@@ -145,10 +103,11 @@ class Checkpoints:
         for number, state in enumerate(content.get("models", ()), start=1):
             path = self.path.with_name(f"model-task{number}.pt")
             if not path.exists():
-                write_atomically(path, lambda partial, state=state: torch.save(state, partial))
+                write_tensors(path, state)
+        packed = pack_tensors({"identity": self.identity, **content})
 
         def write(partial: Path) -> None:
-            torch.save({"identity": self.identity, **content}, partial)
+            partial.write_bytes(packed)
             if self.path.exists():
                 self.path.replace(self.previous)
 
@@ -171,11 +130,13 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                stored = dict(content["identity"])
-            except _DAMAGED as error:
-                damage = damage or (path, next(iter(str(error).splitlines()), repr(error)))
+                content = read_tensors(path)
+            except InputError as error:
+                damage = damage or (path, error)
                 continue
+            stored = content.get("identity") if isinstance(content, dict) else None
+            if not isinstance(stored, dict):
+                raise InputError(f"{path} is not a checkpoint of this kit: choose another folder")
             if stored != self.identity:
                 raise InputError(
                     f"{path} belongs to another config ({_difference(stored, self.identity)}): "
@@ -183,18 +144,64 @@ class Checkpoints:
                 )
             if damage:
                 aside = path.with_name("checkpoint.damaged.pt")
-                damage[0].replace(aside)
+                with writing(aside):
+                    damage[0].replace(aside)
                 warnings.warn(
-                    f"{damage[0]} is damaged ({damage[1]}): the one before it is used, and the "
-                    f"damaged file is now {aside.name}",
+                    f"{damage[1]}; here the one before it is used, and the damaged file is now "
+                    f"{aside.name}",
                     stacklevel=2,
                 )
-            return content
+            return {**content, "path": path}
         if damage:
-            raise InputError(
-                f"{damage[0]} is damaged ({damage[1]}): delete it to start this run again"
-            )
+            raise damage[1]
         return None
+
+
+@contextmanager
+def restoring(saved: dict[str, Any]) -> Iterator[None]:
+    """Turn whatever a checkpoint that does not fit its run gives rise to into one clear line.
+
+    Raises:
+        InputError: instead of the errors of missing or misshapen values.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise InputError(
+            f"{saved['path']} does not fit its run ({reason}): delete it to start this run again"
+        ) from error
+
+
+def check_history(history: list[dict[str, float]], epochs: int) -> None:
+    """Refuse a history that is not one record of numbers for every epoch, in order.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    for number, record in enumerate(history):
+        if (record["task"], record["epoch"]) != divmod(number, epochs):
+            raise ValueError(f"its epoch {number + 1} is not the {number + 1}th of the run")
+        if not all(isinstance(value, int | float) for value in record.values()):
+            raise ValueError(f"what it says of epoch {number + 1} is not only numbers")
+
+
+def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load a model's state, if it has the right shapes and types and is finite.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    wanted, found = (
+        {name: (value.dtype, tuple(value.shape)) for name, value in values.items()}
+        for values in (model.state_dict(), state)
+    )
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name)}, expected {wanted.get(name)}")
+        if not torch.isfinite(state[name]).all():
+            raise ValueError(f"{name} is not finite")
+    model.load_state_dict(state)
 
 
 def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -205,15 +212,14 @@ def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     )
 
 
-def restore_model(student: ResNet, state: dict[str, torch.Tensor]) -> ResNet:
-    """Load the state of a finished task into the student, and return a frozen copy of it."""
-    student.grow_head(len(state["head.weight"]) - student.num_classes)
-    student.load_state_dict(state)
+def restore_model(student: ResNet, state: dict[str, torch.Tensor], classes: int) -> ResNet:
+    """Load the state of a finished task into the student, and return a frozen copy of it.
+
+    Args:
+        student: the network, which may have fewer classes yet.
+        state: of ``state_dict``.
+        classes: that had been seen by the end of the task.
+    """
+    student.grow_head(classes - student.num_classes)
+    load_state(student, state)
     return freeze(student)
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a partial file, and put it in place in one step."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)

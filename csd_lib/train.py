@@ -34,6 +34,7 @@ from csd_lib.engine import (
     pick_device,
     set_learning_rate,
 )
+from csd_lib.files import make_folder, write_json
 from csd_lib.losses import unit_length
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import ResNet, freeze
@@ -42,6 +43,9 @@ from csd_lib.retrieval import embed, recall_at_k
 
 class TrainingError(RuntimeError):
     """Training cannot go on usefully: the loss is not finite, or the features have collapsed."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]  # what Jupyter shows: no traceback
 
 
 @dataclass(frozen=True)
@@ -138,17 +142,22 @@ def train(
 
     checkpoints = saved = None
     if folder:
+        folder = make_folder(folder)
         checkpoints = runs.Checkpoints(folder, runs.identity(config))
         saved = checkpoints.load()
-        runs.write_json(runs.make_folder(folder) / "config.json", checkpoints.identity)
+        write_json(folder / "config.json", checkpoints.identity)
     if first_task and not saved:
         saved = runs.Checkpoints(first_task, runs.identity(config.first_task())).load()
         if not saved:
             raise InputError(f"first_task={str(first_task)!r} holds no run: train that one first")
     if saved:
-        history = saved["history"]
-        models = [runs.restore_model(student, state) for state in saved["models"]]
-        generator.set_state(saved["generator"])
+        with runs.restoring(saved):
+            history = saved["history"]
+            runs.check_history(history, config.epochs)
+            for stage, state in zip(stages, saved["models"], strict=False):
+                learned = stage if method.learns_later else stages[0]
+                models.append(runs.restore_model(student, state, learned.end_label))
+            generator.set_state(saved["generator"])
     if folder:
         runs.write_history(folder, history)  # epochs after the checkpoint are run again
 
@@ -231,12 +240,14 @@ def train_task(
         selection = Selection(*(part.to(device) for part in held_out))
     first_epoch = 0
     if saved:
-        first_epoch = history[-1]["epoch"] + 1
-        student.load_state_dict(saved["student"])
-        load_optimizer(optimizer, saved["optimizer"])
-        precision.scaler.load_state_dict(saved["scaler"])
-        if selection:
-            selection.recall, selection.state = saved["best_recall"], saved["best_state"]
+        with runs.restoring(saved):
+            first_epoch = history[-1]["epoch"] + 1
+            if selection:
+                runs.load_state(student, saved["best_state"])
+                selection.recall, selection.state = saved["best_recall"], saved["best_state"]
+            runs.load_state(student, saved["student"])
+            load_optimizer(optimizer, saved["optimizer"])
+            precision.scaler.load_state_dict(saved["scaler"])
     elif selection:
         selection.look(student)  # before the first epoch too, as the published code does
 

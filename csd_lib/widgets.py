@@ -27,8 +27,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from csd_lib import InputError, plots
+from csd_lib import InputError, checks, plots
 from csd_lib.data import Dataset, Task, class_incremental_split
+from csd_lib.files import read_arrays
 from csd_lib.ledger import find_file
 from csd_lib.losses import csd_loss, unit_length
 from csd_lib.methods import get_method
@@ -59,12 +60,21 @@ class Control:
     menu: bool = False
 
     def __post_init__(self) -> None:
-        if self.value is None or self.value not in [value for _, value in self.pairs()]:
-            raise InputError(f"{self.label}: {self.value!r} is not one of the options")
+        checks.text("label", self.label)
+        checks.instance("options", self.options, Sequence, "a range or a list of choices")
+        checks.flag("menu", self.menu)
+        is_plain = isinstance(self.value, str | int | float | np.generic)
+        if not is_plain or self.value not in [value for _, value in self.pairs()]:
+            shown = checks.shown(self.value)
+            raise InputError(f"{self.label}: {shown} is not one of the options")
 
     def pairs(self) -> list[tuple[str, Any]]:
         """Return the name and the value of each option."""
-        return [o if isinstance(o, tuple) else (str(o), o) for o in self.options]
+        pairs = [o if isinstance(o, tuple) else (str(o), o) for o in self.options]
+        for pair in pairs:
+            if len(pair) != 2:
+                raise InputError(f"{self.label}: {checks.shown(pair)} is no pair of name and value")
+        return pairs
 
 
 def explore(draw: Callable[..., Drawing], **controls: Control) -> None:
@@ -75,9 +85,15 @@ def explore(draw: Callable[..., Drawing], **controls: Control) -> None:
     Args:
         draw: takes one value per control, by name; returns a figure and its description.
         controls: in the order in which they are shown.
+
+    Raises:
+        InputError: if there is no control, or ``$CSD_WIDGETS`` is neither 0 nor 1.
     """
+    _check_controls(draw, controls)
+    if (wanted := os.environ.get("CSD_WIDGETS", "")) not in ("", "0", "1"):
+        raise InputError(f"CSD_WIDGETS={checks.shown(wanted)}: choose 0 or 1")
     in_jupyter = getattr(get_ipython(), "kernel", None) is not None
-    if in_jupyter and find_spec("ipywidgets") and os.environ.get("CSD_WIDGETS") != "0":
+    if in_jupyter and find_spec("ipywidgets") and wanted != "0":
         display(panel(draw, **controls))
     else:
         names = ", ".join(control.label for control in controls.values())
@@ -90,6 +106,7 @@ def panel(draw: Callable[..., Drawing], **controls: Control) -> Any:
     An error in ``draw`` is an error of the cell at first. Later it takes the picture's place, or
     the reader would take the old picture for the new one, and is raised for the log.
     """
+    _check_controls(draw, controls)
     from ipywidgets import HTML, VBox  # a notebook must also be readable without it
 
     width = f"{max(len(control.label) for control in controls.values()) + 2}ch"
@@ -98,17 +115,27 @@ def panel(draw: Callable[..., Drawing], **controls: Control) -> Any:
 
     def redraw(_change: dict[str, Any] | None = None) -> None:
         try:
-            figure, description = draw(**{name: widget.value for name, widget in inputs.items()})
+            drawn = draw(**{name: widget.value for name, widget in inputs.items()})
+            if not isinstance(drawn, tuple) or len(drawn) != 2:
+                raise InputError(f"draw returned {checks.shown(drawn)}, not a figure and a text")
         except Exception as error:
             message = html.escape(f"{type(error).__name__}: {error}")
             picture.value = f'<p role="alert"><b>This could not be drawn.</b> {message}</p>'
             raise
-        picture.value = _page(figure, description)
+        picture.value = _page(*drawn)
 
     redraw()
     for widget in inputs.values():
         widget.observe(redraw, names="value")
     return VBox([*inputs.values(), picture])
+
+
+def _check_controls(draw: Any, controls: dict[str, Any]) -> None:
+    if not callable(draw):
+        raise InputError(f"draw={checks.shown(draw)}: give a function that draws")
+    checks.mapping("controls", controls, "at least one Control by name")
+    for name, control in controls.items():
+        checks.instance(name, control, Control, "a Control")
 
 
 def _input(control: Control, label_width: str) -> Any:
@@ -175,8 +202,13 @@ def csd_temperature(
         labels: int64 ``[B]``, 0 or 1.
         temperature: of the loss.
     """
+    checks.batch(labels, student=student, teacher=teacher, temperature=temperature)
+    checks.points("student", student)
+    checks.points("teacher", teacher)
+    if labels.unique().tolist() != [0, 1]:
+        raise InputError(f"labels={labels.tolist()[:12]}: give both 0 and 1, and no others")
     batch = len(labels)
-    moving = student.clone().requires_grad_()
+    moving = student.detach().clone().requires_grad_()
     loss = csd_loss(moving, teacher, labels, temperature)
     loss.backward()
     itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
@@ -234,12 +266,25 @@ def neighbors(
         k: how many neighbours.
         stage: the later task, from 1.
     """
+    checks.several("tasks", tasks, Task, "the list of class_incremental_split")
     images = torch.cat([task.test_images for task in tasks])
     labels = torch.cat([task.test_labels for task in tasks])
+    checks.mapping("features", features, "features after each task, by method")
+    checks.one_of("method", method, features)
+    checks.whole("stage", stage, 1, len(features[method]))
+    checks.whole("query", query, 0, len(images) - 1)
+    for of_stage in (features[method][0], features[method][stage - 1]):
+        checks.matrix("features", of_stage)
+        checks.finite("features", of_stage)
+        if len(of_stage) != len(images):
+            raise InputError(
+                f"features are of {len(of_stage)} images, the tasks have {len(images)}"
+            )
     names = [name for task in tasks for name in task.class_names]
     task_of = torch.cat([torch.full_like(task.test_labels, task.index) for task in tasks])
     gallery = ((task_of < stage) | (task_of == task_of[query])).nonzero().squeeze(1)
     gallery = gallery[gallery != query]
+    checks.whole("k", k, 1, len(gallery), f"there are {len(gallery)} images to search")
     found = []
     for of_stage in (features[method][0], features[method][stage - 1]):
         unit = unit_length(of_stage.cpu())
@@ -295,14 +340,13 @@ def load_recording(path: str | Path | None = None) -> Recording:
     """
     path = Path(path or find_file("digits-epochs.npz"))
     remedy = "fetch it again, or make it with: python tools/record_epochs.py"
+    content = read_arrays(path, max_bytes=100_000_000)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content = dict(arrays)
         recording = Recording(**{**content, "about": json.loads(str(content["about"]))})
         methods, (moments, tasks) = len(recording.about["methods"]), recording.recall.shape[1:]
         images = len(recording.labels)
-    except Exception as error:  # numpy, zipfile and json raise a dozen kinds for damaged files
-        raise InputError(f"{path} cannot be read as a recording ({error}): {remedy}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a recording ({error}): {remedy}") from error
     expected = {
         "moments": ((moments, 2), "uint8"),
         "recall": ((methods, moments, tasks), "float16"),
@@ -313,6 +357,8 @@ def load_recording(path: str | Path | None = None) -> Recording:
     }
     for name, (shape, dtype) in expected.items():
         array = getattr(recording, name)
+        if name in ("positions", "home") and not np.isfinite(array).all():
+            raise InputError(f"{path}: {name} is not finite: {remedy}")
         if (array.shape, str(array.dtype)) != (shape, dtype):
             raise InputError(
                 f"{path}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}: {remedy}"
@@ -322,6 +368,7 @@ def load_recording(path: str | Path | None = None) -> Recording:
 
 def moment_control(recording: Recording, value: int) -> Control:
     """Return the slider over the moments of a recording, labelled with task and epoch."""
+    checks.instance("recording", recording, Recording, "what load_recording returns")
     moments = recording.moments.tolist()
     options = [(f"task {task}, epoch {epoch}", i) for i, (task, epoch) in enumerate(moments)]
     return Control("moment", options, value)
@@ -333,12 +380,19 @@ def share_at_home(recording: Recording, method: str, moment: int) -> float:
     That is the centre of the class under joint training. It measures the map, of which UMAP has
     chosen the layout; Recall@1 is measured on the features themselves.
     """
+    _check_moment(recording, method, moment)
     labels = recording.labels
     positions = recording.positions[recording.about["methods"].index(method), moment].astype(float)
     homes = [recording.home[labels == c].mean(axis=0, dtype=float) for c in np.unique(labels)]
     distances = np.linalg.norm(positions[:, None] - homes, axis=2)
     seen = recording.task_of_image < recording.moments[moment, 0]
     return float((distances.argmin(axis=1) == labels)[seen].mean())
+
+
+def _check_moment(recording: Recording, method: str, moment: int) -> None:
+    checks.instance("recording", recording, Recording, "what load_recording returns")
+    checks.one_of("method", method, recording.about["methods"])
+    checks.whole("moment", moment, 0, len(recording.moments) - 1)
 
 
 def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
@@ -352,6 +406,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
         method: one of the recorded.
         moment: its number, from 0.
     """
+    _check_moment(recording, method, moment)
     which = recording.about["methods"].index(method)
     task, epoch = recording.moments[moment].tolist()
     # The last moment of each task: the one before the task changes.

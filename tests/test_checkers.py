@@ -120,6 +120,16 @@ def entropy_minus_the_largest_of_all(z, y):
     return -(z[range(len(y)), y] - z.exp().sum(dim=1).log()).mean()
 
 
+def half_detached(loss):
+    """The right value, with half of its gradient."""
+
+    def answer(*args):
+        value = loss(*args)
+        return (value + value.detach()) / 2
+
+    return answer
+
+
 def entropy_by_the_book(z, y):
     p = z.exp() / z.exp().sum(dim=1, keepdim=True)
     return -torch.log(p[range(len(y)), y]).mean()
@@ -498,12 +508,14 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("2.1", lambda z, y: F.log_softmax(z, 1)[range(len(y)), y].mean(), "minus sign"),
     ("2.1", lambda z, y: F.cross_entropy(z, y).detach(), "cut off from the graph"),
     ("2.1", lambda z, y: F.cross_entropy(z, y, reduction="none"), "a single one|shape"),
+    ("2.1", half_detached(F.cross_entropy), "part of it detached"),
     ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, hardest=False), "easiest positive"),
     ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, negative="min"), "easiest negative"),
     ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, mean=True), "mean over all anchors"),
     ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, scale=False), "length 1"),
     ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, flip=-1), "sign"),
     ("2.2", lambda f, y, m: triplet_in_matrices(f, y, 0), "margin is missing"),
+    ("2.2", half_detached(triplet_in_matrices), "part of it detached"),
     ("2.3", F.linear, "rows are not scaled"),
     ("2.3", lambda f, w: unit(f) @ unit(w).T, "features as well"),
     ("2.3", lambda f, w: f @ (w / w.norm(dim=0)).T, "columns"),
@@ -514,6 +526,7 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("3.1", lambda *a: kd_by_torch(*a, reduction="mean"), "number of classes"),
     ("3.1", lambda s, t, temp: kd_by_torch(s, t, 1), "temperature is missing"),
     ("3.1", lambda s, t, temp: kd_by_torch(s.flip(1), t.flip(1), temp), "last"),
+    ("3.1", half_detached(kd_by_torch), "part of it detached"),
     ("3.2", lambda *a: csd_with_loops(*a, itself=True), "still contains the anchor itself"),
     ("3.2", lambda *a: csd_with_loops(*a, own=False), "own teacher"),
     ("3.2", lambda *a: csd_with_loops(*a, scale=False), "length 1"),
@@ -525,6 +538,7 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("3.2", csd_with_exp, "logsumexp"),
     ("3.2", lambda *a: csd_with_loops(*a).item(), "float, but a tensor"),
     ("3.2", lambda s, t, y, temp: csd_with_loops(s.detach(), t, y, temp), "cut off from the graph"),
+    ("3.2", half_detached(csd_with_loops), "part of it detached"),
     ("3.3", lambda loss: True, "catches 0 of 11"),
     ("3.3", lambda loss: False, "rejects the right loss"),
     ("3.3", a_test_on(S, T, PAIRS, exact=True), "with a tolerance"),

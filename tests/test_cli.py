@@ -60,7 +60,7 @@ def test_help_lists_every_field_of_the_config():
         (["train", "--dataset", "mnist"], ["'mnist'", "digits", "cifar100"]),
         (["train", "--method", "replay"], ["'replay'", "fine-tuning"]),
         (["train", "--tasks", "11"], ["tasks=11", "10 classes"]),
-        (["train", "--batch-size", "1"], ["batch_size=1", "at least 2"]),
+        (["train", "--batch-size", "1"], ["batch_size=1", "from 2 to"]),
         (["train", "--epochs", "0"], ["epochs=0"]),
         (["train", "--device", "cuda:77"], ["cuda:77"]),
         (["report", "--folder", "nothing-here"], ["no finished run", "nothing-here"]),
@@ -114,7 +114,7 @@ def test_data_says_where_cifar100_is_and_how_others_get_it(tmp_path):
     "name, words",
     [
         (None, "cifar100.npz does not exist yet: python -m csd_lib data makes it"),
-        ("cifar100.npz", "cifar100.npz is not a complete .npz file"),
+        ("cifar100.npz", "cifar100.npz cannot be read"),
         ("cifar-100-python.tar.gz", "cifar-100-python.tar.gz has 5 bytes instead of 169,001,437"),
     ],
 )

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import csd_lib
-from csd_lib import InputError, course, ledger, runs
+from csd_lib import InputError, course, files, ledger, runs
 from csd_lib.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,7 +288,7 @@ def server():
     "kind, message",
     [
         ("damaged", "is not the file that was recorded"),
-        ("half", "cannot be fetched from .*IncompleteRead"),
+        ("half", "cannot be fetched from .*bytes arrived"),
         ("none", "cannot be fetched from .*404"),
     ],
 )
@@ -317,14 +317,14 @@ def test_what_an_installed_csd_lib_has_recorded_is_not_run_again(packaged, monke
     (source,) = (ROOT / "data" / "results" / "digits").glob("*-csd-2tasks-seed0-*")
     place = shutil.copytree(source, ledger.PACKAGED / "digits" / source.name)
     monkeypatch.setattr(ledger, "run_experiment", lambda *_, **__: pytest.fail("run again"))
-    config = TrainConfig(**runs.read_json(place / "results.json")["config"])
+    config = TrainConfig(**files.read_json(place / "results.json")["config"])
     assert ledger.reproduce([config], progress=False) == [place]
 
 
 def test_own_records_come_before_those_of_the_package(packaged):
     own = ledger.data_folder() / "results" / "cifar100" / packaged["folder"].name
-    runs.make_folder(own)
-    runs.write_json(own / "results.json", json.loads(json.dumps({**packaged, "folder": "own"})))
+    files.make_folder(own)
+    files.write_json(own / "results.json", json.loads(json.dumps({**packaged, "folder": "own"})))
     assert [record["folder"] for record in ledger.load_records()] == [own]
 
 
@@ -492,5 +492,5 @@ def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(
     for name in ("model-task1.pt", "model-task2.pt"):
         one, other = (torch.load(f / name, weights_only=True) for f in (folder, reference))
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-    one, other = (runs.read_json(f / "results.json") for f in (folder, reference))
+    one, other = (files.read_json(f / "results.json") for f in (folder, reference))
     assert one["matrix"] == other["matrix"]

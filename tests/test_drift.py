@@ -101,7 +101,7 @@ def test_features_of_different_images_or_with_nan_are_refused(measure):
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(InputError, match="all the same"):
         linear_cka(torch.ones(5, 3), cloud(5, 3))
-    with pytest.raises(InputError, match="give one for each"):
+    with pytest.raises(InputError, match="one whole number for each"):
         cosine_drift(cloud(5), cloud(5), torch.zeros(4))
 
 

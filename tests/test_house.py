@@ -14,9 +14,9 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 # Lower rooms first. A room may import only rooms to its left.
 ROOMS = [
-    *("archive", "download", "data", "model", "losses", "methods", "config", "runs", "retrieval"),
-    *("engine", "train", "drift", "experiment", "paper", "ledger", "report", "comparison"),
-    *("plots", "widgets", "checkers", "course"),
+    *("checks", "files", "archive", "download", "data", "model", "losses", "methods", "config"),
+    *("runs", "retrieval", "engine", "train", "drift", "experiment", "paper", "ledger", "report"),
+    *("comparison", "plots", "widgets", "checkers", "course"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {
@@ -125,8 +125,25 @@ def test_conda_and_docker_install_the_same_pins_on_a_supported_python():
 
 def test_docker_image_runs_as_an_ordinary_user():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
-    users = [line for line in lines if line.startswith("USER")]
-    assert users == ["USER student"] and "--allow-root" not in "".join(lines)
+    steps = [line.split()[0] for line in lines if re.match("(USER|CMD|ENTRYPOINT) ", line)]
+    assert steps == ["USER", "CMD"]
+    assert "USER student" in lines and "--allow-root" not in "".join(lines)
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "README.md"])
+def test_docker_keeps_jupyters_own_token_and_is_reached_from_this_machine_only(name):
+    text = (ROOT / name).read_text()
+    # Neither switched off (token='') nor the same for everybody (JUPYTER_TOKEN=secret).
+    assert not re.search(r"(token|password)\s*=", text, re.IGNORECASE)
+    commands = re.findall(r"docker run .*", text)
+    published = [re.findall(r"(?:-p|--publish)[ =](\S+)", command) for command in commands]
+    assert published and all(ports == ["127.0.0.1:8888:8888"] for ports in published)
+    assert not re.search(r" -P\b|--publish-all|--net", " ".join(commands))
+
+
+def test_docker_image_gets_no_data_results_or_history():
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".git", ".venv", "build", "runs", "data/*.npz"} <= set(ignored)
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from csd_lib import InputError, comparison, ledger, paper, runs
+from csd_lib import InputError, comparison, files, ledger, paper, runs
 from csd_lib.config import TrainConfig
 from csd_lib.retrieval import embed, retrieval_matrix
 
@@ -81,7 +81,7 @@ def test_reproduce_trains_each_first_task_once_and_records_every_run(own_folders
 
 def test_initial_model_is_searched_among_all_classes_at_the_end(own_folders):
     (place,) = reproduce([TrainConfig(method="initial", **QUICK)])
-    matrix = runs.read_json(place / "results.json")["matrix"]
+    matrix = files.read_json(place / "results.json")["matrix"]
     assert matrix["own"][0] == matrix["own"][1], "the model does not change"
     assert matrix["seen"][1][0] < matrix["own"][1][0], "but its gallery has grown"
     assert matrix["seen"][0][0] == matrix["own"][0][0]
@@ -194,6 +194,7 @@ def test_each_cell_shows_paper_ours_gap_and_a_verdict():
     csd = rows["CSD"]
     assert csd["1-50: paper"] == "65.1" and csd["n"] == "3" and csd["verdict"] == "agrees"
     assert rows["LwF"]["verdict"] == "near" and rows["MMD"]["verdict"] == "differs"
+    assert rows["LwF"]["gap"] == "-1.5", "60.2 on average, where the paper has 61.7"
     assert rows["Joint training"]["verdict"] == "not run"
     table = comparison.render_paper(records, markdown=True)
     assert "65.1 ± 1.0" in table and "+0.0" in table

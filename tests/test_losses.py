@@ -264,6 +264,7 @@ def test_no_gradient_reaches_the_teacher():
     student, teacher, labels = batch()
     student.requires_grad_(), teacher.requires_grad_()
     total = csd_loss(student, teacher, labels) + csd_loss_paper(student, teacher, labels)
+    total = total + mmd_loss(student, teacher) + fecd_loss(student, teacher)
     (total + kd_loss(student, teacher[:, :4])).backward()
     assert teacher.grad is None and student.grad.abs().sum() > 0
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,9 +81,12 @@ def test_split_is_described_as_it_is(digits, small_texts, count, sizes, seed):
 
 def test_a_split_into_many_classes_names_ten_of_them(digits, style):
     names = tuple(f"kind{i}" for i in range(24))
-    many = SimpleNamespace(**{**vars(digits), "class_names": names})
-    many.train_labels = torch.arange(len(digits.train_labels)) % 24
-    many.test_labels = torch.arange(len(digits.test_labels)) % 24
+    many = replace(
+        digits,
+        class_names=names,
+        train_labels=torch.arange(len(digits.train_labels)) % 24,
+        test_labels=torch.arange(len(digits.test_labels)) % 24,
+    )
     description = widgets.split_picture(many, 2)[1]
     assert "kind9 and 2 more" in description and "kind10 " not in description
 
@@ -297,17 +301,20 @@ def rewritten(folder, **changes):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(recall=np.zeros((3, 25, 5))), r"recall is float64 \(3, 25, 5\), expected float16"),
+        (
+            dict(recall=np.zeros((3, 25, 5))),
+            r"recall is float64 \(3, 25, 5\), expected float16.*record_epochs",
+        ),
         (dict(positions=np.zeros((3, 25, 9, 2), "f2")), r"positions is .*expected float16 \(3, 25"),
-        (dict(home=None), "cannot be read as a recording.*home"),
-        (dict(labels=np.array([{}])), "cannot be read as a recording.*allow_pickle"),
-        (dict(about=np.array("{")), "cannot be read as a recording"),
+        (dict(home=None), "is not a recording .*home.*record_epochs"),
+        (dict(labels=np.array([{}])), "labels holds Python objects"),
+        (dict(about=np.array("{")), "is not a recording .*record_epochs"),
+        (dict(home=np.full((297, 2), np.inf, "f2")), "home is not finite"),
     ],
 )
 def test_a_recording_that_does_not_fit_is_refused(tmp_path, change, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         widgets.load_recording(rewritten(tmp_path, **change))
-    assert "tools/record_epochs.py" in str(caught.value)
 
 
 def test_an_unchanged_copy_is_read(tmp_path, recording):
@@ -319,7 +326,7 @@ def test_a_missing_or_damaged_recording_is_named(tmp_path, content):
     path = tmp_path / "digits-epochs.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"digits-epochs\.npz cannot be read as a recording"):
+    with pytest.raises(InputError, match=r"digits-epochs\.npz cannot be read"):
         widgets.load_recording(path)
 
 

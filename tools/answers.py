@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from readme import between_marks
 
 from csd_lib.checkers import CHECKERS
-from csd_lib.runs import write_atomically
+from csd_lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTRUCTORS = ROOT / "notebooks" / "INSTRUCTORS.md"

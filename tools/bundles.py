@@ -24,7 +24,7 @@ from answers import SOLVED, answer_key, solved_notebooks
 from exercises import student_copy
 from slides import SOURCE, page
 
-from csd_lib.runs import write_atomically
+from csd_lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 # Patterns as in Path.match: a star stands for any name, but not for a folder's slash.

@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from csd_lib import REPOSITORY, TAG, __version__
-from csd_lib.runs import write_atomically
+from csd_lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("notebooks", "notebooks/exercises", "notebooks/solutions")

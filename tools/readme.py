@@ -32,10 +32,11 @@ def between_marks(text: str, mark: str, content: str) -> str:
     return rendered
 
 
-def newest(benchmark: str) -> dict:
-    """Return the last measurement of a benchmark."""
+def newest(benchmark: str, **wanted: int) -> dict:
+    """Return the last measurement of a benchmark, with these values if any are given."""
     lines = (ROOT / "data" / "results" / "benchmarks" / f"{benchmark}.jsonl").read_text()
-    return json.loads(lines.splitlines()[-1])
+    found = [json.loads(line) for line in lines.splitlines()]
+    return [f for f in found if wanted.items() <= f.items()][-1]
 
 
 def speed_table() -> str:
@@ -55,14 +56,35 @@ def speed_table() -> str:
             ]
             cells = [title, baseline, str(rates[baseline]["images_per_second"]), *cells]
             rows.append(f"| {' | '.join(cells)} |")
-    recall = newest("recall")
     versions = f"torch {machine['torch']}, Avalanche {machine['avalanche']}"
     return "\n".join(rows) + (
-        f"\n\n({machine['device']}, {versions}, {machine['date']}.) Recall@1 over "
-        f"{recall['images']:,} × {recall['images']:,} images: {recall['seconds']:.1f} s and "
-        f"{recall['memory_mb_on_top']:.0f} MB, measured by "
-        f"[`benchmarks/recall.py`](benchmarks/recall.py)."
+        f"\n\n({machine['device']}, {versions}, {machine['date']}.) {recall_line(10_000)}."
     )
+
+
+def recall_line(images: int) -> str:
+    """Time and memory of one search."""
+    found = newest("recall", images=images)
+    return (
+        f"Recall@1 over {images:,} × {images:,} images: {found['seconds']:.1f} s and "
+        f"{found['memory_mb_on_top']:.0f} MB ([`recall.py`](benchmarks/recall.py))"
+    )
+
+
+def long_and_large() -> str:
+    """Say what was measured on long and large runs, as a Markdown list."""
+    soak, many = newest("soak"), newest("many_runs")
+    later = soak["memory_mb"][len(soak["memory_mb"]) // 3 :]
+    lines = [
+        f"{soak['runs']} runs of ten tasks, one after the other in one process for "
+        f"{soak['minutes']:.0f} minutes: {min(later)} to {max(later)} MB after the first third, "
+        f"{soak['mb_a_minute_in_the_last_two_thirds']:+.2f} MB a minute "
+        f"([`soak.py`](benchmarks/soak.py))",
+        recall_line(100_000),
+        f"`report` of {many['runs']:,} runs: {min(many['seconds'])} s, start of Python included "
+        f"([`many_runs.py`](benchmarks/many_runs.py))",
+    ]
+    return "".join(f"* {line}\n" for line in lines)
 
 
 def main() -> None:
@@ -73,6 +95,7 @@ def main() -> None:
     rendered = between_marks(text, "digits", render(digits, markdown=True))
     rendered = between_marks(rendered, "ledger", render_paper(records, markdown=True))
     rendered = between_marks(rendered, "speed", speed_table())
+    rendered = between_marks(rendered, "long", long_and_large())
     if "--check" in sys.argv:
         sys.exit("README.md is not up to date: python tools/readme.py" if rendered != text else 0)
     README.write_text(rendered, "utf-8")

@@ -288,7 +288,8 @@ def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
                 return False
             raise
         if not isinstance(result, bool | np.bool_ | Tensor):
-            raise Mistake(f"It returns {result!r}; return True for a right loss, else False.")
+            kind = type(result).__name__
+            raise Mistake(f"It returns a {kind}; return True for a right loss, else False.")
         return bool(result)
 
     def check() -> None:

@@ -53,12 +53,17 @@ class Mistake(Exception):  # noqa: N818 - it is a finding about somebody's answe
 
 
 def verdict(exercise: str, praise: str, check: Callable[[], None]) -> Verdict:
-    """Run a check, which raises ``Mistake`` if it finds one, and keep what came out."""
+    """Run a check, which raises ``Mistake`` if it finds one, and keep what came out.
+
+    An answer can be so far off that the check itself stops; that is no reason for a traceback.
+    """
     try:
         check()
         found = Verdict(exercise, True, praise)
     except Mistake as mistake:
         found = Verdict(exercise, False, str(mistake))
+    except (Exception, SystemExit) as error:
+        found = Verdict(exercise, False, f"This cannot be checked: {_error(error)}.")
     VERDICTS[exercise] = found
     return found
 
@@ -72,8 +77,8 @@ def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
     given = copy.deepcopy(args)
     try:
         result = function(*given)
-    except Exception as error:
-        raise Mistake(f"{case}: it stops with `{type(error).__name__}: {error}`.") from error
+    except (Exception, SystemExit) as error:
+        raise Mistake(f"{case}: it stops with {_error(error)}.") from error
     if result is None or result is Ellipsis:
         raise Mistake(NOTHING)
     for before, after in zip(args, given, strict=True):
@@ -160,19 +165,24 @@ def same(result: Any, expected: Any, tolerance: float = 1e-4) -> bool:
     if isinstance(result, list | tuple) and isinstance(expected, list | tuple):
         pairs = zip(result, expected, strict=False)
         return len(result) == len(expected) and all(same(a, b, tolerance) for a, b in pairs)
-    a, b = _numbers(result), _numbers(expected)
+    a, b = numbers_in(result), numbers_in(expected)
     if a is None or b is None:
         return False
     return a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def _numbers(value: Any) -> np.ndarray | None:
-    """Turn a number, tensor or list of numbers into a float64 array."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().double().numpy()
+def _error(error: BaseException) -> str:
+    """Write an error so that it fits into a sentence."""
+    return f"`{' '.join(f'{type(error).__name__}: {error}'.split())[:200]}`"
+
+
+def numbers_in(value: Any) -> np.ndarray | None:
+    """Turn a number, tensor or list of numbers into a float64 array; None if they are none."""
     try:
+        if isinstance(value, Tensor):
+            return value.detach().cpu().double().numpy()
         return np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
 
 
@@ -188,8 +198,8 @@ def _wrong_kind(result: Any, expected: Any) -> str | None:
     elif isinstance(expected, float | int):
         if not isinstance(result, float | int | np.number | Tensor | np.ndarray):
             return f"a {type(result).__name__}, but a number is expected"
-        if np.size(_numbers(result)) != 1:
-            return f"{np.size(_numbers(result))} numbers, but a single one is expected"
+        if np.size(numbers_in(result)) != 1:
+            return f"{np.size(numbers_in(result))} numbers, but a single one is expected"
     return None
 
 
@@ -222,7 +232,7 @@ def _short(value: Any) -> str:
 
 
 def _finite(value: Any) -> bool:
-    numbers = _numbers(value)
+    numbers = numbers_in(value)
     return numbers is None or bool(np.isfinite(numbers).all())
 
 

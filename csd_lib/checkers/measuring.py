@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from csd_lib import drift
-from csd_lib.checkers.judge import Mistake, Mistakes, Verdict, compare, verdict
+from csd_lib.checkers.judge import Mistake, Mistakes, Verdict, compare, numbers_in, verdict
 from csd_lib.losses import unit_length
 from csd_lib.retrieval import embed, recall_at_k
 
@@ -28,12 +28,17 @@ def _judge(
     def check() -> None:
         if not isinstance(answer, dict):
             raise Mistake(f"This is a {type(answer).__name__}; keep the dictionary and fill it.")
-        if not answer or any(np.size(value) == 0 for value in answer.values()):
+        found = [numbers_in(value) for value in answer.values()]
+        if not found or any(n is None or not n.size or not np.isfinite(n).all() for n in found):
             raise Mistake("Not all numbers are there yet: put your code in place of the dots.")
         # A hundredth of a point is rounding; a wrong cell of a matrix is far more.
         compare(lambda: answer, right, {"your numbers": ()}, mistakes, tolerance=0.02)
 
     return verdict(exercise, praise, check)
+
+
+def _listed(values: Any) -> Any:
+    return list(values) if isinstance(values, tuple | np.ndarray) and np.ndim(values) else values
 
 
 def check_class_orders(session: Any, lost: dict[int, float]) -> Verdict:
@@ -88,11 +93,13 @@ def check_recipes(
                 found[f"{group}, {name}"] = [percent * m[row, column] for m in matrices]
         return found
 
-    answer = {
-        f"{group}, {name}": list(values)
-        for group, by_name in (("known", known), ("unknown", unknown))
-        for name, values in by_name.items()
-    }
+    answer = known if isinstance(unknown, dict) else unknown
+    if isinstance(answer, dict):
+        answer = {
+            f"{group}, {name}": _listed(values)
+            for group, by_name in (("known", known), ("unknown", unknown))
+            for name, values in by_name.items()
+        }
     mistakes = [
         (AS_SHARES, lambda: recalls(percent=1)),
         ("Known and unknown have changed places.", lambda: recalls(columns=(1, 0))),
@@ -150,7 +157,7 @@ def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence
             found["after"].append(recall_at_k(turned, labels, *gallery)[1])
         return found
 
-    answer = {"before": list(before), "after": list(after)}
+    answer = {"before": _listed(before), "after": _listed(after)}
     mistakes = [
         (
             "You found R on all images, so it has seen those that it is measured on. Use the even "

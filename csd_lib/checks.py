@@ -1,0 +1,428 @@
+"""What functions ask of their arguments: a mistake becomes one line with the value and the remedy.
+
+Checks look at types, shapes, dtypes and devices, which costs microseconds and never makes the host
+wait for a GPU. The few that read values say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from reprlib import Repr
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csd_lib import InputError
+
+MAX_SEED = 2**32 - 1  # what numpy, scikit-learn and torch all take
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_short = Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlist = _short.maxtuple = _short.maxset = 12
+
+
+def shown(value: Any) -> str:
+    """Write a value in one short line: tensors and arrays by dtype and shape."""
+    if isinstance(value, Tensor | np.ndarray):
+        device = getattr(value, "device", "cpu")
+        where = "" if str(device) == "cpu" else f" on {device}"
+        return f"{value.dtype} with shape {tuple(value.shape)}{where}"
+    return " ".join(_short.repr(value).split())[:160]
+
+
+# --- plain values ----------------------------------------------------------------------------
+
+
+def whole(
+    name: str, value: Any, minimum: int = 0, maximum: int | None = None, why: str = ""
+) -> None:
+    """Refuse what is not a whole number from ``minimum`` to ``maximum``; True is no number.
+
+    Raises:
+        InputError: if it is not.
+    """
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < minimum or (maximum is not None and value > maximum):
+        limits = f"from {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        because = f"{why}, so " if why else ""
+        raise InputError(f"{name}={shown(value)}: {because}choose a whole number {limits}")
+
+
+def seed(name: str, value: Any) -> None:
+    """Refuse what cannot seed every generator.
+
+    Raises:
+        InputError: if it is no whole number from 0 to ``MAX_SEED``.
+    """
+    whole(name, value, 0, MAX_SEED)
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Refuse what is not a finite number within limits; True is no number.
+
+    Raises:
+        InputError: if it is not.
+    """
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if (
+        (not is_number or isinstance(value, bool) or not -math.inf < value < math.inf)
+        or (above is not None and value <= above)
+        or (at_least is not None and value < at_least)
+        or (at_most is not None and value > at_most)
+    ):
+        limits = {"above": above, "from": at_least, "up to": at_most}
+        words = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        raise InputError(f"{name}={shown(value)}: choose {' '.join(['a finite number', *words])}")
+
+
+def flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={shown(value)}: choose True or False")
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuse what is none of several names.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not isinstance(value, str) or value not in (choices := tuple(choices)):
+        raise InputError(f"{name}={shown(value)}: choose one of {', '.join(choices)}")
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Refuse what is of another type; ``what`` says in words what is wanted.
+
+    Raises:
+        InputError: if it is.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{name}={shown(value)}: give {what}")
+
+
+def several(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Refuse what is not a sequence of one or more values of a type.
+
+    Raises:
+        InputError: if it is not.
+    """
+    is_sequence = isinstance(value, Sequence) and (kind is str or not isinstance(value, str))
+    if not is_sequence or len(value) == 0 or not all(isinstance(part, kind) for part in value):
+        raise InputError(f"{name}={shown(value)}: give {what}")
+
+
+def names(name: str, value: Any, count: int, more: bool = True) -> None:
+    """Refuse what is not at least ``count`` texts; without ``more``, exactly so many.
+
+    Raises:
+        InputError: if it is not.
+    """
+    several(name, value, str, "a list of texts")
+    if len(value) < count or (len(value) > count and not more):
+        raise InputError(f"{name}={shown(value)}: give {count} texts, one for each")
+
+
+def mapping(name: str, value: Any, what: str) -> None:
+    """Refuse what is not a dictionary with one or more names, none of them empty.
+
+    Raises:
+        InputError: if it is not.
+    """
+    is_mapping = isinstance(value, dict) and len(value) > 0
+    if not is_mapping or not all(isinstance(key, str) and key for key in value):
+        raise InputError(f"{name}={shown(value)}: give {what}")
+
+
+def text(name: str, value: Any) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        InputError: if it is not.
+    """
+    instance(name, value, str, "a text")
+
+
+def records(
+    name: str,
+    value: Any,
+    needed: Iterable[str] = (),
+    settings: Iterable[str] = (),
+    galleries: Iterable[str] = (),
+) -> None:
+    """Refuse what are not records of runs, as ``load_results`` and ``load_records`` return them.
+
+    Args:
+        name: of the argument.
+        value: the records; there may be none.
+        needed: what each must have beside its config.
+        settings: fields that each config must have beside dataset, method, tasks and seed.
+        galleries: matrices that each must have, and its average and forgetting if they are needed.
+
+    Raises:
+        InputError: if they are not.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InputError(f"{name}={shown(value)}: give a list of records of runs")
+    kinds = {"dataset": str, "method": str, "tasks": int, "seed": int}
+    for number, record in enumerate(value):
+        where = f"{name}[{number}]"
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise InputError(f"{where}={shown(record)}: give a record of a run")
+        where = f"{where} in {record['folder']}" if "folder" in record else where
+        config = record["config"]
+        wrong = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
+        wrong += [key for key in settings if key not in config]
+        wrong += [key for key in needed if key not in record]
+        for part in {"matrix", "average", "forgetting"} & {*needed}:
+            values = record[part] if isinstance(record.get(part), dict) else {}
+            wrong += [f"{part} {gallery}" for gallery in galleries if gallery not in values]
+        if wrong:
+            raise InputError(f"{where} lacks or has a wrong {', '.join(wrong)}: make it again")
+        for gallery in galleries:
+            table(f"the matrix {gallery} of {where}", record["matrix"][gallery])
+
+
+# --- arrays ----------------------------------------------------------------------------------
+
+
+def table(name: str, value: Any, ndim: int = 2) -> np.ndarray:
+    """Return numbers as a float64 array of so many dimensions; NaN is allowed.
+
+    Raises:
+        InputError: if they are no real numbers, are none at all, or have another shape.
+    """
+    try:
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().double().numpy()
+            is_real = not value.is_complex()
+        else:
+            array = np.asarray(value)
+            is_real = array.dtype.kind in "biuf"
+    except (ValueError, TypeError, RuntimeError, OverflowError):  # ragged lists, meta tensors, ...
+        is_real = False
+    if not is_real or array.ndim != ndim or array.size == 0:
+        letters = ", ".join("NMKL"[:ndim])
+        raise InputError(f"{name}={shown(value)}: give numbers of shape [{letters}], at least one")
+    return array.astype(float)
+
+
+def points(name: str, value: Any) -> np.ndarray:
+    """Return positions in the plane as a float64 array ``[N, 2]``. Reads values.
+
+    Raises:
+        InputError: if they are not, or not finite.
+    """
+    array = table(name, value)
+    if array.shape[1] != 2 or not np.isfinite(array).all():
+        raise InputError(f"{name}={shown(value)}: give finite positions [N, 2]")
+    return array
+
+
+def matrix(name: str, value: Any) -> None:
+    """Refuse what is not a float tensor ``[N, D]`` with at least one row and column.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if (
+        (not isinstance(value, Tensor) or value.dtype not in _FLOATS)
+        or (value.ndim != 2 or 0 in value.shape)
+        or value.layout != torch.strided
+    ):
+        raise InputError(f"{name} are {shown(value)}, {_expected(value)}float [N > 0, D > 0]")
+
+
+def labels(name: str, value: Any, count: int) -> None:
+    """Refuse what is not a tensor of one whole number for each of ``count`` images.
+
+    Raises:
+        InputError: if it is not.
+    """
+    is_labels = isinstance(value, Tensor) and value.dtype in _WHOLE and not value.is_meta
+    if not is_labels or value.shape != (count,):
+        raise InputError(
+            f"{name} are {shown(value)}, {_expected(value)}one whole number for each of the "
+            f"{count} images"
+        )
+
+
+def finite(name: str, value: Tensor) -> None:
+    """Refuse rows with NaN or infinite values. Reads values.
+
+    Raises:
+        InputError: if there are any.
+    """
+    if value.is_meta:
+        raise InputError(f"{name} are {shown(value)}, a device that holds no values: use another")
+    broken = int((~torch.isfinite(value)).any(dim=1).sum())
+    if broken:
+        raise InputError(
+            f"{broken} of {len(value)} {name} contain NaN or infinite values: the network that "
+            f"made them is broken"
+        )
+
+
+def pair(old: Any, new: Any) -> None:
+    """Refuse what are not finite features of the same images from two networks. Reads values.
+
+    Raises:
+        InputError: if they are not.
+    """
+    for name, value in {"old features": old, "new features": new}.items():
+        matrix(name, value)
+    if old.shape != new.shape or old.device != new.device:
+        raise InputError(
+            f"old features are {shown(old)} and new features are {shown(new)}: they must be of the "
+            f"same images, both of one shape and on one device"
+        )
+    finite("old features", old)
+    finite("new features", new)
+
+
+def batch(labels: Any = ..., *, temperature: Any = 1.0, margin: Any = 0.0, **matrices: Any) -> None:
+    """Refuse what a loss cannot be computed for. Every loss begins with this.
+
+    Args:
+        labels: int64 ``[B]``, on the device of the matrices; left out if the loss has none.
+        temperature: a number from 0.001 to 1000.
+        margin: a number from 0 to 100.
+        matrices: by name; float ``[B, D]``, all of one shape, dtype and device.
+
+    Raises:
+        InputError: if anything does not fit.
+    """
+    (first_name, first), *rest = matrices.items()
+    matrix(first_name, first)
+    for name, value in rest:
+        matrix(name, value)
+        if (value.shape, value.device, value.dtype) != (first.shape, first.device, first.dtype):
+            raise InputError(
+                f"{first_name} are {shown(first)} and {name} are {shown(value)}: both must have "
+                f"one shape, dtype and device"
+            )
+    if labels is not ...:
+        _batch_labels(labels, first)
+    number("temperature", temperature, at_least=0.001, at_most=1000)
+    number("margin", margin, at_least=0, at_most=100)
+
+
+def class_logits(logits: Any, labels: Any) -> None:
+    """Refuse labels that are no rows of the head. Reads values only on a CPU, where it is free.
+
+    Raises:
+        InputError: if logits are not ``[B, C]``, or labels not int64 ``[B]`` in 0 .. C - 1.
+    """
+    matrix("logits", logits)
+    _batch_labels(labels, logits)
+    if labels.device.type == "cpu":
+        low, high = labels.numpy().min(), labels.numpy().max()
+        if low < 0 or high >= logits.shape[1]:
+            wrong = low if low < 0 else high
+            raise InputError(
+                f"labels contain {wrong}, but logits have {logits.shape[1]} columns: labels are "
+                f"the numbers of columns, from 0"
+            )
+
+
+def old_logits(student: Any, teacher: Any, temperature: Any) -> None:
+    """Refuse what cannot be distilled: the teacher knows a first part of the student's classes.
+
+    Raises:
+        InputError: if anything does not fit.
+    """
+    matrix("student_logits", student)
+    matrix("teacher_logits", teacher)
+    if (
+        (len(student), student.device, student.dtype)
+        != (len(teacher), teacher.device, teacher.dtype)
+    ) or teacher.shape[1] > student.shape[1]:
+        raise InputError(
+            f"student_logits are {shown(student)} and teacher_logits are {shown(teacher)}: give "
+            f"as many rows, no more columns than the student has, and one dtype and device"
+        )
+    number("temperature", temperature, at_least=0.001, at_most=1000)
+
+
+def channels(mean: Any, std: Any, count: int) -> None:
+    """Refuse what are not a mean and a standard deviation for each of ``count`` channels.
+
+    Raises:
+        InputError: if they are not.
+    """
+    for name, value in {"mean": mean, "std": std}.items():
+        several(name, value, (int, float), "one number per channel")
+        for part in value:
+            number(name, part, **({"above": 0} if name == "std" else {}))
+        if len(value) != count:
+            raise InputError(f"{name}={shown(value)}: give {count} numbers, one per channel")
+
+
+def generator(name: str, value: Any, device: torch.device) -> None:
+    """Refuse what is neither None nor a source of randomness on a device.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if value is not None:
+        instance(name, value, torch.Generator, "None or a torch.Generator")
+        if value.device.type != device.type:
+            raise InputError(f"{name} is on {value.device}: make one on {device}")
+
+
+def images(name: str, value: Any, like: Tensor | None = None, empty: bool = False) -> None:
+    """Refuse what is no batch of images, uint8 or float32 ``[N, C, H, W]``.
+
+    Args:
+        name: of the argument.
+        value: the images.
+        like: a tensor ``[1, C, 1, 1]`` with as many channels, on the same device.
+        empty: allow no images at all.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if (
+        (not isinstance(value, Tensor) or value.dtype not in (torch.uint8, torch.float32))
+        or (value.ndim != 4 or 0 in value.shape[int(empty) :])
+        or (value.is_meta and like is None)
+    ):
+        raise InputError(
+            f"{name} are {shown(value)}, {_expected(value)}uint8 or float32 [N > 0, C, H, W]"
+        )
+    if like is not None and (value.shape[1], value.device) != (like.shape[1], like.device):
+        raise InputError(
+            f"{name} are {shown(value)}, but this network has {like.shape[1]} input channels and "
+            f"is on {like.device}"
+        )
+
+
+def _batch_labels(labels: Any, matrix: Tensor) -> None:
+    if (
+        (not isinstance(labels, Tensor) or labels.dtype != torch.int64)
+        or labels.shape != matrix.shape[:1]
+        or labels.device != matrix.device
+    ):
+        raise InputError(
+            f"labels are {shown(labels)}, {_expected(labels)}int64 [{len(matrix)}] on "
+            f"{matrix.device}, one for each row"
+        )
+
+
+def _expected(value: Any) -> str:
+    return "expected " if isinstance(value, Tensor) else "expected a tensor: "

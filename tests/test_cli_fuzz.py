@@ -1,0 +1,162 @@
+"""Every option of the command line with every kind of wrong value: exit code 2, before any work.
+
+The options are read from the signatures, so a new one is tried too. What our own code refuses is
+one line; a value that cannot be read at all is refused by tyro, in a box that names the option.
+"""
+
+import inspect
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import csd_lib.data
+import csd_lib.train
+from csd_lib import __main__, download, ledger
+from csd_lib.config import TrainConfig
+
+VALUES = [
+    *("", "no such name", "two\nlines", "None", "True", "1,2", "[1]", "-1", "0", "1", "1.5"),
+    *("nan", "inf", "-inf", "1e-30", "1e30", "1" + "0" * 30, "9" * 300),
+]
+COMMANDS = {
+    "train": [],
+    "reproduce": ["eq8", "--dataset", "digits"],
+    "report": [],
+    "data": ["--check"],
+}
+
+
+def options(command):
+    """Names of all options, as they are typed."""
+    names = list(inspect.signature(getattr(__main__, command)).parameters)
+    if command == "train":
+        names = [field.name for field in fields(TrainConfig)] + ["folder"]
+    return [name for name in names if name != "experiment"]
+
+
+class Started(Exception):  # noqa: N818 - it is no error: the values were accepted
+    """Raised where the first epoch would begin."""
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path, digits, capsys):
+    """Runs a command in this process up to its first epoch: (exit code or Started, output)."""
+
+    def started(*_, **__):
+        raise Started
+
+    def load(name, root=None):
+        return digits if name == "digits" else started()
+
+    monkeypatch.setattr(csd_lib.train, "train_task", started)
+    monkeypatch.setattr(csd_lib.train, "load_dataset", load)
+    monkeypatch.setattr(csd_lib.data, "load_dataset", load)
+    monkeypatch.setattr(ledger, "load_dataset", started)
+    monkeypatch.setattr(download, "data_folder", lambda: tmp_path / "data")
+    monkeypatch.setattr(download, "ORIGIN", str(tmp_path / "no-origin"))
+    for name in [name for name in os.environ if name.startswith("CSD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CSD_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["csd_lib", *arguments])
+        code = 0
+        try:
+            __main__.main()
+        except SystemExit as end:
+            code = end.code or 0
+        except Started:
+            code = Started
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def problem(code, out, err, option, value):
+    """Say what is wrong with a refusal, or None if it is as it should be."""
+    if code != 2:
+        return f"exit code {code}"
+    if out or "Traceback" in err:
+        return f"stdout {out[:80]!r}, stderr {err[-200:]!r}"
+    if err.startswith("error: "):
+        lines = err.splitlines()
+        if len(lines) > 1 or len(err) > 600:
+            return f"not one short line: {err[:200]!r}"
+    text = " ".join(err.split())
+    typed, value = f"--{option.replace('_', '-')}", " ".join(value.split())
+    text, value = text.replace(" ", ""), value.replace(" ", "")  # the box breaks lines
+    if not any(name in text for name in (option, typed, value or "Unrecognizedoptions")):
+        return f"names neither option nor value: {err[:200]!r}"
+    return None
+
+
+# The values that are legitimate. A folder may have any name.
+PATHS = {*VALUES} - {"9" * 300}  # which is too long for a file system
+NUMBERS = {"0", "1", "1.5", "1e-30"}
+RATES = {"None", "1", "1.5", "1e-30"}
+ALLOWED = {
+    "train": dict(
+        margin=NUMBERS,
+        kd_temperature={"1", "1.5"},
+        csd_temperature={"1", "1.5"},
+        fecd_temperature={"1", "1.5"},
+        lambda_kd=NUMBERS,
+        lambda_csd=NUMBERS,
+        lambda_mmd=NUMBERS,
+        lambda_fecd=NUMBERS,
+        preset={"None"},
+        tasks={"1"},
+        class_order_seed={"None", "0", "1"},
+        depth={"None"},
+        epochs={"None", "1"},
+        batch_size={"None"},
+        learning_rate=RATES,
+        later_learning_rate=RATES,
+        milestones={"None", "1e-30"},
+        schedule={"None"},
+        weight_decay=NUMBERS,
+        crop_padding={"None", "0", "1"},
+        flip={"None", "True"},
+        head_init={"None"},
+        teacher_statistics={"None"},
+        selection={"None"},
+        select_every={"1"},
+        held_out={"1e-30"},  # at least two images of every class
+        seed={"0", "1"},
+        folder=PATHS,
+    ),
+    "reproduce": dict(seeds={"0", "1"}, epochs={"None", "1"}, folder=PATHS),
+    "report": dict(folder={"None"}, figures=PATHS),
+    "data": {},
+}
+
+
+OPTIONS = [(command, option) for command in COMMANDS for option in options(command)]
+
+
+def test_the_readme_says_how_many():
+    words = f"{len(VALUES)} for each of {len(OPTIONS)} options of the command line"
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    assert words in " ".join(readme.read_text("utf-8").split())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command, option", OPTIONS)
+def test_a_wrong_value_is_refused_before_any_work(cli, command, option, tmp_path):
+    wrong, accepted = {}, set()
+    for value in VALUES:
+        flag = f"--{option.replace('_', '-')}"
+        code, out, err = cli(command, *COMMANDS[command], flag, value)
+        if code in (0, Started):
+            accepted.add(value)
+        elif found := problem(code, out, err, option, value):
+            wrong[value] = found
+    assert wrong == {}
+    assert accepted == ALLOWED[command].get(option, set())

@@ -1,0 +1,312 @@
+"""What happens to a run when processes are killed, disks fill up and folders vanish under it."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from disturbed import SETTINGS, command_with_limit, train_and_die, train_and_say, train_here
+from jupyter_client import KernelManager
+
+from csd_lib import InputError, course, files, runs
+from csd_lib.config import TrainConfig
+from csd_lib.experiment import run_experiment
+
+PROCESSES = multiprocessing.get_context("forkserver")  # each starts from a fresh, small process
+# torch._dynamo: the first optimiser imports it, which takes longer than such a run.
+PRELOADED = ["csd_lib.__main__", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
+PROCESSES.set_forkserver_preload(PRELOADED)
+KILLS = int(os.environ.get("CSD_KILLS", "50"))
+
+
+def start(target, *arguments):
+    process = PROCESSES.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def finish(folder):
+    process = start(train_here, folder)
+    process.join()
+    assert process.exitcode == 0
+
+
+def outcome(folder):
+    """All that a run leaves behind, but for the time it took."""
+    results = files.read_json(folder / "results.json")
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    history = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    models = [files.read_tensors(folder / f"model-task{n}.pt") for n in (1, 2)]
+    weights = [{name: value.tolist() for name, value in model.items()} for model in models]
+    return results["config"], results["matrix"], history, weights
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed; copy from it, and leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(whole):
+    return outcome(whole)
+
+
+# --- kills -------------------------------------------------------------------------------------
+
+
+def test_fifty_kills_at_random_moments_leave_every_bit_as_without_them(reference, tmp_path):
+    moments, kills, finished = random.Random(0), 0, 0
+    while kills < KILLS:
+        folder = tmp_path / str(finished)
+        process = start(train_here, folder)
+        process.join(moments.uniform(0.02, 0.6))
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+        else:
+            assert process.exitcode == 0
+            assert outcome(folder) == reference
+            finished += 1
+    finish(folder)
+    assert outcome(folder) == reference
+    print(f"{kills} kills over {finished + 1} runs")
+
+
+def test_a_kill_before_any_change_of_a_file_loses_nothing(reference, tmp_path):
+    number, folder = 0, tmp_path
+    while True:
+        number += 1
+        folder = tmp_path / str(number)
+        process = start(train_and_die, folder, number)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        finish(folder)
+        assert outcome(folder) == reference, f"killed before change {number}"
+        shutil.rmtree(folder)
+    assert outcome(folder) == reference
+    assert number > 15, "a run must have made that many changes to its files"
+
+
+# --- disks and folders -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, 300, 1000, 100_000, 500_000, 1_200_000])
+def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(reference, tmp_path, limit):
+    options = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    ours, theirs = PROCESSES.Pipe()
+    process = start(command_with_limit, theirs, limit, ["train", *options, f"--folder={tmp_path}"])
+    code, stderr = ours.recv()
+    process.join()
+    last_line = re.split(r"[\r\n]+", stderr.strip())[-1]
+    assert code == 2 and "Traceback" not in stderr, stderr
+    assert re.fullmatch(r"error: cannot write .*(File too large).*goes on from there", last_line)
+    assert not list(tmp_path.glob("*.partial")), "half a file only takes space"
+    finish(tmp_path)
+    assert outcome(tmp_path) == reference
+
+
+def test_a_folder_removed_during_the_run_is_named_and_the_run_can_start_again(tmp_path):
+    folder = tmp_path / "run"
+
+    def remove(history, student):
+        if len(history) == 3:
+            shutil.rmtree(folder)
+
+    config = TrainConfig(**SETTINGS)
+    with pytest.raises(InputError, match=r"cannot write .*run.* \(No such file or directory\)"):
+        run_experiment(config, folder=folder, on_epoch=remove, progress=False)
+    expected = run_experiment(config, folder=tmp_path / "other", progress=False)
+    again = run_experiment(config, folder=folder, progress=False)
+    assert (again.matrix.own == expected.matrix.own).all()
+
+
+def test_a_checkpoint_cut_off_at_any_length_is_named_and_the_one_before_it_is_used(whole, tmp_path):
+    identity = runs.identity(TrainConfig(**SETTINGS, device="cpu"))
+    content = (whole / "checkpoint.pt").read_bytes()
+    lengths = {0, 1, 4, 100, len(content) - 1, len(content) - 30}
+    lengths |= {len(content) * part // 40 for part in range(40)}
+    for length in sorted(lengths):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / "checkpoint.pt").write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*delete it"):
+            runs.Checkpoints(folder, identity).load()
+        shutil.copy(whole / "checkpoint.previous.pt", folder)
+        with pytest.warns(UserWarning, match=r"cannot be read.*the one before it is used"):
+            assert runs.Checkpoints(folder, identity).load()["history"]
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed_or_harmless(whole, tmp_path, part):
+    identity = runs.identity(TrainConfig(**SETTINGS, device="cpu"))
+    path = whole / "checkpoint.pt"
+    expected, content = files.read_tensors(path), bytearray(path.read_bytes())
+    place = len(content) * part // 12 + 7
+    content[place] ^= 0x10
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    try:
+        found = runs.Checkpoints(tmp_path, identity).load()
+    except InputError:
+        return
+    # Between the arrays there is padding, and fields of the format that nobody reads.
+    assert found["history"] == expected["history"]
+    for one, other in zip(found["models"], expected["models"], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_two_programs_in_one_folder_take_turns_and_find_the_same(reference, tmp_path):
+    pipes = [PROCESSES.Pipe() for _ in range(2)]
+    processes = [start(train_and_say, tmp_path, theirs) for _, theirs in pipes]
+    said = [ours.recv() for ours, _ in pipes]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    waited = f"another program is training in {tmp_path}: waiting for it\n"
+    assert sorted(said) == ["", waited]
+    assert outcome(tmp_path) == reference
+
+
+def test_whoever_waits_goes_on_when_the_other_one_is_killed(reference, tmp_path):
+    first = start(train_here, tmp_path)
+    while not (tmp_path / "history.jsonl").exists():
+        time.sleep(0.005)
+    second = start(train_here, tmp_path)
+    time.sleep(0.1)
+    first.kill()
+    second.join()
+    assert second.exitcode == 0 and outcome(tmp_path) == reference
+
+
+def test_a_clock_that_runs_backwards_changes_nothing(monkeypatch, tmp_path):
+    config = TrainConfig(**SETTINGS)
+    expected = run_experiment(config, folder=tmp_path / "one", progress=False)
+    now = time.time()
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: now - 3600 * next(ticks))
+    stopped = tmp_path / "two"
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, folder=stopped, on_epoch=stop_after(3), progress=False)
+    again = run_experiment(config, folder=stopped, progress=False)
+    assert (again.matrix.own == expected.matrix.own).all()
+    assert [r["epoch"] for r in again.history] == [0, 1] * 2
+
+
+# --- notebooks ---------------------------------------------------------------------------------
+
+
+def stop_after(epochs):
+    def stop(history, student):
+        if len(history) == epochs:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+class Kernel:
+    """A kernel of Jupyter, as behind a notebook."""
+
+    def __init__(self, folder):
+        self.manager = KernelManager(kernel_name="python3")
+        environment = {**os.environ, "CSD_RUNS": str(folder), "CSD_MODE": "smoke"}
+        self.manager.start_kernel(env={**environment, "OMP_NUM_THREADS": "1"})
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def run(self, code):
+        """Run a cell; return what it printed, and the lines of its error."""
+        printed, error = [], []
+
+        def look(message):
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                printed.append(content["text"])
+            if message["msg_type"] == "error":
+                error.extend("\n".join(content["traceback"]).splitlines())
+
+        self.client.execute_interactive(code, timeout=120, output_hook=look)
+        return "".join(printed), error
+
+    def stop(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+CELL = """
+from csd_lib import course
+session = course.start()
+run = session.run("csd", epochs=30)
+print("own", run.matrix.own.tolist())
+"""
+
+
+def wait_for_epochs(folder, number):
+    for _ in range(2400):
+        found = list(folder.glob("*/history.jsonl"))
+        if found and len(found[0].read_text().splitlines()) >= number:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run does not go on")
+
+
+def test_ctrl_c_in_a_cell_and_a_restarted_kernel_lose_no_epoch(tmp_path):
+    kernel = Kernel(tmp_path / "one")
+    try:
+        interrupt = threading.Thread(
+            target=lambda: (wait_for_epochs(tmp_path / "one", 5), kernel.manager.interrupt_kernel())
+        )
+        interrupt.start()
+        _, error = kernel.run(CELL)
+        interrupt.join()
+        assert len(error) == 1 and "stopped: run this cell again" in error[0], error
+        kernel.client.execute(CELL)
+        wait_for_epochs(tmp_path / "one", 15)
+        kernel.manager.restart_kernel(now=True)
+        kernel.client.wait_for_ready(timeout=60)
+        again, error = kernel.run(CELL)
+        assert not error
+        undisturbed, _ = kernel.run(
+            f"import os\nos.environ['CSD_RUNS'] = {str(tmp_path / 'two')!r}\n" + CELL
+        )
+        assert re.findall("own.*", again) == re.findall("own.*", undisturbed)
+    finally:
+        kernel.stop()
+
+
+def test_a_users_mistake_in_a_notebook_is_one_line(tmp_path):
+    kernel = Kernel(tmp_path)
+    try:
+        _, error = kernel.run("from csd_lib import course\ncourse.start().run('replay')")
+        assert len(error) == 1 and "unknown method 'replay'" in error[0]
+    finally:
+        kernel.stop()
+
+
+def test_an_interrupted_session_leaves_its_folder_free_for_the_next_try(monkeypatch, tmp_path):
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
+    session = course.Session("smoke", "cpu", (0,))
+    monkeypatch.setattr(course, "run_experiment", stopped_experiment(3))
+    with pytest.raises(course.Stopped, match="run this cell again"):
+        session.run("csd", **SETTINGS)
+    monkeypatch.undo()
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
+    assert len(session.run("csd", **SETTINGS).history) == 4
+
+
+def stopped_experiment(epochs):
+    return lambda config, progress: run_experiment(
+        config, on_epoch=stop_after(epochs), progress=progress
+    )

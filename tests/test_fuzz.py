@@ -1,0 +1,664 @@
+"""Whatever a user or learner passes to a public function: it works, or one line says what to do.
+
+Every public function of every room has an entry here, with a valid call. Each of its arguments is
+then replaced by every value of a catalogue. ``ALLOWED`` names the few that are legitimate there.
+"""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from test_checkers import RIGHT_NUMBERS
+from test_house import ROOMS
+from test_report import result
+
+from csd_lib import InputError, checks, course, data, plots, widgets
+from csd_lib.checkers import CHECKERS, Verdict
+from csd_lib.config import TrainConfig
+from csd_lib.data import class_incremental_split, load_dataset
+from csd_lib.model import ResNet
+from csd_lib.paper import EXPERIMENTS
+from csd_lib.retrieval import RetrievalMatrix
+
+ROOT = Path(__file__).resolve().parent.parent
+# Rooms without an argument that a user gives, with the reason.
+EXEMPT_ROOMS = {
+    "checks": "the checks themselves: all else here is about them",
+    "files": "paths and contents come from the library; damaged files have tests of their own",
+    "archive": "the same",
+    "download": "the same; what a user sets are environment variables, see test_cli",
+    "runs": "the same",
+}
+_WHY_EXEMPT = {
+    "about the content of files, which has tests of its own": """
+        data.read_npz experiment.read_results ledger.find_file ledger.load_features""",
+    "a part that only ResNet makes or calls": """
+        model.Block model.Block.forward model.ResNet.normalize_images model.NormalizedHead
+        model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_""",
+    "made, or called, by the library only": """
+        methods.Outputs methods.Method methods.Method.term_names methods.Method.loss_terms
+        retrieval.Recall train.Run experiment.Experiment paper.Experiment config.check_names
+        config.TrainConfig.first_task widgets.Recording widgets.Control.pairs checkers.Mistake
+        checkers.Verdict train.TrainingError course.Stopped""",
+    "a part of the training loop: its arguments were checked when the run began": """
+        engine.adam engine.set_learning_rate engine.load_optimizer engine.Moving
+        engine.Moving.put_back engine.CapturedStep engine.CapturedStep.rehearse
+        engine.Precision.autocast engine.Precision.apply train.training_step train.train_task
+        train.Selection train.Selection.look train.learning_rate train.feature_spread""",
+    "what checkers are written with": """
+        checkers.random_features checkers.random_labels checkers.on_circle checkers.verdict
+        checkers.call checkers.compare checkers.compare_gradients checkers.same
+        checkers.numbers_in""",
+    "takes a config, a record or a path, which were checked when they were made": """
+        train.train experiment.run_experiment experiment.run_name experiment.run_folder
+        ledger.what_it_is ledger.reproduce ledger.describe ledger.write_record ledger.find_record
+        ledger.load_records ledger.load_model widgets.load_recording""",
+    "takes nothing": """
+        ledger.results_folder ledger.read_folders course.Session.load_dataset plots.use_style""",
+    "takes a notebook that nbformat has read": "course.source_hash",
+}
+EXEMPT = {name for names in _WHY_EXEMPT.values() for name in names.split()}
+
+
+def catalogue():
+    """Bad values by name, of every kind; new ones at every call."""
+    matrix = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    return {
+        "None": None,
+        "text": "no such name",
+        "empty text": "",
+        "list": [],
+        "list of None": [None],
+        "list of texts": ["no", "such"],
+        "ragged list": [[1.0, 2.0], [3.0]],
+        "dictionary": {},
+        "dictionary of None": {"a": None},
+        "object": object(),
+        "function": lambda *_, **__: None,
+        "True": True,
+        "-1": -1,
+        "0": 0,
+        "half": 0.5,
+        "nan": float("nan"),
+        "inf": float("inf"),
+        "1e30": 1e30,
+        "10**30": 10**30,
+        "empty tensor": torch.empty(0),
+        "no rows": torch.empty(0, 3),
+        "scalar tensor": torch.tensor(1.5),
+        "vector": torch.randn(4),
+        "matrix": matrix,
+        "wrong length": torch.randn(5, 3),
+        "half precision": matrix.half(),
+        "int matrix": torch.ones(4, 3, dtype=torch.int64),
+        "bool matrix": torch.ones(4, 3, dtype=torch.bool),
+        "complex matrix": torch.ones(4, 3, dtype=torch.complex64),
+        "nan matrix": matrix * float("nan"),
+        "inf matrix": matrix * float("inf"),
+        "meta matrix": matrix.to("meta"),
+        "sparse matrix": matrix.to_sparse(),
+        "three axes": torch.randn(2, 3, 4),
+        "float labels": torch.zeros(4),
+        "negative labels": torch.tensor([0, 1, -1, 0]),
+        "huge labels": torch.tensor([0, 1, 2**40, 0]),
+        "too few labels": torch.tensor([0, 1]),
+        "meta labels": torch.zeros(4, dtype=torch.int64, device="meta"),
+        "double images": torch.zeros(4, 1, 8, 8, dtype=torch.float64),
+        "two channels": torch.zeros(4, 2, 8, 8, dtype=torch.uint8),
+        "no images": torch.zeros(0, 1, 8, 8, dtype=torch.uint8),
+        "images without pixels": torch.zeros(4, 1, 0, 8, dtype=torch.uint8),
+        "meta images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8, device="meta"),
+        "array of objects": np.array([object(), None]),
+        "array of texts": np.array(["1", "2"]),
+        "array": np.random.default_rng(0).normal(size=(4, 3)),
+    }
+
+
+# --- one valid call of each -----------------------------------------------------------------
+
+
+@functools.cache
+def digits():
+    return load_dataset("digits")
+
+
+@functools.cache
+def tasks():
+    return class_incremental_split(digits(), 2)
+
+
+@functools.cache
+def model():
+    return ResNet(8, 5, 1).eval()
+
+
+@functools.cache
+def recording():
+    return widgets.load_recording(ROOT / "data" / "results" / "digits-epochs.npz")
+
+
+def features(count=4, width=3, seed=0):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def circle():
+    angles = torch.tensor([0.0, 1, 2, 3])
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def records():
+    """Two runs of Table 1, with all that a headline needs."""
+    history = [dict(task=0, epoch=0, seconds=1.0)]
+    both = [result(method, 0, [0.9, 0.8], dataset="cifar100") for method in ("csd", "lwf")]
+    return [{**record, "history": history, "peak_memory_mb": 1} for record in both]
+
+
+LABELS = torch.tensor([0, 0, 1, 1])
+MATRIX = np.array([[0.9, 0.2], [0.8, 0.9]])
+HISTORY = [dict(task=0, epoch=0, ce=1.0, triplet=0.5), dict(task=0, epoch=1, ce=0.5, triplet=0.2)]
+FITTED = SimpleNamespace(_raw_data=np.zeros((20, 3)), transform=lambda x: x[:, :2])
+SESSION = course.Session("class", "cpu", (0,))
+CONTROL = widgets.Control("k", range(3), 1)
+DATASET = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+
+# What each is called with. A name with a dot twice is a method, of the object at "self".
+CALLS = {
+    "data.Dataset": lambda: {
+        field.name: getattr(digits(), field.name) for field in fields(digits())
+    },
+    "data.Task": lambda: {
+        field.name: getattr(tasks()[0], field.name) for field in fields(tasks()[0])
+    },
+    "data.load_dataset": lambda: dict(name="digits", root=None),
+    "data.class_order_from_seed": lambda: dict(num_classes=10, seed=0),
+    "data.class_incremental_split": lambda: dict(
+        dataset=digits(), num_tasks=2, class_order=None, seed=None
+    ),
+    "data.merge_tasks": lambda: dict(tasks=tasks()),
+    "data.hold_out": lambda: dict(task=tasks()[0], share=0.1, seed=0),
+    "data.augment": lambda: dict(
+        images=digits().test_images[:4], padding=1, flip=False, generator=torch.Generator()
+    ),
+    "model.ResNet": lambda: dict(
+        depth=8, num_classes=2, in_channels=1, mean=(0.5,), std=(0.5,), seed=0
+    ),
+    "model.ResNet.forward": lambda: dict(self=model(), images=digits().test_images[:2]),
+    "model.ResNet.grow_head": lambda: dict(
+        self=ResNet(8, 1, 1), new_classes=2, generator=torch.Generator()
+    ),
+    "model.freeze": lambda: dict(model=model()),
+    "losses.cross_entropy": lambda: dict(logits=features(), labels=LABELS),
+    "losses.triplet_loss": lambda: dict(features=features(), labels=LABELS, margin=1.0),
+    "losses.kd_loss": lambda: dict(
+        student_logits=features(), teacher_logits=features()[:, :2], temperature=2.0
+    ),
+    "losses.csd_loss": lambda: dict(
+        student=features(), teacher=features(seed=1), labels=LABELS, temperature=0.1
+    ),
+    "losses.csd_loss_paper": lambda: dict(
+        student=features(), teacher=features(seed=1), labels=LABELS
+    ),
+    "losses.mmd_loss": lambda: dict(student=features(), teacher=features(seed=1)),
+    "losses.fecd_loss": lambda: dict(student=features(), teacher=features(seed=1), temperature=4.0),
+    "losses.unit_length": lambda: dict(features=features()),
+    "methods.get_method": lambda: dict(name="csd"),
+    "methods.LossSettings": lambda: vars(course.methods.LossSettings()).copy(),
+    "config.TrainConfig": lambda: vars(TrainConfig()).copy(),
+    "retrieval.embed": lambda: dict(model=model(), images=digits().test_images[:4], batch_size=2),
+    "retrieval.wrong_before_right": lambda: dict(
+        queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS
+    ),
+    "retrieval.recall_at_k": lambda: dict(
+        queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS, ks=(1,)
+    ),
+    "retrieval.RetrievalMatrix": lambda: dict(own=MATRIX, seen=MATRIX, accuracy=MATRIX),
+    "retrieval.retrieval_matrix": lambda: dict(models=[model()], tasks=tasks()),
+    "retrieval.average": lambda: dict(matrix=MATRIX),
+    "retrieval.forgetting": lambda: dict(matrix=MATRIX),
+    "retrieval.backward_transfer": lambda: dict(matrix=MATRIX),
+    "engine.pick_device": lambda: dict(name="cpu"),
+    "engine.half_precision": lambda: dict(device=torch.device("cpu")),
+    "engine.Precision": lambda: dict(name="fp32", device=torch.device("cpu")),
+    "engine.check_machine": lambda: dict(name="cpu", precision="fp32", cuda_graph=False),
+    "drift.cosine_drift": lambda: dict(old=features(), new=features(seed=1), labels=LABELS),
+    "drift.neighborhood_overlap": lambda: dict(old=features(), new=features(seed=1), k=2),
+    "drift.linear_cka": lambda: dict(old=features(), new=features(seed=1)),
+    "drift.best_rotation": lambda: dict(old=features(), new=features(seed=1)),
+    "drift.fit_map": lambda: dict(features=features(10), seed=0),  # too few: it takes 20 seconds
+    "drift.place_on_map": lambda: dict(fitted=FITTED, features=features()),
+    "paper.get_experiment": lambda: dict(name="table1"),
+    "paper.Experiment.configs": lambda: dict(self=EXPERIMENTS["eq8"], seeds=(0,), epochs=1),
+    "report.load_results": lambda: dict(folder=ROOT / "data" / "results" / "digits"),
+    "report.mean_and_sd": lambda: dict(values=[0.5, 0.6], percent=True),
+    "report.comparable_groups": lambda: dict(results=records()),
+    "report.table_rows": lambda: dict(group=records(), gallery="own"),
+    "report.render": lambda: dict(results=records(), markdown=False),
+    "report.changed_settings": lambda: dict(config=records()[0]["config"]),
+    "report.render_matrix": lambda: dict(matrix=RetrievalMatrix(MATRIX, MATRIX, MATRIX)),
+    "report.format_table": lambda: dict(header=["a", "b"], rows=[["1", "2"]], markdown=False),
+    "comparison.paper_groups": lambda: dict(records=records(), tasks=2),
+    "comparison.paper_rows": lambda: dict(group=records(), gallery="own"),
+    "comparison.claim_rows": lambda: dict(group=records(), gallery="own"),
+    "comparison.render_paper": lambda: dict(records=records(), markdown=False),
+    "plots.show": lambda: dict(figure=plt.figure(), description="a figure"),
+    "plots.image_rows": lambda: dict(rows=[("a", digits().test_images[:2])], titles=["x", "y"]),
+    "plots.task_picture": lambda: dict(tasks=tasks(), classes_per_task=2),
+    "plots.visibility_picture": lambda: dict(num_tasks=2),
+    "plots.number_matrix": lambda: dict(
+        values=MATRIX,
+        rows=["a", "b"],
+        columns=["c", "d"],
+        title="",
+        number_format=".2f",
+        outlined=MATRIX > 0.5,
+        limits=(0, 1),
+        axis=plt.figure().add_subplot(),
+    ),
+    "plots.unit_circle": lambda: dict(
+        groups={"student": circle(), "teacher": circle()},
+        labels=LABELS,
+        arrows=circle(),
+        class_names=["a", "b"],
+        axis=plt.figure().add_subplot(),
+    ),
+    "plots.training_curves": lambda: dict(history=HISTORY),
+    "plots.LiveCurves": lambda: dict(seconds=1.0),
+    "plots.LiveCurves.finish": lambda: dict(
+        self=plots.LiveCurves(), history=HISTORY, description="losses"
+    ),
+    "plots.retrieval_examples": lambda: dict(
+        query_images=digits().test_images[:1],
+        found_images=digits().test_images[:2].unsqueeze(0),
+        is_hit=torch.tensor([[True, False]]),
+        query_names=["0"],
+        row_labels=["a row"],
+    ),
+    "plots.method_curves": lambda: dict(
+        values={"csd": MATRIX}, ylabel="y", title="", xlabels=["1", "2"]
+    ),
+    "plots.grouped_points": lambda: dict(
+        values={"group": {"csd": [1.0, 2.0]}}, ylabel="y", title="", bars=True
+    ),
+    "plots.paper_against_ours": lambda: dict(group=records()),
+    "plots.first_task_curves": lambda: dict(records=records(), gallery="own", tasks=2),
+    "plots.paper_figures": lambda: dict(records=[], folder="figures"),
+    "plots.drift_maps": lambda: dict(
+        maps={"before": circle().numpy()}, labels=LABELS, class_names=["a", "b"], start="before"
+    ),
+    "plots.class_centers": lambda: dict(positions=circle().numpy(), labels=LABELS),
+    "plots.class_map": lambda: dict(
+        axis=plt.figure().add_subplot(),
+        positions=circle().numpy(),
+        labels=LABELS,
+        class_names=["a", "b"],
+        came_from={0: np.zeros(2)},
+    ),
+    "widgets.Control": lambda: dict(label="k", options=[1, 2], value=1, menu=False),
+    "widgets.explore": lambda: dict(draw=lambda k: None, k=CONTROL),
+    "widgets.panel": lambda: dict(draw=lambda k: (plt.figure(), "a figure"), k=CONTROL),
+    "widgets.split_picture": lambda: dict(dataset=digits(), tasks=2, order_seed=None),
+    "widgets.csd_temperature": lambda: dict(
+        student=circle(), teacher=circle(), labels=LABELS, temperature=0.5
+    ),
+    "widgets.neighbors": lambda: dict(
+        tasks=tasks(),
+        features={"csd": [features(len(digits().test_labels)) for _ in range(2)]},
+        method="csd",
+        query=0,
+        k=2,
+        stage=2,
+    ),
+    "widgets.moment_control": lambda: dict(recording=recording(), value=1),
+    "widgets.share_at_home": lambda: dict(recording=recording(), method="csd", moment=1),
+    "widgets.training_moment": lambda: dict(recording=recording(), method="csd", moment=1),
+    "course.Session": lambda: dict(mode="smoke", device="cpu", seeds=(0,)),
+    "course.Session.config": lambda: dict(self=SESSION, method="csd", seed=0, epochs=1),
+    "course.Session.run": lambda: dict(self=SESSION, method="csd", seed=0, epochs=1),
+    "course.Session.try_term": lambda: dict(self=SESSION, term=lambda s, t, y: 0, seed=0),
+    "course.Session.check": lambda: dict(
+        self=SESSION, what="a value", value=1.0, quoted=1.0, tolerance=0.1
+    ),
+    "course.start": lambda: dict(keep_in_drive=False),
+    "course.progress": lambda: dict(topic="1"),
+    "course.show_source": lambda: dict(function=plots.show),
+}
+# Arguments that messages name as the config and the command line do.
+ALIASES = {"num_tasks": "tasks"}
+# Values that are legitimate, or not distinguished from those; of the losses NaN, because they never
+# ask the device for a value.
+TEXTS = {"empty text", "text"}
+MATRICES = {"half precision", "matrix"}
+ANY_MATRIX = {"inf matrix", "matrix", "nan matrix"}
+ANY_FLOATS = {"half precision", "inf matrix", "matrix", "nan matrix"}
+ANY_LABELS = {"huge labels", "negative labels"}
+WEIGHT = {"0", "half"}
+NAMES = {"list of texts", "text"}
+TABLES = {
+    "array",
+    "bool matrix",
+    "half precision",
+    "inf matrix",
+    "int matrix",
+    "matrix",
+    "nan matrix",
+    "wrong length",
+}
+ALLOWED = {
+    "data.Dataset": dict(name=TEXTS),
+    "data.Task": dict(index={"0", "10**30"}, first_label={"0", "10**30"}),
+    "data.load_dataset": dict(root={"None", "empty text", "text"}),
+    "data.class_order_from_seed": dict(seed={"0"}),
+    "data.class_incremental_split": dict(class_order={"None"}, seed={"0", "None"}),
+    "data.hold_out": dict(share={"half"}, seed={"0"}),
+    "data.augment": dict(images={"two channels"}, padding={"0"}, flip={"True"}, generator={"None"}),
+    "model.ResNet": dict(num_classes={"0"}, mean={"None"}, std={"None"}, seed={"0"}),
+    "model.ResNet.grow_head": dict(new_classes={"0"}, generator={"None"}),
+    "losses.cross_entropy": dict(logits=ANY_FLOATS),
+    "losses.triplet_loss": dict(features=ANY_FLOATS, labels=ANY_LABELS, margin=WEIGHT),
+    "losses.kd_loss": dict(
+        student_logits=ANY_MATRIX, teacher_logits=ANY_MATRIX, temperature={"half"}
+    ),
+    "losses.csd_loss": dict(
+        student=ANY_MATRIX, teacher=ANY_MATRIX, labels=ANY_LABELS, temperature={"half"}
+    ),
+    "losses.csd_loss_paper": dict(student=ANY_MATRIX, teacher=ANY_MATRIX, labels=ANY_LABELS),
+    "losses.mmd_loss": dict(student=ANY_MATRIX, teacher=ANY_MATRIX),
+    "losses.fecd_loss": dict(student=ANY_MATRIX, teacher=ANY_MATRIX, temperature={"half"}),
+    "losses.unit_length": dict(
+        features={
+            "half precision",
+            "inf matrix",
+            "matrix",
+            "meta matrix",
+            "nan matrix",
+            "wrong length",
+        }
+    ),
+    "methods.LossSettings": dict(
+        margin=WEIGHT,
+        kd_temperature={"half"},
+        csd_temperature={"half"},
+        fecd_temperature={"half"},
+        lambda_kd=WEIGHT,
+        lambda_csd=WEIGHT,
+        lambda_mmd=WEIGHT,
+        lambda_fecd=WEIGHT,
+    ),
+    "config.TrainConfig": dict(
+        margin=WEIGHT,
+        kd_temperature={"half"},
+        csd_temperature={"half"},
+        fecd_temperature={"half"},
+        lambda_kd=WEIGHT,
+        lambda_csd=WEIGHT,
+        lambda_mmd=WEIGHT,
+        lambda_fecd=WEIGHT,
+        preset={"None"},
+        class_order_seed={"0", "None"},
+        depth={"None"},
+        epochs={"None"},
+        batch_size={"None"},
+        learning_rate={"None", "half"},
+        later_learning_rate={"None", "half"},
+        milestones={"None", "list"},
+        schedule={"None"},
+        weight_decay=WEIGHT,
+        crop_padding={"0", "None"},
+        flip={"None", "True"},
+        head_init={"None"},
+        teacher_statistics={"None"},
+        selection={"None"},
+        held_out={"half"},
+        seed={"0"},
+        device=TEXTS,
+        cuda_graph={"True"},
+    ),
+    "retrieval.wrong_before_right": dict(
+        queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
+    ),
+    "retrieval.recall_at_k": dict(
+        queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
+    ),
+    "retrieval.average": dict(matrix=TABLES),
+    "retrieval.forgetting": dict(matrix=TABLES),
+    "retrieval.backward_transfer": dict(matrix=TABLES),
+    "drift.cosine_drift": dict(old=MATRICES, new=MATRICES, labels=ANY_LABELS),
+    "drift.neighborhood_overlap": dict(old=MATRICES, new=MATRICES),
+    "drift.linear_cka": dict(old=MATRICES, new=MATRICES),
+    "drift.best_rotation": dict(old=MATRICES, new=MATRICES),
+    "drift.place_on_map": dict(features={"half precision", "matrix", "wrong length"}),
+    "paper.Experiment.configs": dict(epochs={"None"}),
+    "report.mean_and_sd": dict(values={"list of None"}, percent={"True"}),
+    "report.comparable_groups": dict(results={"list"}),
+    "report.render": dict(results={"list"}, markdown={"True"}),
+    "report.format_table": dict(header={"list of texts"}, rows={"list"}, markdown={"True"}),
+    "comparison.paper_groups": dict(records={"list"}, tasks={"10**30"}),
+    "comparison.paper_rows": dict(group={"list"}),
+    "comparison.claim_rows": dict(group={"list"}),
+    "comparison.render_paper": dict(records={"list"}, markdown={"True"}),
+    "plots.show": dict(description=TEXTS),
+    "plots.image_rows": dict(titles={"None", "list of texts", "text"}),
+    "plots.task_picture": dict(classes_per_task={"10**30"}),
+    "plots.number_matrix": dict(
+        rows={"list of texts"},
+        columns={"list of texts"},
+        title=TEXTS,
+        number_format={"empty text"},
+        outlined={"None"},
+        limits={"None", "too few labels"},
+        axis={"None"},
+    ),
+    "plots.unit_circle": dict(arrows={"None"}, class_names=NAMES, axis={"None"}),
+    "plots.LiveCurves": dict(seconds={"0", "10**30", "1e30", "half"}),
+    "plots.LiveCurves.finish": dict(description=TEXTS),
+    "plots.retrieval_examples": dict(
+        query_names=NAMES, row_labels={"None", "list of texts", "text"}
+    ),
+    "plots.method_curves": dict(
+        ylabel=TEXTS, title=TEXTS, xlabels={"empty text", "list", "list of texts"}
+    ),
+    "plots.grouped_points": dict(ylabel=TEXTS, title=TEXTS, bars={"True"}),
+    "plots.paper_figures": dict(records={"list"}, folder=TEXTS),
+    "plots.drift_maps": dict(class_names=NAMES),
+    "plots.class_centers": dict(labels=ANY_LABELS),
+    "plots.class_map": dict(class_names=NAMES, came_from={"dictionary"}),
+    "widgets.Control": dict(label=TEXTS, value={"True"}, menu={"True"}),
+    "widgets.explore": dict(draw={"function"}),
+    "widgets.split_picture": dict(order_seed={"0", "None"}),
+    "widgets.csd_temperature": dict(temperature={"half"}),
+    "widgets.neighbors": dict(query={"0"}),
+    "widgets.moment_control": dict(value={"0", "True"}),
+    "widgets.share_at_home": dict(moment={"0"}),
+    "widgets.training_moment": dict(moment={"0"}),
+    "course.Session": dict(device=TEXTS),
+    "course.Session.config": dict(seed={"0"}, epochs={"None"}),
+    "course.Session.run": dict(seed={"0"}, epochs={"None"}),
+    "course.Session.try_term": dict(term={"function"}, seed={"0"}),
+    "course.Session.check": dict(
+        what=TEXTS,
+        value={"-1", "0", "10**30", "1e30", "True", "half", "inf", "nan", "scalar tensor"},
+        quoted={"-1", "0", "10**30", "1e30", "half"},
+        tolerance={"0", "10**30", "1e30", "half"},
+    ),
+    "course.start": dict(keep_in_drive={"True"}),
+    "course.show_source": dict(function={"function"}),
+}
+
+
+def modules(room):
+    top = importlib.import_module(f"csd_lib.{room}")
+    inner = pkgutil.iter_modules(getattr(top, "__path__", []))
+    return [top, *(importlib.import_module(f"{top.__name__}.{m.name}") for m in inner)]
+
+
+def public_names(room):
+    """Names of a room's functions and classes, and of the methods of those."""
+    for module in modules(room):
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+                continue
+            if inspect.isfunction(value) or inspect.isclass(value):
+                yield f"{room}.{name}"
+            if inspect.isclass(value):
+                for method, function in vars(value).items():
+                    if inspect.isfunction(function) and not method.startswith("_"):
+                        yield f"{room}.{name}.{method}"
+
+
+def is_checker(name):
+    return name.removeprefix("checkers.") in {check.__name__ for check in CHECKERS.values()}
+
+
+def test_every_public_function_is_tried_or_exempt_for_a_reason():
+    found = {name for room in ROOMS if room not in EXEMPT_ROOMS for name in public_names(room)}
+    found = {name for name in found if not is_checker(name)}
+    assert found - CALLS.keys() - EXEMPT == set(), "give it a valid call in CALLS"
+    assert (CALLS.keys() | EXEMPT) - found == set(), "it does not exist any more"
+    assert not CALLS.keys() & EXEMPT and EXEMPT_ROOMS.keys() <= set(ROOMS)
+
+
+def test_the_readme_says_how_many():
+    arguments = [name for call in CALLS.values() for name in call() if name != "self"]
+    words = f"{len(catalogue())} wrong kinds of values for each of {len(arguments)} arguments"
+    assert words in " ".join((ROOT / "README.md").read_text("utf-8").split())
+
+
+@pytest.fixture
+def nothing_long(monkeypatch, tmp_path):
+    """No training, no download, and no file but in a folder of this test."""
+    monkeypatch.setattr(course, "run_experiment", lambda config, **_: config)
+    stub = SimpleNamespace(models=[model()], tasks=tasks())
+    monkeypatch.setattr(course, "train", lambda *_, **__: stub)
+    monkeypatch.setattr(course, "load_dataset", lambda *_: digits())
+
+    def no_download(root):
+        raise InputError(f"root={root!r} holds nothing")
+
+    monkeypatch.setattr(data, "fetch_cifar100", no_download)
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("CSD_MODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield
+    plt.close("all")
+
+
+def resolve(name):
+    room, *path = name.split(".")
+    (found,) = [m for m in modules(room) if hasattr(m, path[0])][:1]
+    return functools.reduce(getattr, path, found)
+
+
+def problem(error, parameters, value):
+    """Say what is wrong with an error, or None if it is one clear line.
+
+    It may name another argument, which the value does not fit, or write the value.
+    """
+    message = str(error)
+    if not isinstance(error, InputError):
+        return f"{type(error).__name__}: {message[:100]}"
+    if "\n" in message or len(message) >= 400:
+        return f"not one short line: {message[:100]}"
+    names = [*parameters, *(ALIASES[name] for name in parameters if name in ALIASES)]
+    named = any(re.search(rf"\b{name}\b", message) for name in names)
+    if not named and checks.shown(value) not in message:
+        return f"does not name the argument: {message[:200]}"
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_bad_argument_is_named_in_one_line(name, nothing_long, monkeypatch):
+    function = resolve(name)
+    if name != "drift.fit_map":
+        function(**CALLS[name]())
+    wrong, accepted = {}, {}
+    for parameter in CALLS[name]():
+        for label, value in catalogue().items():
+            if parameter == "self":
+                continue
+            try:
+                function(**{**CALLS[name](), parameter: value})
+            except Exception as error:
+                if found := problem(error, CALLS[name](), value):
+                    wrong[parameter, label] = found
+            else:
+                accepted.setdefault(parameter, set()).add(label)
+            plt.close("all")
+    assert wrong == {}
+    assert accepted == ALLOWED.get(name, {})
+
+
+# --- checkers answer whatever a learner's function does ---------------------------------------
+
+
+class Unprintable:
+    """Raises at whatever is done with it."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(f"no {name}")
+
+    __repr__ = __str__ = __len__ = __iter__ = __eq__ = __bool__ = None
+
+
+def answers():
+    """What a learner's function may do, by name."""
+
+    def raising(error):
+        def function(*_, **__):
+            raise error
+
+        return function
+
+    found = {f"returns {k}": (lambda *_, v=v, **__: v) for k, v in catalogue().items()}
+    errors = (ValueError("two\nlines"), KeyError("k"), RecursionError(), StopIteration(1))
+    errors += (
+        AssertionError(),
+        NotImplementedError(),
+        MemoryError(),
+        SystemExit(3),
+        InputError("x"),
+    )
+    found |= {f"raises {type(error).__name__}": raising(error) for error in errors}
+    found |= {
+        "returns what it is given": lambda *given: given[0] if given else 0,
+        "returns all that it is given": lambda *given: given,
+        "takes nothing": lambda: 1,
+        "takes too much": lambda a, b, c, d, e, f, g: 1,
+        "is a generator": lambda *_: (i for i in range(3)),
+        "returns a class": lambda *_: int,
+        "returns a tuple of three": lambda *_: (1.0, 2.0, 3),
+        "returns a module": lambda *_: torch.nn.Linear(2, 2),
+        "returns something broken": lambda *_: Unprintable(),
+        "changes what it is given": lambda *given: [x.zero_() for x in given],
+        "is no function": 3,
+        "is not there": None,
+    }
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("exercise", CHECKERS)
+def test_a_checker_never_raises(exercise):
+    check = CHECKERS[exercise]
+    arguments = list(inspect.signature(check).parameters)
+    session = RIGHT_NUMBERS[exercise][:1] if arguments[0] == "session" else ()
+    tried = catalogue() if session else answers()
+    raised = {}
+    for label, value in tried.items():
+        try:
+            found = check(*session, *[value] * (len(arguments) - len(session)))
+            assert isinstance(found, Verdict) and repr(found) and found._repr_markdown_()
+            assert not found.passed, "a wrong answer was accepted"
+            assert "\n" not in found.message, "it should be one paragraph"
+        except BaseException as error:
+            raised[label] = f"{type(error).__name__}: {error}"
+    assert raised == {}

@@ -1,0 +1,161 @@
+"""The list of seeded defects fits the files, and the tool that seeds them can tell."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFECTS = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())
+each_defect = pytest.mark.parametrize("name", DEFECTS)
+
+
+def test_there_are_many_defects_in_many_places():
+    assert len(DEFECTS) >= 60
+    files = {defect["file"] for defect in DEFECTS.values()}
+    for room in ("losses", "model", "data", "train", "retrieval", "drift", "widgets", "runs"):
+        assert f"csd_lib/{room}.py" in files
+    assert any(file.startswith("notebooks/") for file in files)
+    whats = [defect["what"] for defect in DEFECTS.values()]
+    assert len(set(whats)) == len(whats)
+
+
+def test_the_readme_says_how_many():
+    assert f"All {len(DEFECTS)} are caught" in (ROOT / "README.md").read_text("utf-8")
+
+
+@each_defect
+def test_a_defect_changes_one_place_of_its_file_into_other_valid_code(name):
+    defect = DEFECTS[name]
+    assert set(defect) == {"what", "file", "before", "after", "test"}
+    assert "\n" not in defect["what"]
+    text = (ROOT / defect["file"]).read_text()
+    assert text.count(defect["before"]) == 1, "its `before` must be there exactly once"
+    changed = text.replace(defect["before"], defect["after"])
+    assert changed != text
+    if defect["file"].endswith(".py"):
+        compile(changed, defect["file"], "exec")
+
+
+@each_defect
+def test_the_test_that_must_notice_it_exists(name):
+    assert DEFECTS[name]["test"]
+    for test in DEFECTS[name]["test"]:
+        file, function = re.fullmatch(r"(tests/test_\w+\.py)::(test_\w+)(?:\[.+\])?", test).groups()
+        assert f"\ndef {function}(" in (ROOT / file).read_text()
+        # It fails after any change of the library until `make notebooks`, so it tells nothing.
+        assert "committed_outputs" not in function
+
+
+# --- the tool, on a kit of one function ----------------------------------------------------------
+
+LIBRARY = '"""Add numbers."""\n\n\ndef add(a, b):\n    return a + b\n'
+TESTS = """
+import pytest
+from csd_lib.numbers import add
+
+def test_sum():
+    assert add(1, 2) == 3
+
+def test_nothing():
+    pass
+
+@pytest.fixture
+def three():
+    assert add(1, 2) == 3
+
+def test_fixture(three):
+    pass
+
+@pytest.mark.skip
+def test_skipped():
+    pass
+
+def test_broken():
+    assert False
+"""
+
+
+@pytest.fixture
+def mutants(tmp_path):
+    """A function that runs the tool on a list, and returns its exit code and what it says."""
+    if not shutil.which("git"):
+        pytest.skip("the tool needs git")
+    for name, text in {
+        "csd_lib/__init__.py": "",
+        "csd_lib/numbers.py": LIBRARY,
+        "tests/test_numbers.py": TESTS,
+        ".gitignore": "ignored\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "ignored").symlink_to("/nowhere")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+
+    def run(**defects):
+        entries = [
+            f"[{name}]\nwhat = 'a defect'\nfile = 'csd_lib/numbers.py'\nbefore = '{before}'\n"
+            f"after = '{after}'\ntest = ['tests/test_numbers.py::{test}']\n"
+            for name, (before, after, test) in defects.items()
+        ]
+        (tmp_path / "tests" / "mutants.toml").write_text("\n".join(entries))
+        # This kit needs nothing that is slow to import.
+        code = "import sys, mutants; mutants.SLOW = []; sys.exit(mutants.main())"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--list", "tests/mutants.toml"],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "tools"),
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert (tmp_path / "csd_lib" / "numbers.py").read_text() == LIBRARY
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_only_a_failing_test_counts_as_caught(mutants):
+    code, said = mutants(
+        wrong_sign=("a + b", "a - b", "test_sum"),
+        harmless=("a + b", "b + a", "test_sum"),
+        unseen=("a + b", "a - b", "test_nothing"),
+        in_a_fixture=("a + b", "a - b", "test_fixture"),
+        not_imported=('"""Add numbers."""', "import no_such_module", "test_sum"),
+    )
+    verdicts = re.findall(r"^(\w+) +(\w+) +[\d.]+ s  tests/", said, flags=re.MULTILINE)
+    assert verdicts == [
+        ("caught", "wrong_sign"),
+        ("SURVIVED", "harmless"),
+        ("SURVIVED", "unseen"),
+        ("BROKEN", "in_a_fixture"),
+        ("BROKEN", "not_imported"),
+    ], said
+    assert "No module named 'no_such_module'" in said
+    assert code == 1 and said.endswith("1 of 5 defects caught\n")
+
+
+def test_if_all_are_caught_the_exit_code_is_0(mutants):
+    assert mutants(wrong_sign=("a + b", "a - b", "test_sum"))[0] == 0
+
+
+@pytest.mark.parametrize("test", ["test_of_another_name", "test_skipped", "test_broken"])
+def test_a_test_that_does_not_pass_without_the_defect_is_refused(mutants, test):
+    code, said = mutants(wrong_sign=("a + b", "a - b", test))
+    assert code == 1 and "caught" not in said
+    assert "Without any defect these tests must pass" in said
+
+
+@pytest.mark.parametrize("before, count", [("a - b", 0), ("b", 3)])
+def test_lines_that_are_not_there_exactly_once_are_refused(mutants, before, count):
+    code, said = mutants(wrong_sign=(before, "", "test_sum"))
+    assert code == 2 and f"`before` is {count} times in csd_lib/numbers.py" in said

@@ -1,0 +1,363 @@
+"""Files that come from somebody else: read without executing them, and refused in one line."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from csd_lib import InputError, archive, files, ledger, runs
+from csd_lib.config import TrainConfig
+from csd_lib.data import read_npz
+from csd_lib.experiment import read_results, run_experiment
+from csd_lib.train import train
+from csd_lib.widgets import load_recording
+
+QUICK = dict(epochs=1)
+GIGABYTE = 2**30
+
+
+class Evil:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """No refusal may cost more than half a gigabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GIGABYTE / 2 / 1024
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npy_that_claims(shape):
+    """An array file whose header promises more than follows."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"12345678"
+
+
+def zipped(path, entries, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as target:
+        for name, content in entries.items():
+            target.writestr(name, content)
+    return path
+
+
+def one_line(error):
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    return str(error.value)
+
+
+# --- arrays ------------------------------------------------------------------------------------
+
+STRANGE_ARRAYS = {
+    "a header of 100 GB": ({"a.npy": npy_that_claims("(100000000000,)")}, "should be uint8"),
+    "a header with a negative size": ({"a.npy": npy_that_claims("(-8,)")}, "should be uint8"),
+    "a header that is no shape": ({"a.npy": npy_that_claims("'x'")}, "cannot be read"),
+    "a header that is code": ({"a.npy": npy_that_claims("__import__('os')")}, "cannot be read"),
+    "a path out of its folder": ({"../../a.npy": npy(np.zeros(3))}, r"\.\./\.\./a\.npy is not"),
+    "an absolute path": ({"/tmp/a.npy": npy(np.zeros(3))}, "/tmp/a.npy is not"),
+    "another kind of file": ({"a.txt": b"text"}, r"a\.txt is not an array"),
+    "no header": ({"a.npy": b"text"}, "cannot be read"),
+    "no content": ({"a.npy": b""}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE_ARRAYS)
+def test_strange_arrays_are_refused(tmp_path, kind):
+    entries, words = STRANGE_ARRAYS[kind]
+    path = zipped(tmp_path / "cifar100.npz", entries)
+    with pytest.raises(InputError, match=words) as error:
+        read_npz(path, "cifar100", (0,) * 3, (1,) * 3)
+    assert str(path) in one_line(error) and "delete it" in str(error.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_zip_bomb_of_arrays_is_refused_before_it_is_unpacked(tmp_path):
+    bomb = npy(np.zeros(GIGABYTE // 8, np.uint8))
+    path = zipped(tmp_path / "bomb.npz", {f"{i}.npy": bomb for i in range(9)}, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < GIGABYTE / 500
+    with pytest.raises(InputError, match=r"would unpack to 1,207,\d+,\d+ bytes") as error:
+        read_npz(path, "cifar100", (0,) * 3, (1,) * 3)
+    one_line(error)
+
+
+def test_an_array_of_pickled_objects_is_never_unpickled(tmp_path):
+    array = np.array([Evil(tmp_path / "made")], dtype=object)
+    path = zipped(tmp_path / "evil.npz", {"labels.npy": npy(array)})
+    for read in (load_recording, lambda p: read_npz(p, "cifar100", (0,) * 3, (1,) * 3)):
+        with pytest.raises(
+            InputError, match="labels holds Python objects, and could run a program"
+        ) as error:
+            read(path)
+        one_line(error)
+    assert not (tmp_path / "made").exists()
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkpoint of a task half done, with the one before it removed."""
+    folder = tmp_path_factory.mktemp("made")
+
+    def stop(history, student):
+        if len(history) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs.Checkpoints, "is_due", lambda self: True)
+        with pytest.raises(KeyboardInterrupt):
+            train(TrainConfig(epochs=4), folder=folder, on_epoch=stop, progress=False)
+    content = files.read_tensors(folder / "checkpoint.pt")
+    assert content["student"] and len(content["history"]) == 6
+    return content
+
+
+def go_on(folder, content):
+    files.write_tensors(folder / "checkpoint.pt", content)
+    train(TrainConfig(epochs=4), folder=folder, progress=False)
+
+
+def changed(content, *path, value):
+    """A deep copy with one value replaced."""
+    copy = pickle.loads(pickle.dumps(content))
+    place = copy
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return copy
+
+
+HUGE = torch.zeros(1).expand(10**11, 64)  # claims 25 TB and holds 4 bytes
+STRANGE_CHECKPOINTS = {
+    "a model of another width": (("models", 0, "stem.weight"), torch.zeros(8, 1, 3, 3)),
+    "a model of doubles": (("models", 0, "stem.weight"), torch.zeros(16, 1, 3, 3).double()),
+    "a model with NaN": (("models", 0, "stem.weight"), torch.full((16, 1, 3, 3), float("nan"))),
+    "a head of 25 TB": (("models", 0, "head.weight"), HUGE),
+    "a model that is a list": (("models", 0), [1, 2]),
+    "a student with infinities": (("student", "head.weight"), torch.full((10, 64), torch.inf)),
+    "a student without a layer": (("student",), {"stem.weight": torch.zeros(16, 1, 3, 3)}),
+    "a random state of another size": (("generator",), torch.zeros(3, dtype=torch.uint8)),
+    "a random state that is text": (("generator",), "seed"),
+    "a history that is text": (("history",), "text"),
+    "an epoch that is text": (("history", 0, "epoch"), "first"),
+    "an epoch before all others": (("history", 3, "epoch"), -1000),
+    "a loss that is a list": (("history", 0, "loss"), [1]),
+    "an optimiser without state": (("optimizer",), {}),
+    "moments of another shape": (("optimizer", "state", 0, "exp_avg"), torch.zeros(3)),
+    "moments with NaN": (
+        ("optimizer", "state", 0, "exp_avg"),
+        torch.full((16, 1, 3, 3), float("nan")),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE_CHECKPOINTS)
+def test_a_checkpoint_that_does_not_fit_its_run_is_refused(made, tmp_path, kind):
+    path, value = STRANGE_CHECKPOINTS[kind]
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit its run .*delete it"):
+        go_on(tmp_path, changed(made, *path, value=value))
+
+
+def test_an_unchanged_checkpoint_is_accepted(made, tmp_path):
+    go_on(tmp_path, made)
+
+
+@pytest.mark.parametrize("content", [[], {"identity": "me"}, {"models": []}, torch.zeros(3)])
+def test_tensors_that_are_no_checkpoint_are_refused(tmp_path, content):
+    with pytest.raises(InputError, match="is not a checkpoint of this kit"):
+        go_on(tmp_path, content)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(made, tmp_path):
+    for content in ({**made, "student": Evil(tmp_path / "made")}, Evil(tmp_path / "made")):
+        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read") as error:
+            go_on(tmp_path, content)
+        one_line(error)
+    (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
+    with pytest.raises(InputError, match="cannot be read"):
+        train(TrainConfig(epochs=4), folder=tmp_path, progress=False)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_zip_bomb_of_tensors_is_refused_before_it_is_unpacked(made, tmp_path):
+    files.write_tensors(tmp_path / "whole.pt", made)
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole:
+        entries = {name: whole.read(name) for name in whole.namelist()}
+    largest = max((name for name in entries if "/data/" in name), key=lambda n: len(entries[n]))
+    entries[largest] = bytes(GIGABYTE // 8)
+    zipped(tmp_path / "checkpoint.pt", entries, zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match=r"would unpack to 1[34]\d,\d+,\d+ bytes"):
+        train(TrainConfig(epochs=4), folder=tmp_path, progress=False)
+
+
+# --- results and records -----------------------------------------------------------------------
+
+RESULTS = {
+    "config": {"dataset": "digits", "method": "csd", "tasks": 2, "seed": 0},
+    "code": "abc",
+    "date": "2026-01-01",
+    "device": "cpu",
+    "matrix": {name: [[1.0, 0.5], [0.9, 0.8]] for name in ("own", "seen", "accuracy")},
+}
+STRANGE_RESULTS = {
+    "a list": "[]",
+    "deeply nested": "[" * 100_000,
+    "cut off": json.dumps(RESULTS)[:-9],
+    "not text": "\udcff",
+    "a matrix of words": json.dumps({**RESULTS, "matrix": {"own": [["high"]]}}),
+    "a ragged matrix": json.dumps({**RESULTS, "matrix": {"own": [[1, 2], [3]]}}),
+    "an empty matrix": json.dumps({**RESULTS, "matrix": {"own": []}}),
+    "a config that is text": json.dumps({**RESULTS, "config": "csd"}),
+    "a method that is a number": json.dumps(
+        {**RESULTS, "config": {**RESULTS["config"], "method": 3}}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE_RESULTS)
+def test_strange_results_are_refused(tmp_path, kind):
+    path = tmp_path / "x" / "results.json"
+    path.parent.mkdir()
+    path.write_bytes(STRANGE_RESULTS[kind].encode(errors="surrogateescape"))
+    for read in (read_results, lambda _: ledger.load_records(tmp_path)):
+        with pytest.raises(
+            InputError, match=r"results\.json (is not a record|cannot be read)"
+        ) as e:
+            read(path)
+        one_line(e)
+
+
+def test_results_larger_than_any_run_makes_are_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(RESULTS))
+    assert read_results(path) == RESULTS
+    monkeypatch.setattr(files, "MAX_JSON", 100)
+    with pytest.raises(InputError, match="larger than"):
+        read_results(path)
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """A record with model and features; returns a function that puts other ones in their place."""
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
+    run = run_experiment(TrainConfig(**QUICK), progress=False)
+    place = ledger.write_record(run, tmp_path / "records", keep_models=True)
+
+    def with_file(name, content):
+        (place / name).write_bytes(content)
+        record = files.read_json(place / "results.json")
+        record["files"][name] = ledger._sha256(place / name)
+        files.write_json(place / "results.json", record)
+        (found,) = ledger.load_records(tmp_path / "records")
+        return found
+
+    return with_file
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npz(features=np.zeros((4, 64), np.float32), labels=np.zeros(4, np.uint8)),
+        npz(features=np.zeros((4, 63), np.float16), labels=np.zeros(4, np.uint8)),
+        npz(features=np.full((4, 64), np.nan, np.float16), labels=np.zeros(4, np.uint8)),
+        npz(features=np.zeros((4, 64), np.float16), labels=np.zeros(5, np.uint8)),
+        npz(features=np.zeros((4, 64), np.float16)),
+    ],
+)
+def test_recorded_features_of_a_wrong_kind_are_refused_even_with_the_right_hash(recorded, content):
+    record = recorded("features.npz", content)
+    with pytest.raises(InputError, match=r"features\.npz does not hold finite float16") as error:
+        ledger.load_features(record)
+    one_line(error)
+
+
+def test_a_recorded_model_of_a_wrong_kind_is_refused_even_with_the_right_hash(recorded, tmp_path):
+    for content in ({}, [1], {"head.weight": HUGE}, {"head.weight": torch.zeros(10, 64)}):
+        record = recorded("model.pt", bytes(files.pack_tensors(content)))
+        with pytest.raises(InputError, match=r"model\.pt is not the model of its record") as error:
+            ledger.load_model(record)
+        one_line(error)
+    record = recorded("model.pt", bytes(files.pack_tensors(Evil(tmp_path / "made"))))
+    with pytest.raises(InputError, match=r"model\.pt cannot be read"):
+        ledger.load_model(record)
+    assert not (tmp_path / "made").exists()
+
+
+# --- the archive -------------------------------------------------------------------------------
+
+
+def tarred(path, entries):
+    with tarfile.open(path, "w:gz") as target:
+        for name, content in entries.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            target.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_nothing_in_an_archive_is_executed_or_written(tmp_path):
+    evil = pickle.dumps(Evil(tmp_path / "made"), protocol=2)
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    for entries in (
+        {"cifar-100-python/train": evil},
+        {"../../made": b"x", "cifar-100-python/../../../made": b"x", "/made": b"x"},
+        {"cifar-100-python/train": b"", "cifar-100-python/test": b"text"},
+    ):
+        path = tarred(folder / archive.ARCHIVE, entries)
+        with pytest.raises(InputError, match="cannot be read") as error:
+            archive.read_archive(path)
+        one_line(error)
+        assert list(tmp_path.rglob("made")) == []
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
+    path = tarred(tmp_path / archive.ARCHIVE, {"cifar-100-python/train": bytes(GIGABYTE // 4)})
+    with pytest.raises(InputError, match="unpacks to more than 200,000,000 bytes"):
+        archive.read_archive(path)
+
+
+def test_a_link_in_an_archive_leads_nowhere(tmp_path):
+    path = tmp_path / archive.ARCHIVE
+    with tarfile.open(path, "w:gz") as target:
+        for name in ("train", "test", "meta"):
+            member = tarfile.TarInfo(f"cifar-100-python/{name}")
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            target.addfile(member)
+    with pytest.raises(InputError, match="cannot be read"):
+        archive.read_archive(path)
+
+
+def test_a_run_of_somebody_else_in_my_folder_is_not_taken_for_mine(tmp_path):
+    train(TrainConfig(**QUICK), folder=tmp_path, stop_after=1, progress=False)
+    identity = runs.identity(TrainConfig(**QUICK, seed=1))
+    with pytest.raises(InputError, match=r"belongs to another config.*seed 0 -> 1"):
+        runs.Checkpoints(tmp_path, identity).load()
