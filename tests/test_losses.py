@@ -346,6 +346,22 @@ def test_extreme_temperatures(temperature):
         assert torch.isfinite(value) and torch.isfinite(gradient).all()
 
 
+def test_the_triplet_loss_of_a_single_anchor_is_shared_with_nobody():
+    """Only the first image is nearer to another class (20 degrees away) than to its own (30)."""
+    angles = torch.tensor([0.0, 30.0, -20.0]).double().deg2rad()
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    expected = math.cos(math.radians(20)) - math.cos(math.radians(30))
+    loss = triplet_loss(features, torch.tensor([0, 0, 1]), margin=0.0)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_equation_8_for_two_images_and_for_one():
+    student, teacher, labels = batch(n=2, classes=1)
+    loss = csd_loss_paper(student, teacher, labels)
+    assert loss.item() == pytest.approx(slow_paper(student, teacher, labels), abs=1e-12)
+    assert csd_loss_paper(student[:1], teacher[:1], labels[:1]).item() == 0
+
+
 def test_anchors_without_a_partner_are_left_out_of_the_triplet_loss():
     features, _, _ = batch(n=5)
     alone = torch.tensor([0, 0, 1, 2, 3])
@@ -417,6 +433,14 @@ def test_fecd_equals_its_definition(seed, temperature):
     student, teacher, _ = batch(n=7, seed=seed)
     expected = slow_fecd(student, teacher, temperature)
     assert fecd_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_mmd_of_a_batch_that_has_nearly_collapsed_is_no_rounding_error():
+    noise = 1e-6 * torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    student, teacher = (1 + noise).split(32)
+    assert mmd_loss(student, teacher).item() == pytest.approx(
+        mmd_loss(student.double(), teacher.double()).item(), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("loss", [mmd_loss, fecd_loss])
