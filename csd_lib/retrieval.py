@@ -193,9 +193,8 @@ def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> Retriev
     shape = (len(models), len(tasks))
     own, seen, accuracy = (np.full(shape, np.nan) for _ in range(3))
     for i, model in enumerate(models):
-        # With a model per task, the i-th has seen i + 1 tasks, even if it learned from fewer.
-        last = i if len(models) == len(tasks) else -1
-        arrived = [t for t in tasks if t.index <= last or t.end_label <= model.num_classes]
+        # The i-th saw i + 1 tasks arrive, even if it learned from fewer; the joint one learned all.
+        arrived = [t for t in tasks if t.index <= i or t.end_label <= model.num_classes]
         outputs = [_features_and_logits(model, task.test_images, 512) for task in tasks]
         features = [f for f, _ in outputs]
         labels = [task.test_labels.to(features[0].device) for task in tasks]

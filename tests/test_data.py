@@ -1,6 +1,7 @@
 """Images, splits without leaks, augmentation, and files that are not what they should be."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,6 +179,35 @@ def test_augmentation_repeats_with_its_generator_and_keeps_type_and_shape():
     assert first.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_joint_training_is_a_first_task(digits):
+    assert merge_tasks(class_incremental_split(digits, 2)).index == 0  # with its learning rate
+
+
+def test_of_three_images_of_a_class_two_are_held_out(two_tasks):
+    task = two_tasks[0]
+    few = torch.cat([(task.train_labels == label).nonzero()[:3, 0] for label in range(5)])
+    small = replace(task, train_images=task.train_images[few], train_labels=task.train_labels[few])
+    rest, _, held_out = hold_out(small, 0.1, seed=0)
+    assert rest.train_labels.tolist() == [0, 1, 2, 3, 4]
+    assert held_out.bincount().tolist() == [2] * 5
+    images, labels = small.train_images[1:], small.train_labels[1:]
+    with pytest.raises(InputError, match="class 0 has only 2 training images"):
+        hold_out(replace(small, train_images=images, train_labels=labels), 0.1, seed=0)
+
+
+def test_images_of_two_sizes_are_refused(digits):
+    with pytest.raises(InputError, match=r"8, 8\).*8, 7\): all images must have one size"):
+        replace(digits, test_images=digits.test_images[..., :7])
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_without_a_class_is_refused(digits, label):
+    labels = digits.train_labels.clone()
+    labels[5] = label
+    with pytest.raises(InputError, match=rf"train_labels are from .*{label}.*10 class_names"):
+        replace(digits, train_labels=labels)
+
+
 # --- cifar100 files --------------------------------------------------------------------------
 
 
@@ -252,7 +282,11 @@ def test_another_kind_of_file_is_named(tmp_path):
     [
         (dict(test_labels=None), "no array 'test_labels'"),
         (dict(train_images=np.zeros((12, 32, 32, 3), np.float32)), "train_images is float32"),
-        (dict(train_images=np.zeros((12, 3, 32, 32), np.uint8)), "train_images"),
+        (
+            dict(train_images=np.zeros((12, 3, 32, 32), np.uint8)),
+            r"uint8 \[N, H, W, 3\].*delete",
+        ),
+        (dict(train_images=np.zeros((12, 32, 32, 3), np.uint16)), "train_images is uint16"),
         (dict(train_images=np.zeros((0, 32, 32, 3), np.uint8)), "train_images"),
         (dict(train_labels=np.arange(12) % 5), "label 4 in train_labels is outside 0..3"),
         (dict(test_labels=np.arange(8) - 1), "label -1 in test_labels"),
@@ -300,3 +334,5 @@ def test_held_out_images_are_a_share_of_every_class_and_are_not_trained_on(two_t
     assert torch.equal(rest.test_images, task.test_images)
     assert torch.equal(hold_out(task, share, seed=3)[1], images)
     assert not torch.equal(hold_out(task, share, seed=4)[1], images)
+    with pytest.raises(InputError, match=r"share=0\.6: .*up to 0\.5"):
+        hold_out(task, 0.6, seed=3)

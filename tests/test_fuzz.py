@@ -567,6 +567,8 @@ def problem(error, parameters, value):
         return f"{type(error).__name__}: {message[:100]}"
     if "\n" in message or len(message) >= 400:
         return f"not one short line: {message[:100]}"
+    if message.startswith("None") or message.endswith("give None"):
+        return f"names no argument, or no remedy: {message[:200]}"
     names = [*parameters, *(ALIASES[name] for name in parameters if name in ALIASES)]
     named = any(re.search(rf"\b{name}\b", message) for name in names)
     if not named and checks.shown(value) not in message:

@@ -186,6 +186,31 @@ def test_embed_refuses_what_is_not_a_batch_of_images(digits):
         embed(ResNet(8, 3, 1), digits.test_images[0])
 
 
+def test_what_has_arrived_is_searched_also_by_a_model_that_did_not_learn_it(digits):
+    """The initial model after each of five tasks; then one joint model, which saw all of them."""
+    tasks = class_incremental_split(digits, 5)
+    initial, joint = (
+        freeze(ResNet(8, classes, 1, digits.mean, digits.std))
+        for classes in (tasks[0].end_label, 10)
+    )
+    everything = torch.cat([task.test_labels for task in tasks])
+    task_of = torch.cat([torch.full_like(task.test_labels, task.index) for task in tasks])
+
+    def expected(model, arrived, j):
+        features = torch.cat([embed(model, task.test_images) for task in tasks])
+        searched = (task_of < arrived) | (task_of == j)
+        hits = brute_force(features[searched].numpy(), everything[searched].numpy()) < 1
+        return hits[task_of[searched].numpy() == j].mean()
+
+    seen = retrieval_matrix([initial] * 5, tasks).seen
+    for i in range(5):
+        for j in range(5):
+            assert seen[i, j] == pytest.approx(expected(initial, i + 1, j)), (i, j)
+    assert retrieval_matrix([joint], tasks).seen[0] == pytest.approx(
+        [expected(joint, 5, j) for j in range(5)]
+    )
+
+
 def test_matrix_rows_are_models_columns_are_tasks_and_galleries_differ(digits):
     tasks = class_incremental_split(digits, 2)
     first = ResNet(8, 5, 1, digits.mean, digits.std, seed=1)

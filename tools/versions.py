@@ -112,7 +112,8 @@ def check(
     files = [f"tests/test_{test}.py" for test in FAST]
     options = ["-q", "-p", "no:cacheprovider", "-n", "auto", "--maxprocesses", "8"]
     passed, output, seconds = run([python, "-m", "pytest", *options, *files], log)
-    counts = ", ".join(re.findall(r"\d+ (?:passed|failed|errors?|skipped)", output[-400:]))
+    ends = re.findall(r"^.*\d+ \w+.* in [\d.]+s.*$", output, flags=re.MULTILINE) or [""]
+    counts = ", ".join(re.findall(r"\d+ (?:passed|failed|errors?|skipped)", ends[-1]))
     words = f"{installed(python)}: {counts or 'no test ran'} in {seconds:.0f} s"
     build = folder.parent / f"{name}-pages"
     command = [python, "tools/run_notebooks.py", NOTEBOOK, "--build", build]
