@@ -96,7 +96,7 @@ def check(
     name: str, program: str, constraints: str | None, also: list[str], folder: Path
 ) -> tuple[bool, str]:
     """Make the environment of one set in a folder, run the checks; return the result in words."""
-    log = folder.with_suffix(".log")
+    log = folder.parent / f"{name}.log"
     log.unlink(missing_ok=True)
     python = folder / "bin" / "python"
     install = [python, "-m", "pip", "install", "-e", ".[lab,test]", *also]
