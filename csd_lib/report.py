@@ -31,7 +31,7 @@ def load_results(folder: str | Path | None = None) -> list[dict[str, Any]]:
     checks.instance("folder", folder, (str, Path, type(None)), "a folder, or None")
     folder = Path(folder or runs.runs_folder())
     try:
-        paths = sorted(folder.glob("*/results.json"))
+        paths = sorted(folder.rglob("results.json"))
     except OSError as error:
         raise InputError(f"folder={checks.shown(folder)}: {error.strerror}") from error
     results = [read_results(path) for path in paths]

@@ -92,6 +92,14 @@ def test_a_run_made_by_other_code_is_not_loaded(digits, tmp_path, monkeypatch):
         run_experiment(TrainConfig(**QUICK), digits, folder=tmp_path, progress=False)
 
 
+def test_records_are_found_where_reproduce_puts_them(tmp_path):
+    place = tmp_path / "digits" / "some-run"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(result("csd", 3, [0.9, 0.8])))
+    (found,) = report.load_results(tmp_path)
+    assert found["config"]["seed"] == 3
+
+
 def test_no_results_is_said(tmp_path):
     with pytest.raises(InputError, match="no finished run"):
         report.load_results(tmp_path)
