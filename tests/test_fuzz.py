@@ -352,6 +352,16 @@ TABLES = {
     "nan matrix",
     "wrong length",
 }
+LOSS_SETTINGS = dict(
+    margin=WEIGHT,
+    kd_temperature={"half"},
+    csd_temperature={"half"},
+    fecd_temperature={"half"},
+    lambda_kd=WEIGHT,
+    lambda_csd=WEIGHT,
+    lambda_mmd=WEIGHT,
+    lambda_fecd=WEIGHT,
+)
 ALLOWED = {
     "data.Dataset": dict(name=TEXTS),
     "data.Task": dict(index={"0", "10**30"}, first_label={"0", "10**30"}),
@@ -383,25 +393,9 @@ ALLOWED = {
             "wrong length",
         }
     ),
-    "methods.LossSettings": dict(
-        margin=WEIGHT,
-        kd_temperature={"half"},
-        csd_temperature={"half"},
-        fecd_temperature={"half"},
-        lambda_kd=WEIGHT,
-        lambda_csd=WEIGHT,
-        lambda_mmd=WEIGHT,
-        lambda_fecd=WEIGHT,
-    ),
+    "methods.LossSettings": LOSS_SETTINGS,
     "config.TrainConfig": dict(
-        margin=WEIGHT,
-        kd_temperature={"half"},
-        csd_temperature={"half"},
-        fecd_temperature={"half"},
-        lambda_kd=WEIGHT,
-        lambda_csd=WEIGHT,
-        lambda_mmd=WEIGHT,
-        lambda_fecd=WEIGHT,
+        **LOSS_SETTINGS,
         preset={"None"},
         class_order_seed={"0", "None"},
         depth={"None"},
