@@ -29,7 +29,7 @@ def train(
     """
     from csd_lib.engine import check_machine
     from csd_lib.experiment import run_experiment
-    from csd_lib.report import render_matrix
+    from csd_lib.paper.report import render_matrix
 
     _say_warnings_in_one_line()
     check_machine(config.device, config.precision, config.cuda_graph)
@@ -68,11 +68,11 @@ def reproduce(
         keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
         again: run also what an older version of the code has recorded.
     """
-    from csd_lib import ledger
     from csd_lib.engine import check_machine
     from csd_lib.files import make_folder
-    from csd_lib.paper import get_experiment
-    from csd_lib.report import render
+    from csd_lib.paper import ledger
+    from csd_lib.paper.published import get_experiment
+    from csd_lib.paper.report import render
 
     _say_warnings_in_one_line()
     configs = get_experiment(experiment).configs(
@@ -105,10 +105,10 @@ def report(
         markdown: write the tables in Markdown.
         figures: also draw paper against ours, and Figure 3's curves, into this folder.
     """
-    from csd_lib import ledger
-    from csd_lib.comparison import render_paper
     from csd_lib.files import make_folder
-    from csd_lib.report import load_results, render
+    from csd_lib.paper import ledger
+    from csd_lib.paper.comparison import render_paper
+    from csd_lib.paper.report import load_results, render
     from csd_lib.runs import runs_folder
 
     if folder and figures:
@@ -119,9 +119,9 @@ def report(
         records = ledger.load_records()
         print(render_paper(records, markdown))
         if figures:
-            from csd_lib import plots
+            from csd_lib.paper import figures as paper_figures
 
-            for path in plots.paper_figures(records, figures):
+            for path in paper_figures.paper_figures(records, figures):
                 print(f"figure: {path}")
         if not any(runs_folder().glob("*/results.json")):
             return

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from csd_lib import plots
+from csd_lib.course import plots
 from csd_lib.data import class_incremental_split, load_dataset
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from csd_lib import course, data, losses, methods
-from csd_lib.checkers import CHECKERS, VERDICTS
+from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,8 @@ import pytest
 
 import csd_lib.data
 import csd_lib.train
-from csd_lib import __main__, download, ledger
+from csd_lib import __main__, download
+from csd_lib.paper import ledger
 from csd_lib.config import TrainConfig
 
 VALUES = [

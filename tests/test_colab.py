@@ -21,7 +21,8 @@ import pytest
 import torch
 
 import csd_lib
-from csd_lib import InputError, course, files, ledger, runs
+from csd_lib import InputError, course, files, runs
+from csd_lib.paper import ledger
 from csd_lib.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +189,7 @@ def test_an_installed_csd_lib_reads_its_own_records_and_writes_none_beside_them(
     files = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if path.is_file()}
     code = """
 import csd_lib
-from csd_lib import ledger
+from csd_lib.paper import ledger
 records = ledger.load_records()
 kept = [record for record in records if "files" in record]
 sums = [float(ledger.load_features(record)[0].double().sum()) for record in kept]

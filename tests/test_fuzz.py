@@ -21,12 +21,13 @@ from test_checkers import RIGHT_NUMBERS
 from test_house import ROOMS
 from test_report import result
 
-from csd_lib import InputError, checks, course, data, plots, widgets
-from csd_lib.checkers import CHECKERS, Verdict
+from csd_lib import InputError, checks, course, data
+from csd_lib.course import plots, widgets
+from csd_lib.course.checkers import CHECKERS, Verdict
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split, load_dataset
 from csd_lib.model import ResNet
-from csd_lib.paper import EXPERIMENTS
+from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.retrieval import RetrievalMatrix
 
 ROOT = Path(__file__).resolve().parent.parent

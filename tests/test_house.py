@@ -80,7 +80,7 @@ def test_a_lower_room_never_imports_a_higher_one(room):
 def test_the_library_imports_quickly_and_without_plotting_or_umap():
     code = (
         "import sys, time, torch; start = time.perf_counter()\n"
-        "import csd_lib.experiment, csd_lib.drift, csd_lib.report\n"
+        "import csd_lib.experiment, csd_lib.drift, csd_lib.paper.report\n"
         "seconds = time.perf_counter() - start\n"
         "heavy = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas'}\n"
         "print(seconds, *heavy & set(sys.modules))"

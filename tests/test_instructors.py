@@ -17,8 +17,9 @@ import pytest
 import torch
 from test_checkers import WRONG
 
-from csd_lib import ledger, losses
-from csd_lib.checkers import CHECKERS
+from csd_lib import losses
+from csd_lib.paper import ledger
+from csd_lib.course.checkers import CHECKERS
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -362,7 +363,8 @@ def test_the_students_zip_works_in_an_empty_folder(bundles, tmp_path):
     first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
     code = f"""{first}
 import csd_lib
-from csd_lib import ledger, widgets
+from csd_lib.course import widgets
+from csd_lib.paper import ledger
 records = ledger.load_records()
 record = ledger.find_record(records, dataset="cifar100", preset="class", method="csd")
 features, labels = ledger.load_features(record)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from csd_lib import InputError, comparison, files, ledger, paper, runs
+from csd_lib import InputError, files, runs
+from csd_lib.paper import comparison, ledger, published as paper
 from csd_lib.config import TrainConfig
 from csd_lib.retrieval import embed, retrieval_matrix
 
@@ -251,7 +252,7 @@ def test_class_preset_is_never_taken_for_the_papers_protocol():
 
 
 def test_figures_are_drawn_from_records(tmp_path):
-    from csd_lib import plots
+    from csd_lib.course import plots
 
     records = [record(method) for method in paper.TABLE_1]
     curves = [record(m, tasks=5) for m in ("csd", "lwf", "mmd", "fecd", "fine-tuning")]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from csd_lib import ledger, plots
-from csd_lib.comparison import paper_groups
+from csd_lib.course import plots
+from csd_lib.paper import ledger
+from csd_lib.paper.comparison import paper_groups
 from csd_lib.methods import METHODS
 from csd_lib.model import ResNet
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 from matplotlib.quiver import Quiver
 
-from csd_lib import InputError, widgets
+from csd_lib import InputError
+from csd_lib.course import widgets
 from csd_lib.data import class_incremental_split
 from csd_lib.losses import csd_loss
 from csd_lib.retrieval import recall_at_k
@@ -441,7 +442,7 @@ def test_explore_prints_one_line_where_there_can_be_no_control(
 
 CELLS = """
 import matplotlib.pyplot as plt
-from csd_lib import widgets
+from csd_lib.course import widgets
 def draw(level):
     assert level != 2, "level 2 is broken"
     return plt.subplots()[0], "an empty figure"

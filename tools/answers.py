@@ -23,7 +23,7 @@ import nbformat
 from nbformat import NotebookNode
 from readme import between_marks
 
-from csd_lib.checkers import CHECKERS
+from csd_lib.course.checkers import CHECKERS
 from csd_lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent

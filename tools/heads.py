@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from subprocess import call
 
-kits = [f for f in Path("x").absolute().parents if (f / "csd_lib/course.py").is_file()]
+kits = [f for f in Path("x").absolute().parents if (f / "csd_lib/course/session.py").is_file()]
 sys.path[:0] = [str(kit) for kit in kits[:1] if str(kit) not in sys.path]
 if not importlib.util.find_spec("csd_lib"):
     if "google.colab" not in sys.modules:
@@ -44,7 +44,8 @@ if not importlib.util.find_spec("csd_lib"):
     if call([sys.executable, "-m", "pip", "install", "-qq", "--no-deps", wheel]):
         sys.exit(f"csd_lib cannot be installed from {{wheel}}: {{remedy}}")
 
-from csd_lib import course, plots
+from csd_lib import course
+from csd_lib.course import plots
 
 session = course.start(keep_in_drive=False)  # True: keeps runs in your Google Drive"""
 

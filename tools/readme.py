@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from csd_lib import plots
-from csd_lib.comparison import render_paper
-from csd_lib.ledger import load_records
-from csd_lib.report import load_results, render
+from csd_lib.paper import figures
+from csd_lib.paper.comparison import render_paper
+from csd_lib.paper.ledger import load_records
+from csd_lib.paper.report import load_results, render
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -100,17 +100,17 @@ def main() -> None:
         sys.exit("README.md is not up to date: python tools/readme.py" if rendered != text else 0)
     README.write_text(rendered, "utf-8")
 
-    plots.use_style()
+    figures.use_style()
     matrices = {
         name: np.array([r["matrix"]["own"] for r in digits if r["config"]["method"] == name])
         for name in METHODS
     }
     first_task = {name: 100 * stages[:, :, 0] for name, stages in matrices.items()}
-    figure = plots.method_curves(
+    figure = figures.method_curves(
         first_task, "Recall@1 on task 1 (%)", xlabels=("after task 1", "after task 2")
     )
     figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
-    plots.paper_figures(records, ROOT / "docs")
+    figures.paper_figures(records, ROOT / "docs")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ network after task 1 knows two digits only, and has no place for the others.) Th
 moment are first turned as a whole, as near as they come to those of the joint network, because
 two networks never choose the same directions, and no search notices a turn.
 
-The result is data/results/digits-epochs.npz; ``csd_lib.widgets.load_recording`` reads it.
+The result is data/results/digits-epochs.npz; ``csd_lib.course.widgets.load_recording`` reads it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from csd_lib import drift
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split, load_dataset
-from csd_lib.ledger import results_folder
+from csd_lib.paper.ledger import results_folder
 from csd_lib.losses import unit_length
 from csd_lib.model import ResNet
 from csd_lib.retrieval import embed, retrieval_matrix

@@ -30,7 +30,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from csd_lib.course import source_hash
-from csd_lib.report import comparable_groups, load_results, render
+from csd_lib.paper.report import comparable_groups, load_results, render
 from csd_lib.runs import code_hash, runs_folder
 
 ROOT = Path(__file__).resolve().parent.parent

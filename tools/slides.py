@@ -30,7 +30,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from run_notebooks import with_mathml
 
 from csd_lib.files import write_atomically
-from csd_lib.plots import BLUE, ORANGE
+from csd_lib.course.plots import BLUE, ORANGE
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "notebooks" / "slides.md"

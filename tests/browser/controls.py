@@ -23,7 +23,7 @@ import torch
 from playwright.sync_api import sync_playwright
 
 from csd_lib.losses import csd_loss
-from csd_lib.widgets import load_recording, share_at_home
+from csd_lib.course.widgets import load_recording, share_at_home
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = ROOT / "build" / "browser"
@@ -346,7 +346,7 @@ def test_moments_of_training(open_notebook):
 
 BROKEN = """
 import matplotlib.pyplot as plt
-from csd_lib import widgets
+from csd_lib.course import widgets
 
 def draw(level):
     assert level != {broken}, "level {broken} is broken"

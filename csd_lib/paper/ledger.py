@@ -47,7 +47,7 @@ from csd_lib.runs import restore_model
 _HOW = ("device", "cuda_graph")
 # Records that an installed csd_lib brings along, without their models and features. A checkout has
 # no such folder: they are its data/results/.
-PACKAGED = Path(__file__).resolve().parent / "recorded"
+PACKAGED = Path(__file__).resolve().parent.parent / "recorded"
 MAX_FETCHED = 100_000_000  # bytes of one recorded file; the largest has 2 MB
 
 

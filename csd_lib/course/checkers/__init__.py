@@ -7,33 +7,33 @@ mistakes are also the instructor's list of common wrong answers.
 
 from collections.abc import Callable
 
-from csd_lib.checkers.distilling import (
+from csd_lib.course.checkers.distilling import (
     check_csd_loss,
     check_csd_test,
     check_distillation_term,
     check_freeze,
     check_kd_loss,
 )
-from csd_lib.checkers.drifting import (
+from csd_lib.course.checkers.drifting import (
     check_best_rotation,
     check_cosine_drift,
     check_neighborhood_overlap,
 )
-from csd_lib.checkers.first_task import check_cross_entropy, check_head, check_triplet_loss
-from csd_lib.checkers.forgetting import (
+from csd_lib.course.checkers.first_task import check_cross_entropy, check_head, check_triplet_loss
+from csd_lib.course.checkers.forgetting import (
     check_forgetting,
     check_paired_difference,
     check_recall_at_k,
     check_recall_in_gallery,
 )
-from csd_lib.checkers.judge import VERDICTS, Verdict
-from csd_lib.checkers.measuring import (
+from csd_lib.course.checkers.judge import VERDICTS, Verdict
+from csd_lib.course.checkers.measuring import (
     check_class_orders,
     check_recipes,
     check_teacher_statistics,
     check_undone_rotation,
 )
-from csd_lib.checkers.splits import (
+from csd_lib.course.checkers.splits import (
     check_count_copies,
     check_random_crop,
     check_relabel,

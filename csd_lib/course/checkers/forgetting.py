@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from csd_lib import retrieval
-from csd_lib.checkers.cases import on_circle, random_features, random_labels
-from csd_lib.checkers.judge import Verdict, compare, verdict
+from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
+from csd_lib.course.checkers.judge import Verdict, compare, verdict
 from csd_lib.losses import unit_length
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import data
-from csd_lib.checkers.cases import random_labels
-from csd_lib.checkers.judge import Mistake, Verdict, call, compare, verdict
+from csd_lib.course.checkers.cases import random_labels
+from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
 
 
 def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> Verdict:

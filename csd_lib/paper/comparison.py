@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from csd_lib import InputError, checks, paper
+from csd_lib import InputError, checks
 from csd_lib.methods import get_method
-from csd_lib.report import GALLERIES, changed_settings, format_table, mean_and_sd
+from csd_lib.paper import published as paper
+from csd_lib.paper.report import GALLERIES, changed_settings, format_table, mean_and_sd
 
 
 def paper_groups(records: Sequence[dict[str, Any]], tasks: int = 2) -> list[list[dict[str, Any]]]:

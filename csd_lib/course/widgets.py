@@ -27,12 +27,13 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from csd_lib import InputError, checks, plots
+from csd_lib import InputError, checks
+from csd_lib.course import plots
 from csd_lib.data import Dataset, Task, class_incremental_split
 from csd_lib.files import read_arrays
-from csd_lib.ledger import find_file
 from csd_lib.losses import csd_loss, unit_length
 from csd_lib.methods import get_method
+from csd_lib.paper.ledger import find_file
 
 Drawing = tuple[Figure, str]
 # Steps of equal ratio from 0.05 to 2, with the 0.07 of the paper's code and the 0.5 of the pencil.

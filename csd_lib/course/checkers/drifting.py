@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import drift
-from csd_lib.checkers.cases import on_circle, random_features
-from csd_lib.checkers.judge import Mistake, Verdict, call, compare, verdict
+from csd_lib.course.checkers.cases import on_circle, random_features
+from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
 from csd_lib.losses import unit_length
 
 

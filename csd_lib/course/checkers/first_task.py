@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import losses
-from csd_lib.checkers.cases import on_circle, random_features, random_labels
-from csd_lib.checkers.judge import Verdict, compare, compare_gradients, verdict
+from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
+from csd_lib.course.checkers.judge import Verdict, compare, compare_gradients, verdict
 from csd_lib.losses import unit_length
 
 

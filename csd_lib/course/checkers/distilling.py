@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_lib import losses
-from csd_lib.checkers.cases import on_circle, random_features, random_labels
-from csd_lib.checkers.judge import (
+from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
+from csd_lib.course.checkers.judge import (
     Mistake,
     Mistakes,
     Verdict,

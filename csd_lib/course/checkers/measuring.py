@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from csd_lib import drift
-from csd_lib.checkers.judge import Mistake, Mistakes, Verdict, compare, numbers_in, verdict
+from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, compare, numbers_in, verdict
 from csd_lib.losses import unit_length
 from csd_lib.retrieval import embed, recall_at_k
 

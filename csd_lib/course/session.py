@@ -19,10 +19,10 @@ import torch
 from IPython.display import Markdown, display
 from torch import Tensor
 
-from csd_lib import InputError, checks, methods, plots
-from csd_lib.checkers import *  # noqa: F403 - the notebooks call course.check_...
-from csd_lib.checkers import CHECKERS, VERDICTS
+from csd_lib import InputError, checks, methods
 from csd_lib.config import TrainConfig, check_names
+from csd_lib.course import plots
+from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset, load_dataset
 from csd_lib.experiment import Experiment, run_experiment
 from csd_lib.files import make_folder
@@ -40,6 +40,16 @@ MODE_SETTINGS: dict[str, dict[str, Any]] = {
     "class": dict(dataset="cifar100", preset="class"),
     "paper": dict(dataset="cifar100", preset="clean"),
 }
+__all__ = [
+    "DRIVE",
+    "MODES",
+    "Session",
+    "Stopped",
+    "progress",
+    "show_source",
+    "source_hash",
+    "start",
+]
 DRIVE = Path("/content/drive")  # where Colab's own examples mount Google Drive
 
 
