@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from csd_lib import course, data, losses, methods
-from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.config import TrainConfig
+from csd_lib.course.checkers import CHECKERS, VERDICTS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLVED = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))

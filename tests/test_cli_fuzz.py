@@ -15,8 +15,8 @@ import pytest
 import csd_lib.data
 import csd_lib.train
 from csd_lib import __main__, download
-from csd_lib.paper import ledger
 from csd_lib.config import TrainConfig
+from csd_lib.paper import ledger
 
 VALUES = [
     *("", "no such name", "two\nlines", "None", "True", "1,2", "[1]", "-1", "0", "1", "1.5"),

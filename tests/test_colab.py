@@ -22,8 +22,8 @@ import torch
 
 import csd_lib
 from csd_lib import InputError, course, files, runs
-from csd_lib.paper import ledger
 from csd_lib.config import TrainConfig
+from csd_lib.paper import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests" / "colab" / "stand_in"

@@ -22,9 +22,9 @@ from test_house import ROOMS
 from test_report import result
 
 from csd_lib import InputError, checks, course, data
+from csd_lib.config import TrainConfig
 from csd_lib.course import plots, widgets
 from csd_lib.course.checkers import CHECKERS, Verdict
-from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split, load_dataset
 from csd_lib.model import ResNet
 from csd_lib.paper.published import EXPERIMENTS

@@ -12,11 +12,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-# Lower rooms first. A room may import only rooms to its left.
-ROOMS = [
+# Lower modules first. A module may import only those before it.
+ORDER = [
     *("checks", "files", "archive", "download", "data", "model", "losses", "methods", "config"),
-    *("runs", "retrieval", "engine", "train", "drift", "experiment", "paper", "ledger", "report"),
-    *("comparison", "plots", "widgets", "checkers", "course"),
+    *("runs", "retrieval", "engine", "train", "drift", "experiment", "paper.published"),
+    *("paper.report", "paper.ledger", "paper.comparison", "paper.figures", "course.plots"),
+    *("course.widgets", "course.checkers", "course.session"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {
@@ -47,34 +48,40 @@ def pins():
     return {name.lower().replace("_", "-"): version for name, version in found}
 
 
-def files_of(room):
-    library = ROOT / "csd_lib"
-    return sorted(library.glob(f"{room}/*.py")) or [library / f"{room}.py"]
+def files_of(module):
+    path = ROOT / "csd_lib" / module.replace(".", "/")
+    return sorted(path.glob("*.py")) or [path.with_suffix(".py")]
 
 
-def imported_rooms(path):
-    """Rooms imported at the top level of a module (not inside functions)."""
+def module_of(path):
+    """Name of a file's entry in ORDER."""
+    parts = path.relative_to(ROOT / "csd_lib").with_suffix("").parts
+    return ".".join(parts[:2])
+
+
+def imported_modules(path):
+    """Modules of ORDER that are imported at the top level of a file (not inside functions)."""
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("csd_lib"):
-            _, *rooms = node.module.split(".")
-            found |= {rooms[0]} if rooms else {alias.name for alias in node.names}
-    return found & set(ROOMS)
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {".".join(name.split(".")[1:3]) for name in names}
+            found |= {name.split(".")[1] for name in names if "." in name}
+    return found & set(ORDER)
 
 
-def test_every_module_is_a_known_room():
-    library = ROOT / "csd_lib"
-    modules = {path.stem for path in library.glob("*.py")}
-    modules |= {path.parent.name for path in library.glob("*/*.py")}
-    assert modules == {*ROOMS, "__init__", "__main__"}
+def test_every_module_has_its_place():
+    modules = {module_of(path) for path in (ROOT / "csd_lib").rglob("*.py")}
+    packages = {"__init__", "__main__", "paper.__init__", "course.__init__"}
+    assert modules - packages == set(ORDER)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_lower_room_never_imports_a_higher_one(room):
-    not_lower = set(ROOMS[ROOMS.index(room) :])
-    for path in files_of(room):
-        itself = {room} if path.parent.name == room else set()  # the files of a folder
-        assert imported_rooms(path) & not_lower <= itself
+@pytest.mark.parametrize("module", ORDER)
+def test_a_lower_module_never_imports_a_higher_one(module):
+    not_lower = set(ORDER[ORDER.index(module) :])
+    for path in files_of(module):
+        itself = {module} if path.parent.name == module.split(".")[-1] else set()
+        assert imported_modules(path) & not_lower <= itself
 
 
 def test_the_library_imports_quickly_and_without_plotting_or_umap():

@@ -18,8 +18,8 @@ import torch
 from test_checkers import WRONG
 
 from csd_lib import losses
-from csd_lib.paper import ledger
 from csd_lib.course.checkers import CHECKERS
+from csd_lib.paper import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from csd_lib import InputError, files, runs
-from csd_lib.paper import comparison, ledger, published as paper
 from csd_lib.config import TrainConfig
+from csd_lib.paper import comparison, ledger
+from csd_lib.paper import published as paper
 from csd_lib.retrieval import embed, retrieval_matrix
 
 QUICK = dict(dataset="digits", preset="clean", epochs=1, device="cpu")

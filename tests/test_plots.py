@@ -9,10 +9,10 @@ import torch
 from matplotlib.colors import to_hex
 
 from csd_lib.course import plots
-from csd_lib.paper import ledger
-from csd_lib.paper.comparison import paper_groups
 from csd_lib.methods import METHODS
 from csd_lib.model import ResNet
+from csd_lib.paper import ledger
+from csd_lib.paper.comparison import paper_groups
 
 CIRCLE = torch.tensor([0.0, 60, 120, 180]).deg2rad()
 POINTS = torch.stack([CIRCLE.cos(), CIRCLE.sin()], dim=1)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from csd_lib import InputError
-from csd_lib.paper import report
 from csd_lib.experiment import run_experiment, run_name
+from csd_lib.paper import report
 from csd_lib.retrieval import RetrievalMatrix
 from csd_lib.train import TrainConfig
 

@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from csd_lib import drift
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split, load_dataset
-from csd_lib.paper.ledger import results_folder
 from csd_lib.losses import unit_length
 from csd_lib.model import ResNet
+from csd_lib.paper.ledger import results_folder
 from csd_lib.retrieval import embed, retrieval_matrix
 from csd_lib.runs import code_hash
 from csd_lib.train import train

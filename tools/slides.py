@@ -29,8 +29,8 @@ import nbformat
 from nbformat.v4 import new_markdown_cell, new_notebook
 from run_notebooks import with_mathml
 
-from csd_lib.files import write_atomically
 from csd_lib.course.plots import BLUE, ORANGE
+from csd_lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "notebooks" / "slides.md"

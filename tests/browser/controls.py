@@ -22,8 +22,8 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from csd_lib.losses import csd_loss
 from csd_lib.course.widgets import load_recording, share_at_home
+from csd_lib.losses import csd_loss
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = ROOT / "build" / "browser"
