@@ -21,3 +21,11 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """Return what IPython and Jupyter show: one line, since the mistake is not in our code."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on usefully: it has diverged, or the features have collapsed."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython and Jupyter show, as for ``InputError``."""
+        return [f"{type(self).__name__}: {self}"]

@@ -190,28 +190,17 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Let no second program work in a folder meanwhile: it says so, and waits.
+def only_one(folder: Path, what: str, wait: bool = True) -> Iterator[None]:
+    """Stub until the real one is merged."""
+    from filelock import FileLock, Timeout
 
-    The system ends the lock with the program, even if that is killed. It has no effect where
-    folders cannot be locked: on Windows and on some network drives.
-
-    Args:
-        folder: must exist.
-        what: the other one is doing, for the line that says so.
-    """
-    lock = None
+    lock = FileLock(folder / ".lock", is_singleton=True)
     try:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another program is {what} in {folder}: waiting for it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another program is {what} in {folder}: waiting for it", flush=True)
+        lock.acquire()
+    try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        lock.release()

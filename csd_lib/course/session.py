@@ -75,7 +75,7 @@ class Session:
     def __post_init__(self) -> None:
         checks.one_of("mode", self.mode, MODES)
         checks.text("device", self.device)
-        checks.several("seeds", self.seeds, int, "one or more whole numbers")
+        checks.sequence("seeds", self.seeds, int, "one or more whole numbers")
 
     def config(self, method: str, seed: int = 0, **changes: Any) -> TrainConfig:
         """Return this mode's config for one method and seed, with any field changed by name."""

@@ -267,7 +267,7 @@ def neighbors(
         k: how many neighbours.
         stage: the later task, from 1.
     """
-    checks.several("tasks", tasks, Task, "the list of class_incremental_split")
+    checks.sequence("tasks", tasks, Task, "the list of class_incremental_split")
     images = torch.cat([task.test_images for task in tasks])
     labels = torch.cat([task.test_labels for task in tasks])
     checks.mapping("features", features, "features after each task, by method")
