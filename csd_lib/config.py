@@ -150,14 +150,23 @@ class TrainConfig(LossSettings):
         """Return the settings that decide the result: equal for two runs of the same thing.
 
         Not among them are the machine's, the preset (which only fills in other settings), those
-        of loss terms that the method does not have, and those named in ``without``.
+        that this method or selection does not read, and those named in ``without``.
         """
         left_out = {"preset", *get_method(self.method).unused_settings(), *without}
+        left_out |= {"last": {"select_every", "held_out"}, "test": {"held_out"}}.get(
+            self.selection, set()
+        )
+        decides = {"run", "later"} if self.learns_later() else {"run"}
         return {
             part.name: getattr(self, part.name)
             for part in fields(self)
-            if part.name not in left_out and part.metadata["decides"] != "machine"
+            if part.name not in left_out and part.metadata["decides"] in decides
         }
+
+    def learns_later(self) -> bool:
+        """Say whether there is a second task that is learned after the first."""
+        method = get_method(self.method)
+        return self.tasks > 1 and method.learns_later and not method.joint
 
     def first_task(self) -> TrainConfig | None:
         """Return the config whose only task is this one's first, or None if none can be shared.
