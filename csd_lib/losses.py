@@ -37,6 +37,8 @@ def _in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def compute(*args: Any, **kwargs: Any) -> Tensor:
         first = next(iter((*args, *kwargs.values())), None)
         device = first.device.type if isinstance(first, Tensor) else "cpu"
+        if not torch.amp.is_autocast_available(device):
+            return loss(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return loss(*args, **kwargs)
 

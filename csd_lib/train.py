@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +199,7 @@ class TaskTraining:
         self.precision, self.generator = precision, generator
         self.method = get_method(config.method)
         self.optimizer = adam(student, config.weight_decay, device)
-        self.index, self.num_classes, self.epoch = task.index, len(task.classes), 0
+        self.index, self.epoch = task.index, 0
         if teacher is not None and config.teacher_statistics == "batch":
             self.teacher = copy.deepcopy(teacher).train()
         self.selection = None
@@ -217,7 +216,7 @@ class TaskTraining:
         terms = self.method.term_names(teacher is not None)
         self.names = ("loss", *terms, "spread")
         self.totals = torch.zeros(len(self.names), device=device)
-        self.spreads, self.collapsed = [self._spread_before()], False
+        self.health = Health(len(task.classes), self._spread_before())
         self.step = self.eager_step
         if config.cuda_graph:  # the same step, recorded once and replayed
             networks = [student] if teacher is None else [student, self.teacher]
@@ -264,7 +263,7 @@ class TaskTraining:
         record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
         self.epoch += 1
         last = self.epoch == config.epochs
-        healthy = self._check_health(record, last)
+        healthy = self.health.check(record, self.student, last)
         if self.selection and healthy and (last or self.epoch % config.select_every == 0):
             record["selection_recall"] = self.selection.measure(self.student)
         record["seconds"] = time.perf_counter() - started
@@ -314,7 +313,7 @@ class TaskTraining:
         load_optimizer(self.optimizer, state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         for record in before:
-            self._note(record)
+            self.health.note(record)
         self.epoch = state["epoch"]
 
     @torch.no_grad()
@@ -326,37 +325,20 @@ class TaskTraining:
             features, _ = student(images[: self.config.batch_size])
         return feature_spread(features).item()
 
-    def _check_health(self, record: dict[str, float], last: bool) -> bool:
-        """Stop a run that has broken down; a broken network can even score well in retrieval.
 
-        Returns False for an epoch that looks broken but may pass: one with collapsed features can
-        be a passing shock, so training stops after two in a row, or if it is the last one.
-        """
-        where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
-        remedy = (
-            f"lower the learning rate (here {record['learning_rate']:g}; "
-            f"the paper uses 1e-3 on the first task and 1e-5 later)"
-        )
-        broken = [f"{name} {record[name]}" for name in self.names if not isfinite(record[name])]
-        if broken:
-            raise TrainingError(f"{where}: training has diverged ({', '.join(broken)}): {remedy}")
-        weights = self.student.state_dict().values()
-        if not torch.stack([w.isfinite().all() for w in weights]).all():
-            raise TrainingError(f"{where}: training has diverged (infinite weights): {remedy}")
+class Health:
+    """Notices training that has broken down; a broken network can even score well in retrieval.
 
-        best, was_collapsed = max(self.spreads), self.collapsed
-        self._note(record)
-        if self.collapsed and (last or was_collapsed):
-            epoch = self.spreads.index(best)
-            raise TrainingError(
-                f"{where}: the features have collapsed, all images have nearly the same one (mean "
-                f"cosine distance {record['spread']:.1e}; it was {best:.2g} "
-                f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
-            )
-        return not self.collapsed
+    Args:
+        num_classes: of the task.
+        spread_before: of the features before the first epoch.
+    """
 
-    def _note(self, record: dict[str, float]) -> None:
-        """Take a record into account: are the features collapsed now?
+    def __init__(self, num_classes: int, spread_before: float):
+        self.num_classes, self.spreads, self.collapsed = num_classes, [spread_before], False
+
+    def note(self, record: dict[str, float]) -> None:
+        """Take an epoch into account: are the features collapsed now?
 
         They are when they are four times closer together than at their best, before this task or
         since, and no longer tell the task's classes apart: cross entropy, if the method has it, is
@@ -366,6 +348,36 @@ class TaskTraining:
         close = record["spread"] < 0.25 * max(self.spreads)
         self.collapsed = close and guesses and self.num_classes > 1
         self.spreads.append(record["spread"])
+
+    def check(self, record: dict[str, float], student: Network, last: bool) -> bool:
+        """Return False after an epoch that looks broken but may pass.
+
+        Collapsed features can be a passing shock, so training stops after two such epochs in a
+        row, or if it is the last one; it stops at once when a number is not finite.
+
+        Raises:
+            TrainingError: to stop it.
+        """
+        where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
+        remedy = (
+            f"lower the learning rate (here {record['learning_rate']:g}; "
+            f"the paper uses 1e-3 on the first task and 1e-5 later)"
+        )
+        broken = [f"{name} {value}" for name, value in record.items() if not math.isfinite(value)]
+        weights = [weight.isfinite().all() for weight in student.state_dict().values()]
+        if broken or not torch.stack(weights).all():
+            what = ", ".join(broken) or "the network's weights are not finite"
+            raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
+        best, was_collapsed = max(self.spreads), self.collapsed
+        self.note(record)
+        if self.collapsed and (last or was_collapsed):
+            epoch = self.spreads.index(best)
+            raise TrainingError(
+                f"{where}: the features have collapsed, all images have nearly the same one (mean "
+                f"cosine distance {record['spread']:.1e}; it was {best:.2g} "
+                f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
+            )
+        return not self.collapsed
 
 
 class Selection:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from csd_lib.course import plots
 from csd_lib.data import class_incremental_split, load_dataset
 
 
@@ -35,8 +34,10 @@ def generator():
 @pytest.fixture
 def style():
     """The style that the notebooks' first cell sets; all figures are closed at the end."""
+    from csd_lib.paper.figures import use_style
+
     with matplotlib.rc_context():
-        plots.use_style()
+        use_style()
         yield
     plt.close("all")
 
