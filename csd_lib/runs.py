@@ -6,7 +6,6 @@ import ast
 import hashlib
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,17 +20,10 @@ from csd_lib import InputError
 from csd_lib.config import TrainConfig
 from csd_lib.files import pack_tensors, read_tensors, write_atomically, write_tensors, writing
 from csd_lib.model import ResNet, freeze
+from csd_lib.paths import runs_folder as runs_folder  # known under this name, too
 
 # A change in one of these rooms can change the result of a run.
 _ROOMS = ("data", "model", "losses", "methods", "config", "retrieval", "engine", "train")
-
-
-def runs_folder() -> Path:
-    """Where runs are kept: ``$CSD_RUNS``, else ``runs/`` of this checkout or current folder."""
-    if "CSD_RUNS" in os.environ:
-        return Path(os.environ["CSD_RUNS"])
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "runs"
 
 
 def code_hash() -> str:
