@@ -45,7 +45,9 @@ _ZIP_ERRORS = (
 )
 _HEADER_ERRORS = (
     ValueError,  # numpy: no header, or one that is no dictionary of a shape and a dtype
-    tokenize.TokenError,  # tokenize, which numpy asks about headers of Python 2: open brackets
+    TypeError,  # numpy: one whose keys are of several types
+    SyntaxError,  # tokenize, which numpy asks about headers of Python 2: odd indentation
+    tokenize.TokenError,  # tokenize: open brackets
 )
 _TORCH_ERRORS = (
     RuntimeError,  # torch's C++ reader: missing parts; sizes that the bytes are too few for
@@ -63,11 +65,11 @@ _TORCH_ERRORS = (
 _CANNOT_LOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
-class Busy(InputError):
+class Busy(InputError):  # noqa: N818
     """Another program works in the folder."""
 
 
-class Damaged(InputError):
+class Damaged(InputError):  # noqa: N818
     """A file is damaged or of another kind. One that merely cannot be opened is not."""
 
 
@@ -218,10 +220,9 @@ def _read_array(path: Path, name: str, content: bytes) -> np.ndarray:
         raise damaged(path, f"{name} holds Python objects, and could run a program")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != found:
         raise damaged(path, f"{name} should be {dtype} {shape}, but has {found} bytes")
-    with parsing(path, ValueError):  # numpy: more axes, or longer ones, than arrays can have
-        return np.ndarray(
-            shape, dtype, bytearray(content[file.tell() :]), order="F" if by_columns else "C"
-        )
+    with parsing(path, ValueError):  # numpy: values of no size, more axes than arrays can have
+        flat = np.frombuffer(bytearray(content[file.tell() :]), dtype)
+        return flat.reshape(shape, order="F" if by_columns else "C")
 
 
 @contextmanager
