@@ -615,6 +615,87 @@ def test_an_impossible_time_limit_is_named(home, mirrors, monkeypatch, minutes):
     assert server.asked == []
 
 
+# --- any other file, whose size is not known before -----------------------------------------
+
+
+def strict_ranges(handler, content, start):
+    if start >= len(content):
+        return handler.send_error(416)
+    return ranges(handler, content, start)
+
+
+def without_length(handler, content, start):
+    handler.reply(200, content)
+
+
+FEATURES = bytes(range(256)) * 40
+
+
+def fetch_features(folder, *sources, content=FEATURES):
+    digest = hashlib.sha256(content).hexdigest()
+    return fetch.fetch("features", sources, folder / "features", digest, remedy="ask a colleague")
+
+
+@pytest.mark.parametrize("second", [strict_ranges, whole, without_length, ranges_of_another_part])
+def test_a_file_of_unknown_size_goes_on_where_it_ended(home, serve, capsys, second):
+    first, second = serve(half, FEATURES), serve(second, FEATURES)
+    with pytest.raises(InputError, match=r"features is not here yet.*5,120 of 10,240.*colleague"):
+        fetch_features(home, first.url)
+    assert files(home) == ["features.partial"]
+    assert fetch_features(home, second.url).read_bytes() == FEATURES
+    assert second.asked[0] == ("/", "bytes=5120-") and files(home) == ["features"]
+    assert fetch_features(home, "http://nobody/").read_bytes() == FEATURES, "it is there"
+
+
+@pytest.mark.parametrize("older", [b"\0" * 100, b"\0" * 10_240, b"\0" * 20_000])
+def test_older_bytes_of_another_file_do_not_spoil_one_of_unknown_size(home, serve, older):
+    home.mkdir()
+    (home / "features.partial").write_bytes(older)
+    server = serve(strict_ranges, FEATURES)
+    assert fetch_features(home, server.url).read_bytes() == FEATURES
+    assert server.asked == [("/", f"bytes={len(older)}-"), ("/", None)]
+
+
+def test_a_whole_partial_file_of_unknown_size_needs_no_source(home):
+    home.mkdir()
+    (home / "features.partial").write_bytes(FEATURES)
+    assert fetch_features(home).read_bytes() == FEATURES and files(home) == ["features"]
+
+
+@pytest.mark.parametrize("answer", [whole, without_length])
+def test_a_file_larger_than_any_is_not_fetched(home, serve, monkeypatch, answer):
+    monkeypatch.setattr(fetch, "MAX_SIZE", 1000)
+    with pytest.raises(InputError, match=r"at most 1,000 bytes|more than 1,000 bytes"):
+        fetch_features(home, serve(answer, FEATURES).url)
+    assert fetch.size_of(home / "features.partial") <= 1000
+
+
+def test_a_full_disk_is_not_blamed_on_the_source(home, serve, monkeypatch):
+    first, second = serve(whole, FEATURES), serve(whole, FEATURES)
+    opened = Path.open
+
+    def full(path, *arguments):
+        if path.suffix == ".partial":
+            raise OSError(28, "No space left on device")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match=r"cannot write .*features\.partial .*No space left"):
+        fetch_features(home, first.url, second.url)
+    assert second.asked == []
+
+
+def test_of_two_threads_one_fetches_and_both_have_the_file(home, serve):
+    server = serve(whole, FEATURES)
+    server.answer = lambda *arguments: (server.end.wait(0.3), whole(*arguments))
+    threads = [threading.Thread(target=fetch_features, args=(home, server.url)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.asked) == 1 and (home / "features").read_bytes() == FEATURES
+
+
 # --- programs that are killed, or meet -------------------------------------------------------
 
 
