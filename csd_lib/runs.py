@@ -18,6 +18,7 @@ from csd_lib import InputError
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.files import (
+    Damaged,
     make_folder,
     only_one,
     pack_tensors,
@@ -262,10 +263,12 @@ class RunFolder:
             if not path.exists():
                 continue
             try:
-                saved = SavedState(read_tensors(path), path)
-            except InputError as error:
+                content = read_tensors(path)
+            except Damaged as error:
                 damage = damage or (path, error)
                 continue
+            try:
+                saved = SavedState(content, path)
             except ValueError as error:
                 raise InputError(
                     f"{path} is not a checkpoint of this kit ({error}): choose another folder"

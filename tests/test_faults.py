@@ -142,7 +142,7 @@ def test_a_checkpoint_cut_off_at_any_length_is_named_and_the_one_before_it_is_us
         folder = tmp_path / str(length)
         folder.mkdir()
         (folder / "checkpoint.pt").write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*delete it"):
+        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*move it away"):
             runs.Checkpoints(folder, identity).load()
         shutil.copy(whole / "checkpoint.previous.pt", folder)
         with pytest.warns(UserWarning, match=r"cannot be read.*the one before it is used"):

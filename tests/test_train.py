@@ -280,7 +280,7 @@ def test_two_damaged_checkpoints_are_named_and_left_alone(digits, tmp_path):
     train(config, digits, folder=tmp_path, stop_after=1, progress=False)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read.*delete it"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read.*move it away"):
         train(config, digits, folder=tmp_path, progress=False)
     assert (tmp_path / "checkpoint.previous.pt").read_bytes() == b"damaged"
 

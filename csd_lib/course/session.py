@@ -26,8 +26,8 @@ from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset, load_dataset
 from csd_lib.experiment import Experiment, run_experiment
 from csd_lib.files import make_folder
+from csd_lib.paths import runs_folder, variable
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.runs import runs_folder
 from csd_lib.train import train
 
 MODES = {
@@ -153,7 +153,7 @@ def start(keep_in_drive: bool = False) -> Session:
     """
     checks.flag("keep_in_drive", keep_in_drive)
     has_gpu = torch.cuda.is_available()
-    mode = os.environ.get("CSD_MODE", "")
+    mode = variable("CSD_MODE")
     if mode:
         reason = "CSD_MODE says so"
     else:
@@ -162,7 +162,7 @@ def start(keep_in_drive: bool = False) -> Session:
     if mode not in MODES:
         raise InputError(f"CSD_MODE={mode!r}: choose one of {', '.join(MODES)}")
     in_colab = "google.colab" in sys.modules
-    if in_colab and not has_gpu and os.environ.get("CSD_MODE") != "smoke":
+    if in_colab and not has_gpu and variable("CSD_MODE") != "smoke":
         _say_loudly(
             "This runtime has no GPU. To get one: menu Runtime → Change runtime type → T4 GPU → "
             "Save, then run the notebook again from its first cell."
