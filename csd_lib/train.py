@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import InputError, runs
+from csd_lib import InputError, TrainingError, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import (
     Dataset,
@@ -39,13 +39,6 @@ from csd_lib.losses import unit_length
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import ResNet, freeze
 from csd_lib.retrieval import embed, recall_at_k
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on usefully: the loss is not finite, or the features have collapsed."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]  # what Jupyter shows: no traceback
 
 
 @dataclass(frozen=True)
