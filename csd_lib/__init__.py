@@ -8,7 +8,7 @@ Source of the method: Barletti, Biondi, Pernici, Bruni and Del Bimbo, "Contrasti
 Distillation for Continual Representation Learning", ICIAP 2021 (arXiv 2205.05476).
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 # Where releases are published. Whoever publishes the kit puts the real account here and runs
 # "make heads"; this one can belong to nobody, since GitHub's account names have no underscore.
 REPOSITORY = "YOUR_ACCOUNT/csd-kit"

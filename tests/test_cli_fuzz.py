@@ -14,7 +14,7 @@ import pytest
 
 import csd_lib.data
 import csd_lib.train
-from csd_lib import __main__, download, paths
+from csd_lib import __main__, commands, download, paths
 from csd_lib.config import TrainConfig
 from csd_lib.paper import ledger
 
@@ -32,7 +32,7 @@ COMMANDS = {
 
 def options(command):
     """Names of all options, as they are typed."""
-    names = list(inspect.signature(getattr(__main__, command)).parameters)
+    names = list(inspect.signature(getattr(commands, command)).parameters)
     if command == "train":
         names = [field.name for field in fields(TrainConfig)] + ["folder"]
     return [name for name in names if name != "experiment"]

@@ -21,7 +21,7 @@ from csd_lib.experiment import run_experiment
 
 PROCESSES = multiprocessing.get_context("forkserver")  # each starts from a fresh, small process
 # torch._dynamo: the first optimiser imports it, which takes longer than such a run.
-PRELOADED = ["csd_lib.__main__", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
+PRELOADED = ["csd_lib.commands", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
 PROCESSES.set_forkserver_preload(PRELOADED)
 KILLS = int(os.environ.get("CSD_KILLS", "50"))
 
