@@ -8,8 +8,8 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from csd_lib.course import plots
 from csd_lib.data import class_incremental_split, load_dataset
+from csd_lib.paper.figures import use_style
 
 
 def pytest_runtest_setup(item):
@@ -36,7 +36,7 @@ def generator():
 def style():
     """The style that the notebooks' first cell sets; all figures are closed at the end."""
     with matplotlib.rc_context():
-        plots.use_style()
+        use_style()
         yield
     plt.close("all")
 

@@ -27,6 +27,7 @@ from csd_lib.paper import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests" / "colab" / "stand_in"
+COURSE = Path("csd_lib", "course", "__init__.py")
 FOLDERS = ("notebooks", "notebooks/exercises", "notebooks/solutions")
 NOTEBOOKS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.ipynb"))]
 WHEEL = f"csd_lib-{csd_lib.__version__}-py3-none-any.whl"
@@ -123,7 +124,7 @@ def test_inside_the_kit_the_setup_cell_finds_this_csd_lib_and_may_run_twice():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(ROOT / "csd_lib" / "course.py")
+    assert done.stdout.splitlines()[-1] == str(ROOT / COURSE)
 
 
 def test_on_colab_the_wheel_is_installed_once(wheel, tmp_path):
@@ -131,7 +132,9 @@ def test_on_colab_the_wheel_is_installed_once(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     calls = [line for line in done.stdout.splitlines() if line.startswith("pip:")]
     assert calls == [f"pip: -m pip install -qq --no-deps {wheel}"]
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "installed" / "csd_lib" / "course.py")
+    assert done.stdout.splitlines()[-1] == str(
+        tmp_path / "installed" / "csd_lib" / "course" / "__init__.py"
+    )
 
 
 def test_a_wheel_beside_the_notebook_comes_first_then_csd_wheel_then_the_release(tmp_path):
@@ -349,7 +352,7 @@ def colab(tmp_path, monkeypatch):
 
     mount = drive.mount
     monkeypatch.setattr(drive, "mount", lambda place: (mounts.append(place), mount(place)))
-    monkeypatch.setattr(course, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(course.session, "DRIVE", tmp_path / "drive")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for name in ("CSD_MODE", "CSD_RUNS"):
         monkeypatch.setenv(name, "")  # so that what start() sets is undone
@@ -394,8 +397,8 @@ def test_drive_is_mounted_only_on_an_explicit_yes(colab, capsys):
     assert colab == [] and "CSD_RUNS" not in os.environ
     assert f"{runs.runs_folder()} and vanish with this runtime; keep_in_drive=True" in printed
     course.start(keep_in_drive=True)
-    folder = course.DRIVE / "MyDrive" / "csd-kit" / "runs"
-    assert colab == [str(course.DRIVE)] and folder.is_dir()
+    folder = course.session.DRIVE / "MyDrive" / "csd-kit" / "runs"
+    assert colab == [str(course.session.DRIVE)] and folder.is_dir()
     assert runs.runs_folder() == folder
     printed = capsys.readouterr().out
     assert f"Runs are kept in {folder}: a new runtime goes on" in printed
@@ -436,7 +439,7 @@ from pathlib import Path
 import google.colab
 from csd_lib import course, runs
 
-course.DRIVE = Path("drive").absolute()
+course.session.DRIVE = Path("drive").absolute()
 session = course.start(keep_in_drive={keep})
 append = runs.append_history
 

@@ -298,7 +298,7 @@ def test_a_users_mistake_in_a_notebook_is_one_line(tmp_path):
 def test_an_interrupted_session_leaves_its_folder_free_for_the_next_try(monkeypatch, tmp_path):
     monkeypatch.setenv("CSD_RUNS", str(tmp_path))
     session = course.Session("smoke", "cpu", (0,))
-    monkeypatch.setattr(course, "run_experiment", stopped_experiment(3))
+    monkeypatch.setattr(course.session, "run_experiment", stopped_experiment(3))
     with pytest.raises(course.Stopped, match="run this cell again"):
         session.run("csd", **SETTINGS)
     monkeypatch.undo()
