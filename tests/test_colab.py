@@ -71,7 +71,7 @@ def test_each_notebook_has_one_badge_then_the_one_setup_cell(path):
 
 def test_the_setup_cell_is_short_and_installs_only_this_version_of_csd_lib():
     source = setup_cell()
-    assert len([line for line in source.splitlines() if line.strip()]) <= 20
+    assert len([line for line in source.splitlines() if line.strip()]) <= 21
     release = f"https://github.com/{csd_lib.REPOSITORY}/releases/download/{csd_lib.TAG}/{WHEEL}"
     assert f'"{release}"' in source
     assert source.count('"pip"') == 1 and '"--no-deps", wheel]' in source
@@ -445,12 +445,12 @@ append = runs.append_history
 
 def append_and_die(folder, record):
     append(folder, record)
-    if record["task"] == 1 and record["epoch"] == 4:
+    if record["task"] == 1 and record["epoch"] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if {dies}:
     runs.append_history = append_and_die
-print(session.run("csd").folder)
+print(session.run("csd", epochs=4).folder)
 """
 
 
@@ -463,7 +463,7 @@ def run_on_colab(folder, keep, dies=False):
         env={
             **environment,
             "CSD_MODE": "smoke",
-            "PYTHONPATH": str(STAND_IN),
+            "PYTHONPATH": f"{STAND_IN}:{ROOT}",
             "OMP_NUM_THREADS": "1",
         },
         capture_output=True,
@@ -474,14 +474,15 @@ def run_on_colab(folder, keep, dies=False):
 def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(tmp_path):
     killed = run_on_colab(tmp_path / "colab", keep=True, dies=True)
     assert killed.returncode == -9, killed.stderr
-    (folder,) = (tmp_path / "colab" / "drive" / "MyDrive" / "csd-kit" / "runs").iterdir()
+    kept = tmp_path / "colab" / "drive" / "MyDrive" / "csd-kit" / "runs"
+    (folder,) = kept.glob("*-csd-*")
     assert not (folder / "results.json").exists()
     before = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    assert len(before) == 20
+    assert len(before) == 6
     resumed = run_on_colab(tmp_path / "colab", keep=True)
     assert resumed.stdout.splitlines()[-1] == str(folder), resumed.stderr
     after = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    assert after[:15] == before[:15], "with the seconds that each epoch took: not trained again"
+    assert after[:4] == before[:4], "with the seconds that each epoch took: not trained again"
 
     whole = run_on_colab(tmp_path / "whole", keep=False)
     reference = Path(whole.stdout.splitlines()[-1])
@@ -492,7 +493,7 @@ def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(
         ]
         for text in ((f / "history.jsonl").read_text() for f in (folder, reference))
     ]
-    assert without_seconds[0] == without_seconds[1] and len(after) == 30
+    assert without_seconds[0] == without_seconds[1] and len(after) == 8
     for name in ("model-task1.pt", "model-task2.pt"):
         one, other = (torch.load(f / name, weights_only=True) for f in (folder, reference))
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)

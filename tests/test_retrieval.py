@@ -31,11 +31,11 @@ def brute_force(queries, query_labels, gallery=None, gallery_labels=None):
     unit_g = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
     counts = []
     for i, query in enumerate(unit_q):
-        nearness = [round(float(np.dot(query, other)) * 2**24) for other in unit_g]
-        candidates = [j for j in range(len(unit_g)) if not (alone and j == i)]
-        positives = [nearness[j] for j in candidates if gallery_labels[j] == query_labels[i]]
-        negatives = [nearness[j] for j in candidates if gallery_labels[j] != query_labels[i]]
-        counts.append(sum(n > max(positives) for n in negatives) if positives else -1)
+        nearness = np.rint(unit_g @ query * 2**24)
+        others = np.arange(len(unit_g)) != (i if alone else -1)
+        right = others & (np.asarray(gallery_labels) == query_labels[i])
+        nearer = others & ~right & (nearness > nearness[right].max(initial=-np.inf))
+        counts.append(nearer.sum() if right.any() else -1)
     return np.array(counts)
 
 
