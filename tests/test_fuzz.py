@@ -522,12 +522,6 @@ def test_every_public_function_is_tried_or_exempt_for_a_reason():
     assert not CALLS.keys() & EXEMPT and EXEMPT_ROOMS.keys() <= ROOMS.keys()
 
 
-def test_the_readme_says_how_many():
-    arguments = [name for call in CALLS.values() for name in call() if name != "self"]
-    words = f"{len(catalogue())} wrong kinds of values for each of {len(arguments)} arguments"
-    assert words in " ".join((ROOT / "README.md").read_text("utf-8").split())
-
-
 @pytest.fixture
 def nothing_long(monkeypatch, tmp_path):
     """No training, no download, and no file but in a folder of this test."""
