@@ -8,7 +8,6 @@ import inspect
 import os
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -140,12 +139,6 @@ ALLOWED = {
 
 
 OPTIONS = [(command, option) for command in COMMANDS for option in options(command)]
-
-
-def test_the_readme_says_how_many():
-    words = f"{len(VALUES)} for each of {len(OPTIONS)} options of the command line"
-    readme = Path(__file__).resolve().parent.parent / "README.md"
-    assert words in " ".join(readme.read_text("utf-8").split())
 
 
 @pytest.mark.filterwarnings("ignore")
