@@ -119,6 +119,8 @@ def train(
         TrainingError: if the loss is not finite or the features collapse.
     """
     checks.instance("config", config, TrainConfig, "a TrainConfig")
+    for name, value in {"folder": folder, "first_task": first_task}.items():
+        checks.instance(name, value, (str, Path, type(None)), "a path, or None")
     if stop_after is not None:
         checks.whole("stop_after", stop_after, 1)
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
