@@ -1,7 +1,8 @@
 """What a researcher needs in a program of one's own; docs/api.md shows how it is used."""
 
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset, load_dataset
+from csd_lib.data import Dataset
+from csd_lib.datasets import load_dataset
 from csd_lib.experiment import load_run, run_experiment
 from csd_lib.losses import (
     cross_entropy,

@@ -17,10 +17,12 @@ import torch
 import csd_lib
 from csd_lib import InputError, checks, runs
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset, class_incremental_split, load_dataset
+from csd_lib.data import Dataset, class_incremental_split
+from csd_lib.datasets import load_dataset
 from csd_lib.engine import pick_device
 from csd_lib.files import make_folder, only_one, read_tensors
-from csd_lib.model import Network, network_from_state
+from csd_lib.model import Network
+from csd_lib.networks import network_from_state
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix

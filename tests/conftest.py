@@ -10,7 +10,8 @@ import torch
 from filelock import FileLock
 from matplotlib.text import Text
 
-from csd_lib.data import class_incremental_split, load_dataset
+from csd_lib.data import class_incremental_split
+from csd_lib.datasets import load_dataset
 
 # The longest first, so that at the end no process works alone on one of them.
 LONG = (

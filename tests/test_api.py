@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csd_lib import api, data, methods, model
+from csd_lib import api, datasets, methods, networks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def registries():
     """What an example registers is gone after it."""
-    tables = [methods.TERMS, methods.METHODS, data.DATASETS, model.NETWORKS]
+    tables = [methods.TERMS, methods.METHODS, datasets.DATASETS, networks.NETWORKS]
     before = [dict(table) for table in tables]
     yield
     for table, content in zip(tables, before, strict=True):

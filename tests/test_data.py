@@ -9,13 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from csd_lib import InputError
-from csd_lib.data import (
-    augment,
-    class_incremental_split,
-    hold_out,
-    load_dataset,
-    merge_tasks,
-)
+from csd_lib.data import augment, class_incremental_split, hold_out, merge_tasks
+from csd_lib.datasets import load_dataset
 
 
 def bytes_of(images):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import csd_lib.train as training
-from csd_lib import InputError, checks, data, engine, losses, model, retrieval, runs
+from csd_lib import InputError, checks, datasets, engine, losses, model, retrieval, runs
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment, run_name
 from csd_lib.fingerprint import fingerprint
@@ -361,4 +361,4 @@ def test_checks_of_settings_are_declared_with_them():
     checks.check_settings(config)
     with pytest.raises(InputError, match="lambda_csd=-1"):
         replace(config, lambda_csd=-1)
-    assert data.DATASETS.keys() >= {"digits", "cifar100"}
+    assert datasets.DATASETS.keys() >= {"digits", "cifar100"}

@@ -16,7 +16,7 @@ import torch
 from csd_lib import InputError, archive, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.course.widgets import load_recording
-from csd_lib.data import read_npz
+from csd_lib.datasets import read_npz
 from csd_lib.experiment import read_results, run_experiment
 from csd_lib.paper import ledger
 from csd_lib.train import train

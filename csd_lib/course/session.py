@@ -22,7 +22,8 @@ from torch import Tensor
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig, check_names
 from csd_lib.course.checkers import CHECKERS, VERDICTS
-from csd_lib.data import Dataset, load_dataset
+from csd_lib.data import Dataset
+from csd_lib.datasets import load_dataset
 from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
 from csd_lib.methods import Term, extra_term
