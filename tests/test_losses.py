@@ -285,10 +285,12 @@ def test_a_loss_is_the_same_inside_the_users_autocast(name):
     """There, products would be rounded to 16 bits, and FECD's gradient be 89 % off."""
     student, teacher, labels = batch(dtype=torch.float32)
 
-    def loss(features):
-        return FEATURE_LOSSES[name](features, teacher, labels)
+    def loss(features, mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            return FEATURE_LOSSES[name](features, teacher, labels)
 
-    outside = value_and_gradient(loss, student)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = value_and_gradient(loss, student)
+    outside, inside = (
+        value_and_gradient(lambda features, mixed=mixed: loss(features, mixed), student)
+        for mixed in (False, True)
+    )
     assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
