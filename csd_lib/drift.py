@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csd_lib import InputError, checks
-from csd_lib.losses import unit_length
+from csd_lib.numerics import unit_length
 
 
 def cosine_drift(old: Tensor, new: Tensor, labels: Tensor) -> dict[int, float]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
-from csd_lib.losses import at_least_float32
+from csd_lib.numerics import at_least_float32
 
 
 class Block(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from csd_lib import InputError, checks
 from csd_lib.data import Task
-from csd_lib.losses import unit_length
 from csd_lib.model import Network
+from csd_lib.numerics import unit_length
 
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.

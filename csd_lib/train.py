@@ -34,13 +34,12 @@ from csd_lib.engine import (
     load_optimizer,
     set_learning_rate,
 )
-from csd_lib.health import Health
-from csd_lib.losses import unit_length
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
 from csd_lib.networks import load_state, make_network
-from csd_lib.retrieval import embed, recall_at_k
+from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
+from csd_lib.watch import Health, Selection, feature_spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,22 +324,6 @@ class TaskTraining:
         return feature_spread(features).item()
 
 
-class Selection:
-    """Keeps the best of a task's models, by Recall@1 among the images that it is measured on."""
-
-    def __init__(self, images: Tensor, labels: Tensor):
-        self.images, self.labels = images, labels
-        self.recall, self.state = -1.0, {}
-
-    def measure(self, student: Network) -> float:
-        """Measure the student now, and keep a copy if it is better than every one before."""
-        recall = recall_at_k(embed(student, self.images), self.labels)[1]
-        if recall > self.recall:
-            self.recall = recall
-            self.state = {name: value.clone() for name, value in student.state_dict().items()}
-        return recall
-
-
 def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:
     """Return Adam's learning rate for one epoch of one task."""
     start = config.learning_rate if task_index == 0 else config.later_learning_rate
@@ -351,13 +334,6 @@ def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:
         return start * (share / rise if share < rise else falling)
     epochs = [m if m >= 1 else m * config.epochs for m in config.milestones]
     return start * 0.1 ** sum(epoch >= milestone for milestone in epochs)
-
-
-def feature_spread(features: Tensor) -> Tensor:
-    """Mean cosine distance between two features ``[B, D]`` of a batch: 0 if all point one way."""
-    unit = unit_length(features)
-    others = len(unit) * (len(unit) - 1)
-    return 1 - ((unit.sum(dim=0) ** 2).sum() - (unit**2).sum()) / max(others, 1)
 
 
 def add_head_rows(

@@ -15,8 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
     *("checks", "paths", "output", "files", "fetch", "archive", "download", "data", "datasets"),
-    *("losses", "model", "networks", "methods", "config", "runs", "retrieval", "engine", "health"),
-    *("train", "drift", "projection", "fingerprint", "record", "experiment", "api"),
+    *("numerics", "losses", "model", "networks", "methods", "config", "runs", "retrieval"),
+    *(
+        "engine",
+        "watch",
+        "train",
+        "drift",
+        "projection",
+        "fingerprint",
+        "record",
+        "experiment",
+        "api",
+    ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
     *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
 ]

@@ -94,7 +94,7 @@ def patched(monkeypatch, module, name, change):
 CHANGES = {
     "a loss": lambda m: patched(m, losses, "csd_loss", lambda f: lambda *a: 1.0001 * f(*a)),
     "a loss at its core": lambda m: patched(
-        m, losses, "_unit_length", lambda f: lambda x: 1.0001 * f(x)
+        m, losses, "rows_of_length_one", lambda f: lambda x: 1.0001 * f(x)
     ),
     "the first task's": lambda m: patched(
         m, losses, "cross_entropy", lambda f: lambda *a: 1.0001 * f(*a)
@@ -164,7 +164,10 @@ def test_in_mixed_precision_it_knows_what_is_computed_in_16_bits(monkeypatch):
 REFACTORINGS = {
     "csd_lib/losses.py": [
         ("similarity", "cosines"),
-        ("anchors = _unit_length(student)", "anchors = (_unit_length(student))  # tidied up"),
+        (
+            "anchors = rows_of_length_one(student)",
+            "anchors = (rows_of_length_one(student))  # tidied",
+        ),
     ],
     "csd_lib/train.py": [
         ("def eager_step(", "def one_step("),

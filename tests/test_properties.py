@@ -42,9 +42,9 @@ from csd_lib.losses import (
     kd_loss,
     mmd_loss,
     triplet_loss,
-    unit_length,
 )
 from csd_lib.methods import METHODS, get_method
+from csd_lib.numerics import unit_length
 from csd_lib.retrieval import (
     average,
     backward_transfer,

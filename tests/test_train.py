@@ -9,12 +9,12 @@ import csd_lib.train as training
 from csd_lib import InputError, TrainingError
 from csd_lib.config import TrainConfig
 from csd_lib.data import augment
-from csd_lib.health import Health
-from csd_lib.losses import unit_length
 from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.model import ResNet, freeze
+from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed
-from csd_lib.train import feature_spread, learning_rate, train
+from csd_lib.train import learning_rate, train
+from csd_lib.watch import Health, Selection, feature_spread
 
 QUICK = dict(epochs=2, device="cpu")
 STABILITY = {name for name, term in TERMS.items() if term.distils}
@@ -612,13 +612,13 @@ def test_selection_can_hand_back_the_untrained_network(digits):
 
 def test_selection_on_held_out_images_never_sees_a_test_image(digits, monkeypatch):
     looked_at = []
-    original = training.Selection.__init__
+    original = Selection.__init__
 
     def spy(self, images, labels):
         looked_at.append(images)
         original(self, images, labels)
 
-    monkeypatch.setattr(training.Selection, "__init__", spy)
+    monkeypatch.setattr(Selection, "__init__", spy)
     calls = spy_on_steps(monkeypatch)
     quick(digits, selection="held_out", select_every=1)
     trained_on = {image.numpy().tobytes() for _, _, images, _ in calls for image in images}

@@ -32,8 +32,8 @@ from csd_lib import drift, projection
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
-from csd_lib.losses import unit_length
 from csd_lib.model import ResNet
+from csd_lib.numerics import unit_length
 from csd_lib.paper.ledger import results_folder
 from csd_lib.retrieval import embed, retrieval_matrix
 from csd_lib.runs import code_hash

@@ -30,8 +30,9 @@ from csd_lib import InputError, checks
 from csd_lib.course import plots
 from csd_lib.data import Dataset, Task, class_incremental_split
 from csd_lib.files import read_arrays
-from csd_lib.losses import csd_loss, unit_length
+from csd_lib.losses import csd_loss
 from csd_lib.methods import get_method
+from csd_lib.numerics import unit_length
 from csd_lib.paper.ledger import find_file
 from csd_lib.paths import variable
 

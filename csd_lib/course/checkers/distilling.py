@@ -23,7 +23,7 @@ from csd_lib.course.checkers.judge import (
     same,
     verdict,
 )
-from csd_lib.losses import unit_length
+from csd_lib.numerics import unit_length
 
 
 def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:

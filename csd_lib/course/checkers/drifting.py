@@ -11,7 +11,7 @@ from torch import Tensor
 from csd_lib import drift
 from csd_lib.course.checkers.cases import on_circle, random_features
 from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
-from csd_lib.losses import unit_length
+from csd_lib.numerics import unit_length
 
 
 def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verdict:

@@ -12,7 +12,7 @@ from torch import Tensor
 from csd_lib import losses
 from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
 from csd_lib.course.checkers.judge import Verdict, compare, compare_gradients, verdict
-from csd_lib.losses import unit_length
+from csd_lib.numerics import unit_length
 
 
 def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Verdict:

@@ -11,7 +11,7 @@ from torch import Tensor
 from csd_lib import retrieval
 from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
 from csd_lib.course.checkers.judge import Verdict, compare, verdict
-from csd_lib.losses import unit_length
+from csd_lib.numerics import unit_length
 
 
 def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:

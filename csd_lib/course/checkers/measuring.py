@@ -13,7 +13,7 @@ import numpy as np
 
 from csd_lib import drift
 from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, compare, numbers_in, verdict
-from csd_lib.losses import unit_length
+from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed, recall_at_k
 
 Numbers = dict[Any, Any]

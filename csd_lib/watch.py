@@ -1,13 +1,16 @@
-"""Is training still going well? A broken network can even score well in retrieval."""
+"""What watches over a training: whether it is still going well, and which model was the best."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 
 from csd_lib import TrainingError
 from csd_lib.model import Network
+from csd_lib.numerics import unit_length
+from csd_lib.retrieval import embed, recall_at_k
 
 
 class Health:
@@ -62,3 +65,26 @@ class Health:
                 f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
             )
         return not self.collapsed
+
+
+class Selection:
+    """Keeps the best of a task's models, by Recall@1 among the images that it is measured on."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.labels = images, labels
+        self.recall, self.state = -1.0, {}
+
+    def measure(self, student: Network) -> float:
+        """Measure the student now, and keep a copy if it is better than every one before."""
+        recall = recall_at_k(embed(student, self.images), self.labels)[1]
+        if recall > self.recall:
+            self.recall = recall
+            self.state = {name: value.clone() for name, value in student.state_dict().items()}
+        return recall
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """Mean cosine distance between two features ``[B, D]`` of a batch: 0 if all point one way."""
+    unit = unit_length(features)
+    others = len(unit) * (len(unit) - 1)
+    return 1 - ((unit.sum(dim=0) ** 2).sum() - (unit**2).sum()) / max(others, 1)
