@@ -1,5 +1,6 @@
 # make run   run the six notebooks on the embedded data, write build/*.html, print the results
-# make test  all checks: style, unit tests, every notebook; one process for each core
+# make test  all checks: style, unit tests, every notebook, chapters and solved exercises; one process
+#            for each core
 # make lab   open the notebooks in JupyterLab
 # make colab run the notebooks with Google Colab's packages; this needs a network
 PYTHON ?= python3
@@ -14,7 +15,7 @@ run: $(VENV)/installed
 test: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lab: $(VENV)/installed
 	$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -124,7 +124,7 @@ def report(
     from csd_lib.paper import ledger
     from csd_lib.paper.comparison import render_paper
     from csd_lib.paper.report import load_results, render
-    from csd_lib.runs import runs_folder
+    from csd_lib.paths import runs_folder
 
     if folder and figures:
         raise InputError(f"--figures {figures} draws the ledger: leave out --folder {folder}")

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,10 +7,26 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from filelock import FileLock
 from matplotlib.text import Text
 
-from csd_lib.course import plots
 from csd_lib.data import class_incremental_split, load_dataset
+from csd_lib.paper.figures import use_style
+
+# The longest first, so that at the end no process works alone on one of them.
+LONG = (
+    "test_runs_alone_from_a_fresh_kernel",
+    "test_map_is_fitted_once",
+    "kill",
+    "test_ctrl_c_in_a_cell",
+    "test_reproduce_trains",
+    "test_recorded_features_give",
+    "students_zip",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda i: next((n for n, part in enumerate(LONG) if part in i.name), len(LONG)))
 
 
 def pytest_runtest_setup(item):
@@ -35,8 +52,9 @@ def generator():
 @pytest.fixture
 def style():
     """The style that the notebooks' first cell sets; all figures are closed at the end."""
+
     with matplotlib.rc_context():
-        plots.use_style()
+        use_style()
         yield
     plt.close("all")
 
@@ -55,9 +73,27 @@ def small_texts(style):
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """A function that fills a folder of some name once for all processes of a test run."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name, fill):
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                partial = tmp_path_factory.mktemp(name)
+                fill(partial)
+                partial.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def wheel(made_once):
     """The wheel that Google Colab installs."""
     tool = Path(__file__).resolve().parent.parent / "tools" / "wheel.py"
-    command = [sys.executable, tool, tmp_path_factory.mktemp("wheel")]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return Path(done.stdout.strip())
+    build = lambda folder: subprocess.run([sys.executable, tool, folder], check=True)  # noqa: E731
+    (path,) = made_once("wheel", build).iterdir()
+    return path

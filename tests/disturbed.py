@@ -3,8 +3,7 @@
 A module of its own, because every one of them imports it.
 """
 
-import os
-import signal
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -23,8 +22,8 @@ def train_here(folder):
     return run_experiment(TrainConfig(**SETTINGS), folder=folder, progress=False)
 
 
-def train_and_die(folder, number):
-    """Kill this process right before it changes its folder for the number-th time."""
+def train_and_copy(folder, copies):
+    """Train, and copy the folder right before every change of it: what a kill there would leave."""
     seen = 0
 
     def watch(event, arguments):
@@ -34,19 +33,25 @@ def train_and_die(folder, number):
         )
         if changes and str(arguments[0]).startswith(str(folder)):
             seen += 1
-            if seen == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if folder.exists():
+                shutil.copytree(folder, copies / str(seen))
 
     sys.addaudithook(watch)
     train_here(folder)
 
 
-def command_with_limit(connection, limit, arguments):
-    """Run the command line where no file may grow beyond a limit, as on a full disk."""
-    import resource
+def train_in_each(folders):
+    for folder in folders:
+        train_here(folder)
 
+
+def command(connection, arguments, limit=None):
+    """Run the command line; with a limit no file may grow beyond it, as on a full disk."""
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if limit is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["csd_lib", *map(str, arguments)]
     stderr, code = StringIO(), 0
     with redirect_stderr(stderr), redirect_stdout(StringIO()):
@@ -54,10 +59,13 @@ def command_with_limit(connection, limit, arguments):
             main()
         except SystemExit as stop:
             code = stop.code
-    connection.send((code, stderr.getvalue()))
+    if connection:
+        connection.send((code, stderr.getvalue()))
+    elif code:
+        raise RuntimeError(f"exit code {code}: {stderr.getvalue()}")
 
 
-def train_and_say(folder, connection):
+def train_and_say(connection, folder):
     printed = StringIO()
     with redirect_stdout(printed):
         train_here(folder)

@@ -59,20 +59,6 @@ def test_unknown_data_set_is_refused_with_the_choices():
 # --- splits ----------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:10 classes do not divide")
-@pytest.mark.parametrize("seed", [None, 0, 1])
-@pytest.mark.parametrize("num_tasks", range(1, 11))
-def test_every_class_and_every_image_is_in_exactly_one_task(digits, num_tasks, seed):
-    tasks = class_incremental_split(digits, num_tasks, seed=seed)
-    classes = [c for task in tasks for c in task.classes]
-    assert len(tasks) == num_tasks and sorted(classes) == list(range(10))
-    sizes = [len(task.classes) for task in tasks]
-    assert max(sizes) - min(sizes) <= 1
-    for part in ("train", "test"):
-        images = [b for task in tasks for b in bytes_of(getattr(task, f"{part}_images"))]
-        assert sorted(images) == sorted(bytes_of(getattr(digits, f"{part}_images")))
-
-
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_label_is_the_position_of_its_class_in_the_class_order(digits, part):
     order = [7, 2, 9, 4, 1, 0, 8, 3, 6, 5]
@@ -119,13 +105,6 @@ def test_a_seed_gives_one_order_and_another_seed_another(digits):
 def test_impossible_splits_are_refused(digits, arguments, words):
     with pytest.raises(InputError, match=words):
         class_incremental_split(digits, **arguments)
-
-
-def test_merged_tasks_hold_everything(digits, two_tasks):
-    merged = merge_tasks(two_tasks)
-    assert merged.classes == tuple(range(10)) and merged.end_label == 10
-    assert sorted(bytes_of(merged.train_images)) == sorted(bytes_of(digits.train_images))
-    assert torch.equal(merged.train_labels.bincount(), digits.train_labels.bincount())
 
 
 # --- augmentation ----------------------------------------------------------------------------

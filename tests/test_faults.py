@@ -12,7 +12,14 @@ import time
 
 import pytest
 import torch
-from disturbed import SETTINGS, command_with_limit, train_and_die, train_and_say, train_here
+from disturbed import (
+    SETTINGS,
+    command,
+    train_and_copy,
+    train_and_say,
+    train_here,
+    train_in_each,
+)
 from jupyter_client import KernelManager
 
 from csd_lib import InputError, course, files, runs
@@ -23,7 +30,9 @@ PROCESSES = multiprocessing.get_context("forkserver")  # each starts from a fres
 # torch._dynamo: the first optimiser imports it, which takes longer than such a run.
 PRELOADED = ["csd_lib.commands", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
 PROCESSES.set_forkserver_preload(PRELOADED)
-KILLS = int(os.environ.get("CSD_KILLS", "50"))
+KILLS = int(os.environ.get("CSD_KILLS", "15"))
+LIMIT = 120  # seconds; what waits longer hangs, however busy the machine is
+COMMAND = ["train", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 
 
 def start(target, *arguments):
@@ -32,10 +41,47 @@ def start(target, *arguments):
     return process
 
 
+def exit_code(process):
+    """Wait for the end of a process, but not for ever."""
+    process.join(LIMIT)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError(f"{process.name} did not end within {LIMIT} seconds")
+    return process.exitcode
+
+
+def start_to_say(target, *arguments):
+    """Start a process that sends one thing; return a function that waits for it and for its end."""
+    ours, theirs = PROCESSES.Pipe()
+    process = start(target, theirs, *arguments)
+    theirs.close()  # or its death would not end the pipe
+
+    def said():
+        try:
+            assert ours.poll(LIMIT), f"{process.name} said nothing within {LIMIT} seconds"
+            found = ours.recv()
+        except EOFError:
+            code = exit_code(process)
+            raise AssertionError(f"{process.name} ended with {code} and said nothing") from None
+        assert exit_code(process) == 0
+        return found
+
+    return said
+
+
+def wait_for_epochs(folder, number, process=None):
+    """Wait until a run has finished that many epochs; its folder may have stars."""
+    for _ in range(20 * LIMIT):
+        found = list(folder.parent.glob(f"{folder.name}/history.jsonl"))
+        if found and len(found[0].read_text().splitlines()) >= number:
+            return
+        assert process is None or process.is_alive(), f"it ended with {process.exitcode}"
+        time.sleep(0.05)
+    raise AssertionError("the run does not go on")
+
+
 def finish(folder):
-    process = start(train_here, folder)
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(start(train_here, folder)) == 0
 
 
 def outcome(folder):
@@ -64,16 +110,15 @@ def reference(whole):
 # --- kills -------------------------------------------------------------------------------------
 
 
-def test_fifty_kills_at_random_moments_leave_every_bit_as_without_them(reference, tmp_path):
+def test_kills_at_random_moments_leave_every_bit_as_without_them(reference, tmp_path):
     moments, kills, finished = random.Random(0), 0, 0
     while kills < KILLS:
         folder = tmp_path / str(finished)
-        process = start(train_here, folder)
+        process = start(command, None, [*COMMAND, f"--folder={folder}"])
         process.join(moments.uniform(0.02, 0.6))
         if process.is_alive():
             process.kill()
-            process.join()
-            kills += process.exitcode == -signal.SIGKILL
+            kills += exit_code(process) == -signal.SIGKILL
         else:
             assert process.exitcode == 0
             assert outcome(folder) == reference
@@ -84,20 +129,14 @@ def test_fifty_kills_at_random_moments_leave_every_bit_as_without_them(reference
 
 
 def test_a_kill_before_any_change_of_a_file_loses_nothing(reference, tmp_path):
-    number, folder = 0, tmp_path
-    while True:
-        number += 1
-        folder = tmp_path / str(number)
-        process = start(train_and_die, folder, number)
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        finish(folder)
-        assert outcome(folder) == reference, f"killed before change {number}"
-        shutil.rmtree(folder)
+    folder, copies = tmp_path / "whole", tmp_path / "copies"
+    assert exit_code(start(train_and_copy, folder, copies)) == 0
     assert outcome(folder) == reference
-    assert number > 15, "a run must have made that many changes to its files"
+    killed = sorted(copies.iterdir(), key=lambda copy: int(copy.name))
+    assert len(killed) > 15, "a run must have made that many changes to its files"
+    assert exit_code(start(train_in_each, killed)) == 0
+    for copy in killed:
+        assert outcome(copy) == reference, f"killed before change {copy.name}"
 
 
 # --- disks and folders -------------------------------------------------------------------------
@@ -105,11 +144,7 @@ def test_a_kill_before_any_change_of_a_file_loses_nothing(reference, tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 300, 1000, 100_000, 500_000])
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(reference, tmp_path, limit):
-    options = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    ours, theirs = PROCESSES.Pipe()
-    process = start(command_with_limit, theirs, limit, ["train", *options, f"--folder={tmp_path}"])
-    code, stderr = ours.recv()
-    process.join()
+    code, stderr = start_to_say(command, [*COMMAND, f"--folder={tmp_path}"], limit)()
     last_line = re.split(r"[\r\n]+", stderr.strip())[-1]
     assert code == 2 and "Traceback" not in stderr, stderr
     assert re.fullmatch(r"error: cannot write .*(File too large).*goes on from there", last_line)
@@ -142,7 +177,7 @@ def test_a_checkpoint_cut_off_at_any_length_is_named_and_the_one_before_it_is_us
         folder = tmp_path / str(length)
         folder.mkdir()
         (folder / "checkpoint.pt").write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*delete it"):
+        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*move it away"):
             runs.Checkpoints(folder, identity).load()
         shutil.copy(whole / "checkpoint.previous.pt", folder)
         with pytest.warns(UserWarning, match=r"cannot be read.*the one before it is used"):
@@ -168,26 +203,19 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed_or_harmless(whole, tm
 
 
 def test_two_programs_in_one_folder_take_turns_and_find_the_same(reference, tmp_path):
-    pipes = [PROCESSES.Pipe() for _ in range(2)]
-    processes = [start(train_and_say, tmp_path, theirs) for _, theirs in pipes]
-    said = [ours.recv() for ours, _ in pipes]
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    both = [start_to_say(train_and_say, tmp_path) for _ in range(2)]
     waited = f"another program is training in {tmp_path}: waiting for it\n"
-    assert sorted(said) == ["", waited]
+    assert sorted(said() for said in both) == ["", waited]
     assert outcome(tmp_path) == reference
 
 
 def test_whoever_waits_goes_on_when_the_other_one_is_killed(reference, tmp_path):
     first = start(train_here, tmp_path)
-    while not (tmp_path / "history.jsonl").exists():
-        time.sleep(0.005)
+    wait_for_epochs(tmp_path, 0, first)
     second = start(train_here, tmp_path)
     time.sleep(0.1)
     first.kill()
-    second.join()
-    assert second.exitcode == 0 and outcome(tmp_path) == reference
+    assert exit_code(second) == 0 and outcome(tmp_path) == reference
 
 
 def test_a_clock_that_runs_backwards_changes_nothing(monkeypatch, tmp_path):
@@ -237,7 +265,7 @@ class Kernel:
             if message["msg_type"] == "error":
                 error.extend("\n".join(content["traceback"]).splitlines())
 
-        self.client.execute_interactive(code, timeout=120, output_hook=look)
+        self.client.execute_interactive(code, timeout=LIMIT, output_hook=look)
         return "".join(printed), error
 
     def stop(self):
@@ -245,52 +273,39 @@ class Kernel:
         self.manager.shutdown_kernel(now=True)
 
 
-CELL = """
+START = """
 from csd_lib import course
 session = course.start()
-run = session.run("csd", epochs=30)
+"""
+CELL = """
+run = session.run("csd", epochs=8)
 print("own", run.matrix.own.tolist())
 """
 
 
-def wait_for_epochs(folder, number):
-    for _ in range(2400):
-        found = list(folder.glob("*/history.jsonl"))
-        if found and len(found[0].read_text().splitlines()) >= number:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run does not go on")
-
-
-def test_ctrl_c_in_a_cell_and_a_restarted_kernel_lose_no_epoch(tmp_path):
+def test_mistakes_ctrl_c_and_a_restarted_kernel_are_one_line_and_lose_no_epoch(tmp_path):
     kernel = Kernel(tmp_path / "one")
+    initial, csd = (tmp_path / "one" / pattern for pattern in ("*-initial-*", "*-csd-*"))
     try:
+        _, error = kernel.run(START + "session.run('replay')")
+        assert len(error) == 1 and "unknown method 'replay'" in error[0]
         interrupt = threading.Thread(
-            target=lambda: (wait_for_epochs(tmp_path / "one", 5), kernel.manager.interrupt_kernel())
+            target=lambda: (wait_for_epochs(initial, 3), kernel.manager.interrupt_kernel())
         )
         interrupt.start()
         _, error = kernel.run(CELL)
         interrupt.join()
         assert len(error) == 1 and "stopped: run this cell again" in error[0], error
         kernel.client.execute(CELL)
-        wait_for_epochs(tmp_path / "one", 15)
+        wait_for_epochs(csd, 10)
         kernel.manager.restart_kernel(now=True)
         kernel.client.wait_for_ready(timeout=60)
-        again, error = kernel.run(CELL)
+        again, error = kernel.run(START + CELL)
         assert not error
         undisturbed, _ = kernel.run(
             f"import os\nos.environ['CSD_RUNS'] = {str(tmp_path / 'two')!r}\n" + CELL
         )
-        assert re.findall("own.*", again) == re.findall("own.*", undisturbed)
-    finally:
-        kernel.stop()
-
-
-def test_a_users_mistake_in_a_notebook_is_one_line(tmp_path):
-    kernel = Kernel(tmp_path)
-    try:
-        _, error = kernel.run("from csd_lib import course\ncourse.start().run('replay')")
-        assert len(error) == 1 and "unknown method 'replay'" in error[0]
+        assert re.findall("own.*", again) == re.findall("own.*", undisturbed) != []
     finally:
         kernel.stop()
 
@@ -298,7 +313,7 @@ def test_a_users_mistake_in_a_notebook_is_one_line(tmp_path):
 def test_an_interrupted_session_leaves_its_folder_free_for_the_next_try(monkeypatch, tmp_path):
     monkeypatch.setenv("CSD_RUNS", str(tmp_path))
     session = course.Session("smoke", "cpu", (0,))
-    monkeypatch.setattr(course, "run_experiment", stopped_experiment(3))
+    monkeypatch.setattr(course.session, "run_experiment", stopped_experiment(3))
     with pytest.raises(course.Stopped, match="run this cell again"):
         session.run("csd", **SETTINGS)
     monkeypatch.undo()
@@ -307,6 +322,4 @@ def test_an_interrupted_session_leaves_its_folder_free_for_the_next_try(monkeypa
 
 
 def stopped_experiment(epochs):
-    return lambda config, progress: run_experiment(
-        config, on_epoch=stop_after(epochs), progress=progress
-    )
+    return lambda config, **options: run_experiment(config, on_epoch=stop_after(epochs), **options)

@@ -15,10 +15,11 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
-    *("output", "checks", "files", "archive", "download", "data", "model", "losses", "methods"),
-    *("config", "runs", "retrieval", "engine", "train", "drift", "experiment"),
-    *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
-    *("commands", "course.plots", "course.widgets", "course.checkers", "course.session"),
+    *("output", "checks", "paths", "files", "fetch", "archive", "download"),
+    *("data", "model", "losses", "methods", "config"),
+    *("runs", "retrieval", "engine", "train", "drift", "experiment", "paper.published"),
+    *("paper.report", "paper.ledger", "paper.comparison", "paper.figures", "commands"),
+    *("course.plots", "course.widgets", "course.checkers", "course.session"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {

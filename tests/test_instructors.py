@@ -215,12 +215,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def deck(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slides")
-    command = [sys.executable, ROOT / "tools" / "slides.py", "--build", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return (folder / "slides.html").read_text("utf-8")
+def deck(made_once):
+    def build(folder):
+        command = [sys.executable, ROOT / "tools" / "slides.py", "--build", folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return (made_once("slides", build) / "slides.html").read_text("utf-8")
 
 
 def test_the_slides_are_complete_and_need_no_network(deck):
@@ -279,27 +280,30 @@ def test_a_slide_that_cannot_be_built_is_named(tool, slide, words):
 STRAY = "notebooks/exercises/mine.ipynb"
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    """Both zips, opened, made twice from a git repository with this working tree."""
-    kit, out = tmp_path_factory.mktemp("kit") / "copy", tmp_path_factory.mktemp("out")
+def make_bundles(folder):
+    """Both zips, made twice from a git repository with this working tree."""
+    kit = folder / "copy"
     left = ("*.pt", "cifar100.npz", "cifar-100-python*", "*.partial", "__pycache__")
     ignored = shutil.ignore_patterns(".git", ".venv", "build", "runs", *left)
     shutil.copytree(ROOT, kit, ignore=ignored)
     subprocess.run(["git", "init", "-q"], cwd=kit, check=True)
     subprocess.run(["git", "add", "-A"], cwd=kit, check=True)
     (kit / STRAY).write_text("not tracked")
-    for folder in ("one", "two"):
-        command = [sys.executable, kit / "tools" / "bundles.py", out / folder]
+    for number in ("one", "two"):
+        command = [sys.executable, kit / "tools" / "bundles.py", folder / number]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert re.search(r"csd-kit-student.zip: \d+ files, [\d.]+ MB", done.stdout)
     for name in ("student", "instructor"):
-        one, two = (
-            (out / folder / f"csd-kit-{name}.zip").read_bytes() for folder in ("one", "two")
-        )
+        one, two = ((folder / n / f"csd-kit-{name}.zip").read_bytes() for n in ("one", "two"))
         assert one == two
-    return {n: zipfile.ZipFile(out / "one" / f"csd-kit-{n}.zip") for n in ("student", "instructor")}
+
+
+@pytest.fixture(scope="module")
+def bundles(made_once):
+    """Both zips, opened."""
+    folder = made_once("bundles", make_bundles) / "one"
+    return {n: zipfile.ZipFile(folder / f"csd-kit-{n}.zip") for n in ("student", "instructor")}
 
 
 def names(archive):

@@ -253,13 +253,13 @@ def test_class_preset_is_never_taken_for_the_papers_protocol():
 
 
 def test_figures_are_drawn_from_records(tmp_path):
-    from csd_lib.course import plots
+    from csd_lib.paper import figures
 
     records = [record(method) for method in paper.TABLE_1]
     curves = [record(m, tasks=5) for m in ("csd", "lwf", "mmd", "fecd", "fine-tuning")]
     for r in curves:
         r["matrix"] = {g: [[0.5] * 5] * 5 for g in ("own", "seen")}
-    paths = plots.paper_figures(records + curves, tmp_path)
+    paths = figures.paper_figures(records + curves, tmp_path)
     assert len(paths) == 3 and all(path.stat().st_size > 10_000 for path in paths)
 
 

@@ -1,5 +1,6 @@
 """The list of seeded defects fits the files, and the tool that seeds them can tell."""
 
+import json
 import os
 import re
 import shutil
@@ -18,15 +19,20 @@ each_defect = pytest.mark.parametrize("name", DEFECTS)
 def test_there_are_many_defects_in_many_places():
     assert len(DEFECTS) >= 60
     files = {defect["file"] for defect in DEFECTS.values()}
-    for room in ("losses", "model", "data", "train", "retrieval", "drift", "widgets", "runs"):
+    for room in (
+        "losses",
+        "model",
+        "data",
+        "train",
+        "retrieval",
+        "drift",
+        "course/widgets",
+        "runs",
+    ):
         assert f"csd_lib/{room}.py" in files
     assert any(file.startswith("notebooks/") for file in files)
     whats = [defect["what"] for defect in DEFECTS.values()]
     assert len(set(whats)) == len(whats)
-
-
-def test_the_readme_says_how_many():
-    assert f"All {len(DEFECTS)} are caught" in (ROOT / "README.md").read_text("utf-8")
 
 
 @each_defect
@@ -97,15 +103,18 @@ def mutants(tmp_path):
     (tmp_path / "ignored").symlink_to("/nowhere")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
 
-    def run(**defects):
+    def run(installed_from=None, **defects):
         entries = [
             f"[{name}]\nwhat = 'a defect'\nfile = 'csd_lib/numbers.py'\nbefore = '{before}'\n"
             f"after = '{after}'\ntest = ['tests/test_numbers.py::{test}']\n"
             for name, (before, after, test) in defects.items()
         ]
         (tmp_path / "tests" / "mutants.toml").write_text("\n".join(entries))
-        # This kit needs nothing that is slow to import.
-        code = "import sys, mutants; mutants.SLOW = []; sys.exit(mutants.main())"
+        # This kit needs nothing that is slow to import, and is not the one that is installed.
+        code = (
+            f"import sys, mutants; mutants.SLOW = []; place = {installed_from!r}\n"
+            "mutants.installed_from = lambda: place; sys.exit(mutants.main())"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, "--list", "tests/mutants.toml"],
             cwd=tmp_path,
@@ -159,3 +168,23 @@ def test_a_test_that_does_not_pass_without_the_defect_is_refused(mutants, test):
 def test_lines_that_are_not_there_exactly_once_are_refused(mutants, before, count):
     code, said = mutants(wrong_sign=(before, "", "test_sum"))
     assert code == 2 and f"`before` is {count} times in csd_lib/numbers.py" in said
+
+
+def test_an_environment_of_another_folder_is_refused(mutants):
+    code, said = mutants(installed_from="/elsewhere", wrong_sign=("a + b", "a - b", "test_sum"))
+    assert code == 2 and "this environment's csd_lib is that of /elsewhere: use" in said
+
+
+def test_the_folder_of_an_editable_install_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from mutants import installed_from
+
+    folder = tmp_path / "csd_lib-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: csd-lib\nVersion: 1\n")
+    origin = {"url": tmp_path.as_uri(), "dir_info": {"editable": True}}
+    (folder / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed_from() == tmp_path
+    (folder / "direct_url.json").unlink()
+    assert installed_from() is None

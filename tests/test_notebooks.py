@@ -1,5 +1,6 @@
 """Every notebook runs alone, and its page keeps the promises made to readers."""
 
+import importlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from csd_lib import course, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -38,11 +40,20 @@ def test_the_notebooks_are_those_of_the_course():
     ]
 
 
-@each_notebook
-def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path):
-    """The notebook gate: nbval sees what other runners miss, such as errors inside widgets."""
+@pytest.mark.parametrize(
+    "path",
+    NOTEBOOKS + SOLUTIONS,
+    ids=lambda path: path.relative_to(ROOT / "notebooks").with_suffix("").as_posix(),
+)
+def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path, made_once):
+    """The notebook gate: nbval sees what other runners miss, such as errors inside widgets.
+
+    What one notebook has trained with ``session.run``, the next one loads; that saves minutes.
+    """
     shutil.copy(path, tmp_path)
-    environment = {**os.environ, "CSD_MODE": "smoke", "CSD_RUNS": str(tmp_path / "runs")}
+    shared = "session.run(" in path.read_text("utf-8")
+    runs_folder = made_once("runs", lambda folder: None) if shared else tmp_path / "runs"
+    environment = {**os.environ, "CSD_MODE": "smoke", "CSD_RUNS": str(runs_folder)}
     options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", path.name],
@@ -108,18 +119,43 @@ def test_links_between_notebooks_lead_somewhere(path):
     assert targets and all((path.parent / target).exists() for target in targets)
 
 
-def test_make_run_writes_pages_with_alt_text_and_formulas_that_need_no_network(tmp_path):
-    page_of = ROOT / "tools" / "run_notebooks.py"
-    done = subprocess.run(
-        [sys.executable, page_of, "02", "--build", str(tmp_path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\[1/1\] 02_first_task.ipynb ... \d+ s", done.stdout)
-    page = (tmp_path / "02_first_task.html").read_text()
-    assert page.count("<math") > 5 and "$$" not in page
-    assert len(re.findall(r'alt="[^"]{30,}"', page)) == len(images(NOTEBOOKS[1]))
-    assert 'href="03_distilling_later_tasks.html"' in page
+@pytest.fixture
+def make_run(monkeypatch):
+    """The tool behind make run, which changes the environment."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    for name in ("CSD_MODE", "CSD_RUNS", "CSD_WIDGETS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    return importlib.import_module("run_notebooks")
+
+
+@each_notebook
+def test_pages_have_alt_text_and_formulas_that_need_no_network(path, make_run, tmp_path):
+    make_run.write_page(nbformat.read(path, as_version=4), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    formulas = sum(cell.source.count("$$") for cell in cells(path, "markdown")) // 2
+    assert page.count("<math") >= formulas and "$$" not in page
+    assert len(re.findall(r'alt="[^"]{30,}"', page)) == len(images(path))
+    links = re.findall(r'href="(\d\d_\w+)\.(\w+)"', page)
+    assert links and {ending for _, ending in links} == {"html"}
     assert not re.findall(r'src="http|<link[^>]*href="http|import\("http', page)
+
+
+def test_make_run_runs_each_notebook_and_names_the_one_that_fails(
+    make_run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "notebooks").mkdir()
+    for name, source in {"01_good": "print(6 * 7)", "02_bad": "1 / 0"}.items():
+        parts = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell(source)]
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=parts), path)
+    monkeypatch.setattr(make_run, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--build", str(tmp_path / "build")])
+    with pytest.raises(SystemExit, match=r"error: 02_bad\.ipynb failed"):
+        make_run.main()
+    said = capsys.readouterr()
+    assert re.search(r"\[1/2\] 01_good.ipynb ... \d+ s\n\[2/2\] 02_bad.ipynb ... FAILED", said.out)
+    assert "ZeroDivisionError" in said.err
+    assert "42" in (tmp_path / "build" / "01_good.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from csd_lib.course import plots
 from csd_lib.methods import METHODS
 from csd_lib.model import ResNet
-from csd_lib.paper import ledger
+from csd_lib.paper import figures, ledger
 from csd_lib.paper.comparison import paper_groups
 
 CIRCLE = torch.tensor([0.0, 60, 120, 180]).deg2rad()
@@ -19,7 +19,7 @@ POINTS = torch.stack([CIRCLE.cos(), CIRCLE.sin()], dim=1)
 LABELS = torch.tensor([0, 0, 1, 1])
 NAMES = [str(digit) for digit in range(10)]
 HISTORY = [
-    dict(task=t, epoch=e, **dict.fromkeys(plots.TERM_STYLE, 1)) for t in (0, 1) for e in (0, 1)
+    dict(task=t, epoch=e, **dict.fromkeys(figures.TERM_STYLE, 1)) for t in (0, 1) for e in (0, 1)
 ]
 
 
@@ -51,14 +51,14 @@ FIGURES = {
         "01",
         ["first\nrow", "second\nrow"],
     ),
-    "method_curves": lambda d, t: plots.method_curves(
+    "method_curves": lambda d, t: figures.method_curves(
         {name: np.random.rand(2, 3) for name in METHODS}, "y", "title", "abc"
     ),
     "grouped_points": lambda d, t: plots.grouped_points(
         {"group": {name: [1.0, 2.0] for name in METHODS}}, "y", "title", bars=False
     ),
-    "paper_against_ours": lambda d, t: plots.paper_against_ours(paper_groups(records())[0]),
-    "first_task_curves": lambda d, t: plots.first_task_curves(
+    "paper_against_ours": lambda d, t: figures.paper_against_ours(paper_groups(records())[0]),
+    "first_task_curves": lambda d, t: figures.first_task_curves(
         [r for r in records() if r["config"]["dataset"] == "digits"], "own", 2
     ),
     "drift_maps": lambda d, t: plots.drift_maps(
@@ -68,11 +68,11 @@ FIGURES = {
 
 
 def test_every_figure_of_the_library_is_looked_at_here():
-    functions = inspect.getmembers(plots, inspect.isfunction)
     public = {
         name
-        for name, function in functions
-        if function.__module__ == plots.__name__ and not name.startswith("_")
+        for module in (plots, figures)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
         if inspect.signature(function).return_annotation == "Figure"
     }
     assert public == FIGURES.keys()
@@ -90,14 +90,14 @@ def test_small_type_would_be_found(small_texts):
     assert {size for _, size in small_texts(figure)} == {9}
 
 
-@pytest.mark.parametrize("styles", [plots.METHOD_STYLE, plots.TERM_STYLE])
+@pytest.mark.parametrize("styles", [figures.METHOD_STYLE, figures.TERM_STYLE])
 def test_every_method_and_every_loss_term_has_a_marker_of_its_own(styles):
     markers = [style["marker"] for style in styles.values()]
     assert len(set(markers)) == len(styles)
 
 
 def test_every_method_has_a_style_and_every_class_a_marker():
-    assert plots.METHOD_STYLE.keys() == METHODS.keys()
+    assert figures.METHOD_STYLE.keys() == METHODS.keys()
     assert len(set(plots.CLASS_MARKERS)) == len(set(plots.CLASS_COLORS)) == 10
 
 

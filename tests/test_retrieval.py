@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csd_lib import InputError, retrieval
+from csd_lib import InputError
 from csd_lib.data import class_incremental_split
 from csd_lib.model import ResNet, freeze
 from csd_lib.retrieval import (
@@ -31,11 +31,11 @@ def brute_force(queries, query_labels, gallery=None, gallery_labels=None):
     unit_g = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
     counts = []
     for i, query in enumerate(unit_q):
-        nearness = [round(float(np.dot(query, other)) * 2**24) for other in unit_g]
-        candidates = [j for j in range(len(unit_g)) if not (alone and j == i)]
-        positives = [nearness[j] for j in candidates if gallery_labels[j] == query_labels[i]]
-        negatives = [nearness[j] for j in candidates if gallery_labels[j] != query_labels[i]]
-        counts.append(sum(n > max(positives) for n in negatives) if positives else -1)
+        nearness = np.rint(unit_g @ query * 2**24)
+        others = np.arange(len(unit_g)) != (i if alone else -1)
+        right = others & (np.asarray(gallery_labels) == query_labels[i])
+        nearer = others & ~right & (nearness > nearness[right].max(initial=-np.inf))
+        counts.append(nearer.sum() if right.any() else -1)
     return np.array(counts)
 
 
@@ -45,31 +45,6 @@ def random_case(seed, ties):
     if ties:  # few directions, many exact duplicates
         features = rng.integers(1, 3, size=(40, 3)).astype(float)
     return features, rng.integers(0, 6, size=40)
-
-
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("seed", range(20))
-def test_counts_equal_brute_force_with_and_without_ties(seed, ties):
-    features, labels = random_case(seed, ties)
-    counts = wrong_before_right(torch.from_numpy(features), torch.from_numpy(labels))
-    np.testing.assert_array_equal(counts, brute_force(features, labels))
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_gallery_of_its_own_equals_brute_force(seed):
-    queries, query_labels = random_case(seed, ties=False)
-    gallery, gallery_labels = random_case(seed + 100, ties=False)
-    arguments = (queries, query_labels, gallery, gallery_labels)
-    counts = wrong_before_right(*map(torch.from_numpy, arguments))
-    np.testing.assert_array_equal(counts, brute_force(*arguments))
-
-
-@pytest.mark.parametrize("ks", [(1,), (1, 2, 4, 8), (3, 1000)])
-def test_recall_is_the_share_of_counts_below_k(ks):
-    features, labels = random_case(0, ties=False)
-    counts = brute_force(features, labels)
-    recall = recall_at_k(torch.from_numpy(features), torch.from_numpy(labels), ks=ks)
-    assert recall == {k: pytest.approx(np.mean(counts[counts >= 0] < k)) for k in ks}
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -82,22 +57,6 @@ def test_recall_equals_the_published_function(path):
     assert recall_at_k(features, labels).queries == keep.sum()
     for k in (1, 2, 4, 8):
         assert recall[k] == pytest.approx(float(z[f"recall{k}"]), abs=1e-6)
-
-
-@pytest.mark.parametrize("limit", [1, 7, 41, 1000])
-def test_chunks_do_not_change_the_result(limit, monkeypatch):
-    features, labels = map(torch.from_numpy, random_case(1, ties=True))
-    expected = wrong_before_right(features, labels)
-    monkeypatch.setattr(retrieval, "MAX_SIMILARITIES", limit)
-    assert torch.equal(wrong_before_right(features, labels), expected)
-
-
-def test_order_and_names_do_not_matter():
-    features, labels = map(torch.from_numpy, random_case(2, ties=True))
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    expected = recall_at_k(features, labels)
-    assert recall_at_k(features[order], labels[order]) == expected
-    assert recall_at_k(features * 17, 100 - labels) == expected
 
 
 def test_a_query_does_not_find_itself_but_a_copy_of_itself_counts():

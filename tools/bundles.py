@@ -30,8 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Patterns as in Path.match: a star stands for any name, but not for a folder's slash.
 STUDENT = (
     *("README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml"),
-    *("Dockerfile", ".dockerignore", ".gitignore", "csd_lib/*.py", "csd_lib/*/*.py", "docs/*.png"),
-    *("data/README.md", "data/results/*.npz", "data/results/*/*.jsonl"),
+    *("Dockerfile", ".dockerignore", ".gitignore", "csd_lib/*.py", "csd_lib/*/*.py"),
+    *(
+        "csd_lib/*/*/*.py",
+        "docs/*.png",
+        "data/README.md",
+        "data/results/*.npz",
+        "data/results/*/*.jsonl",
+    ),
     *("data/results/*/*/results.json", "data/results/*/*/features.npz"),
     *("notebooks/*.ipynb", "notebooks/ruff.toml", "notebooks/exercises/*.ipynb"),
     *("notebooks/PAPER_TO_CODE.md", "benchmarks/*", "tools/run_notebooks.py"),

@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from subprocess import call
 
-kits = [f for f in Path("x").absolute().parents if (f / "csd_lib/course/session.py").is_file()]
+kits = [f for f in Path("x").absolute().parents if (f / "csd_lib/course").is_dir()]
 sys.path[:0] = [str(kit) for kit in kits[:1] if str(kit) not in sys.path]
 if not importlib.util.find_spec("csd_lib"):
     if "google.colab" not in sys.modules:

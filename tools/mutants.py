@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -18,8 +19,11 @@ import tempfile
 import time
 import tomllib
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from multiprocessing import connection, get_context
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 from xml.etree import ElementTree
 
 import pytest
@@ -53,12 +57,22 @@ def copy_files(root: Path, folder: Path) -> Path:
     return folder.resolve()
 
 
+def installed_from() -> Path | None:
+    """Return the folder whose csd_lib this environment has, if it is an editable one."""
+    try:
+        origin = json.loads(distribution("csd-lib").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return None
+    is_editable = origin.get("dir_info", {}).get("editable")
+    return Path(url2pathname(urlsplit(origin["url"]).path)).resolve() if is_editable else None
+
+
 def run_pytest(folder: Path, defect: Defect) -> None:
     """Run a defect's test in a copy, in a process of its own; its exit code is pytest's."""
     log = os.open(folder / "mutants.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
-    signal.alarm(3600)  # ends the process, should the defect make it run for ever
+    signal.alarm(600)  # ends the process, should the defect make it run for ever
     for name in [name for name in os.environ if name.startswith("CSD_")]:
         del os.environ[name]
     # Without .pyc files: one of a defect of the same second and size would be taken for the next.
@@ -116,6 +130,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="how many at once (default 1)")
     args = parser.parse_args()
     root, entries = args.list.resolve().parent.parent, tomllib.loads(args.list.read_text("utf-8"))
+    if (place := installed_from()) not in (None, root):  # a process could import that one
+        parser.error(f"this environment's csd_lib is that of {place}: use the one of {root}")
     defects = [Defect(name, **entry) for name, entry in entries.items()]
     if args.names:
         defects = [d for d in defects if any(n in f"{d.name} {d.file}" for n in args.names)]

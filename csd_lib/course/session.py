@@ -21,13 +21,13 @@ from torch import Tensor
 
 from csd_lib import InputError, checks, methods
 from csd_lib.config import TrainConfig, check_names
-from csd_lib.course import plots
 from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset, load_dataset
 from csd_lib.experiment import Experiment, run_experiment
 from csd_lib.files import make_folder
+from csd_lib.paper.figures import use_style
+from csd_lib.paths import runs_folder, variable
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.runs import runs_folder
 from csd_lib.train import train
 
 MODES = {
@@ -75,7 +75,7 @@ class Session:
     def __post_init__(self) -> None:
         checks.one_of("mode", self.mode, MODES)
         checks.text("device", self.device)
-        checks.several("seeds", self.seeds, int, "one or more whole numbers")
+        checks.sequence("seeds", self.seeds, int, "one or more whole numbers")
 
     def config(self, method: str, seed: int = 0, **changes: Any) -> TrainConfig:
         """Return this mode's config for one method and seed, with any field changed by name."""
@@ -88,10 +88,14 @@ class Session:
         return load_dataset(MODE_SETTINGS[self.mode]["dataset"])
 
     def run(self, method: str, seed: int = 0, **changes: Any) -> Experiment:
-        """Load this mode's run of a method and seed, or train and measure it now."""
+        """Load this mode's run of a method and seed, or train and measure it now.
+
+        Methods that learn the first task alike share it: it is trained once, with the same result.
+        """
         config = self.config(method, seed, **changes)
         try:
-            return run_experiment(config, progress=self.mode != "smoke")
+            show = self.mode != "smoke"
+            return run_experiment(config, share_first_task=True, progress=show)
         except KeyboardInterrupt:
             raise Stopped(
                 "stopped: run this cell again to go on from the last finished epoch"
@@ -153,7 +157,7 @@ def start(keep_in_drive: bool = False) -> Session:
     """
     checks.flag("keep_in_drive", keep_in_drive)
     has_gpu = torch.cuda.is_available()
-    mode = os.environ.get("CSD_MODE", "")
+    mode = variable("CSD_MODE")
     if mode:
         reason = "CSD_MODE says so"
     else:
@@ -162,7 +166,7 @@ def start(keep_in_drive: bool = False) -> Session:
     if mode not in MODES:
         raise InputError(f"CSD_MODE={mode!r}: choose one of {', '.join(MODES)}")
     in_colab = "google.colab" in sys.modules
-    if in_colab and not has_gpu and os.environ.get("CSD_MODE") != "smoke":
+    if in_colab and not has_gpu and variable("CSD_MODE") != "smoke":
         _say_loudly(
             "This runtime has no GPU. To get one: menu Runtime → Change runtime type → T4 GPU → "
             "Save, then run the notebook again from its first cell."
@@ -179,7 +183,7 @@ def start(keep_in_drive: bool = False) -> Session:
         _choose_where_runs_are_kept(keep_in_drive)
     elif keep_in_drive:
         print(f"keep_in_drive is only for Google Colab: runs are kept in {runs_folder()}.")
-    plots.use_style()
+    use_style()
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
     return Session(mode, device, seeds=(0, 1, 2) if mode == "smoke" else (0,))
 
