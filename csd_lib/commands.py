@@ -153,7 +153,7 @@ def data(*, check: bool = False) -> None:
     """
     from csd_lib import download
     from csd_lib.archive import archive_problem
-    from csd_lib.data import load_dataset
+    from csd_lib.datasets import load_dataset
 
     path = download.locate() if check else download.fetch_cifar100()
     archives = download.local_archives()

@@ -9,16 +9,16 @@ from typing import Any
 
 from csd_lib import InputError, checks
 from csd_lib.checks import setting
-from csd_lib.data import DATASETS
+from csd_lib.datasets import DATASETS
 from csd_lib.methods import TERMS, LossSettings, get_method
-from csd_lib.model import NETWORKS
+from csd_lib.networks import NETWORKS
 
 # What a field left at None becomes, from three sources; a later one counts more.
 # 1. Our decisions where the paper is silent or its code is at odds with it.
 _DEFAULTS = dict(
     schedule="steps", head_init="random", teacher_statistics="running", selection="last"
 )
-# 2. The data set's own, in data.DATASETS.
+# 2. The data set's own, in datasets.DATASETS.
 # 3. The preset: one of these, or one of the data set's own.
 PRESETS: dict[str, dict[str, Any]] = {
     # The method done right: a frozen teacher, the last epoch's model, milestones as fractions.

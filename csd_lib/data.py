@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,10 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import InputError, checks
-from csd_lib.download import fetch_cifar100
-from csd_lib.files import read_arrays
-
-MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file; CIFAR-100 has 185 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,164 +103,6 @@ class Task:
         return self.first_label + len(self.classes)
 
 
-def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
-    """Load a data set by name.
-
-    Args:
-        name: ``"digits"`` (1,797 real handwritten 8x8 digits that scikit-learn ships; no network
-            needed) or ``"cifar100"`` (60,000 colour images of 32x32).
-        root: the folder that holds ``cifar100.npz``, or the file itself. Default:
-            ``$CSD_DATA``, else ``data/``. If the file is missing, it is made from the official
-            archive, which is fetched and verified by ``download.fetch_cifar100``.
-
-    Raises:
-        InputError: for an unknown name, a file that is corrupt or has the wrong arrays, or a
-            download that failed.
-    """
-    checks.instance("root", root, (str, Path, type(None)), "a path, or None")
-    checks.one_of("dataset", name, DATASETS)
-    return DATASETS[name].load(root)
-
-
-def _load_digits(root: str | Path | None = None) -> Dataset:
-    """Split scikit-learn's digits: per class, the first two thirds train and the rest test.
-
-    The file lists its writers one after the other, so this split, unlike a shuffled one, tests
-    mostly on the hands of writers that were not trained on.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    is_train = torch.zeros(len(labels), dtype=torch.bool)
-    for label in range(10):
-        members = (labels == label).nonzero().squeeze(1)
-        is_train[members[: len(members) * 2 // 3]] = True
-    return Dataset(
-        "digits",
-        images[is_train],
-        labels[is_train],
-        images[~is_train],
-        labels[~is_train],
-        tuple(str(digit) for digit in range(10)),
-        mean=(0.3064,),
-        std=(0.3754,),
-    )
-
-
-def _load_cifar100(root: str | Path | None = None) -> Dataset:
-    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-    return read_npz(fetch_cifar100(root), "cifar100", mean, std)
-
-
-def read_npz(
-    path: str | Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Dataset:
-    """Read a data set from one .npz file, without executing anything in it.
-
-    Arrays: ``train_images`` uint8 ``[N, H, W, C]``, ``train_labels`` int ``[N]``, ``test_images``,
-    ``test_labels``, ``class_names``.
-
-    Raises:
-        InputError: if the file is unreadable, or an array is missing or has a wrong shape, dtype
-            or label.
-    """
-    path = Path(path)
-    remedy = "delete the file and load the data set again"
-    arrays = read_arrays(path, max_bytes=MAX_UNPACKED)
-
-    def require(key: str, dtype_kind: str, ndim: int) -> np.ndarray:
-        if key not in arrays:
-            raise InputError(f"{path} has no array {key!r}: {remedy}")
-        array = arrays[key]
-        if array.dtype.kind not in dtype_kind or array.ndim != ndim or len(array) == 0:
-            raise InputError(
-                f"{path}: {key} is {array.dtype} with shape {array.shape}, which is not "
-                f"{'an image array' if ndim == 4 else 'a list of labels or names'}: {remedy}"
-            )
-        return array
-
-    names = tuple(str(class_name) for class_name in require("class_names", "U", 1))
-    tensors = {}
-    for part in ("train", "test"):
-        images, labels = require(f"{part}_images", "u", 4), require(f"{part}_labels", "iu", 1)
-        if images.dtype != np.uint8 or images.shape[3] != len(mean):
-            raise InputError(
-                f"{path}: {part}_images is {images.dtype} {images.shape}, expected uint8 "
-                f"[N, H, W, {len(mean)}]: {remedy}"
-            )
-        if len(images) != len(labels):
-            raise InputError(
-                f"{path}: {len(images)} {part} images but {len(labels)} labels: {remedy}"
-            )
-        if labels.min() < 0 or labels.max() >= len(names):
-            wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise InputError(
-                f"{path}: label {wrong} in {part}_labels is outside 0..{len(names) - 1}: {remedy}"
-            )
-        tensors[f"{part}_images"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        tensors[f"{part}_labels"] = torch.from_numpy(labels.astype(np.int64))
-    return Dataset(name=name, class_names=names, mean=mean, std=std, **tensors)
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """What must be known of a data set before it is loaded."""
-
-    load: Callable[[str | Path | None], Dataset]  # gets the folder or file to look in, or None
-    classes: int
-    defaults: Mapping[str, Any]  # settings of config.TrainConfig that it wants
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of its own, by name
-
-
-# To add a data set: a line here. Its defaults must name all settings of the first of these.
-DATASETS = {
-    # Small enough for seconds on a laptop, with later tasks learned so fast that forgetting shows.
-    "digits": DatasetSpec(
-        _load_digits,
-        classes=10,
-        defaults=dict(
-            depth=8,
-            epochs=15,
-            batch_size=64,
-            learning_rate=1e-3,
-            later_learning_rate=1e-2,
-            milestones=(),
-            crop_padding=0,
-            flip=False,
-        ),
-    ),
-    # The paper's protocol.
-    "cifar100": DatasetSpec(
-        _load_cifar100,
-        classes=100,
-        defaults=dict(
-            depth=32,
-            epochs=800,
-            batch_size=128,
-            learning_rate=1e-3,
-            later_learning_rate=1e-5,
-            milestones=(0.25, 0.5, 0.75),
-            crop_padding=4,
-            flip=True,
-        ),
-        # Within a class hour: 25 instead of 800 epochs a task. With so few, random new head rows
-        # would tear the large features down first; that is not the paper's initialisation.
-        presets={
-            "class": dict(
-                epochs=25,
-                learning_rate=2e-3,
-                later_learning_rate=1e-4,
-                schedule="one_cycle",
-                milestones=(),
-                head_init="class_means",
-            )
-        },
-    ),
-}
-
-
 def class_order_from_seed(num_classes: int, seed: int) -> tuple[int, ...]:
     """Return a random order of the class ids 0..num_classes-1, the same for the same seed.
 
@@ -323,26 +159,17 @@ def class_incremental_split(
 
     label_of_class = torch.empty(num_classes, dtype=torch.int64)
     label_of_class[list(order)] = torch.arange(num_classes)
-    train_labels = label_of_class[dataset.train_labels]
-    test_labels = label_of_class[dataset.test_labels]
     tasks, first = [], 0
     for index, classes in enumerate(groups):
-        end = first + len(classes)
-        train = (train_labels >= first) & (train_labels < end)
-        test = (test_labels >= first) & (test_labels < end)
-        tasks.append(
-            Task(
-                index=index,
-                classes=classes,
-                class_names=tuple(dataset.class_names[c] for c in classes),
-                first_label=first,
-                train_images=dataset.train_images[train],
-                train_labels=train_labels[train],
-                test_images=dataset.test_images[test],
-                test_labels=test_labels[test],
-            )
-        )
-        first = end
+        parts = {}
+        for part in ("train", "test"):
+            labels = label_of_class[getattr(dataset, f"{part}_labels")]
+            chosen = (labels >= first) & (labels < first + len(classes))
+            parts[f"{part}_images"] = getattr(dataset, f"{part}_images")[chosen]
+            parts[f"{part}_labels"] = labels[chosen]
+        names = tuple(dataset.class_names[c] for c in classes)
+        tasks.append(Task(index, classes, names, first, **parts))
+        first += len(classes)
     return tasks
 
 

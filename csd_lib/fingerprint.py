@@ -25,7 +25,7 @@ from csd_lib import TrainingError
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.methods import Outputs, get_method
-from csd_lib.model import make_network
+from csd_lib.networks import make_network
 from csd_lib.retrieval import embed, retrieval_matrix
 from csd_lib.train import learning_rate, train
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,6 @@ from torch import Tensor, nn
 
 from csd_lib import InputError, checks
 from csd_lib.losses import at_least_float32
-
-if TYPE_CHECKING:
-    from csd_lib.config import TrainConfig
 
 
 class Block(nn.Module):
@@ -198,28 +194,6 @@ class ResNet(Network):
         return at_least_float32(x).mean(dim=(2, 3))
 
 
-# What a config's ``network`` names: called with the config and the data set's channel statistics.
-# To add one: a line here, or at run time ``NETWORKS["mine"] = lambda config, mean, std: ...``.
-NETWORKS: dict[str, Callable[..., Network]] = {
-    "resnet": lambda config, mean, std: ResNet(config.depth, 0, len(mean), mean, std, config.seed)
-}
-
-
-def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
-    """Return the network that a config names, with initial weights from its seed and no head rows.
-
-    The global random state is left as it was.
-
-    Raises:
-        InputError: if what was made is no ``Network``.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = NETWORKS[config.network](config, mean, std)
-    checks.instance(f"NETWORKS[{config.network!r}]", network, Network, "what returns a Network")
-    return network
-
-
 def freeze(model: nn.Module) -> nn.Module:
     """Return a copy of the model that never changes: the teacher of the next task.
 
@@ -232,21 +206,3 @@ def freeze(model: nn.Module) -> nn.Module:
     checks.instance("model", model, nn.Module, "a network, such as a ResNet")
     teacher = copy.deepcopy(model).eval()
     return teacher.requires_grad_(False)
-
-
-def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a model's state, if it has the right shapes and types and is finite.
-
-    Raises:
-        ValueError: if it has not.
-    """
-    wanted, found = (
-        {name: (value.dtype, tuple(value.shape)) for name, value in values.items()}
-        for values in (model.state_dict(), state)
-    )
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(f"{name} is {found.get(name)}, expected {wanted.get(name)}")
-        if not torch.isfinite(state[name]).all():
-            raise ValueError(f"{name} is not finite")
-    model.load_state_dict(state)

@@ -32,6 +32,7 @@ from csd_lib.files import (
 
 if TYPE_CHECKING:
     from csd_lib.model import Network
+    from csd_lib.train import TaskTraining
 
 
 def identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -126,18 +127,21 @@ class SavedState(dict):
                 raise ValueError(f"its epoch {number + 1} has no loss, spread or seconds")
         return self["history"]
 
-    def restore_generator(self, generator: torch.Generator) -> None:
-        """Let a generator go on as the saved one.
+    def go_on(self, learning: TaskTraining, history: Sequence[dict[str, float]]) -> None:
+        """Let a task go on where this was saved: within it, or right before it.
 
         Raises:
-            ValueError: if that was one of another kind of device.
+            InputError: if this does not fit it, or was begun on another kind of device.
         """
-        state = self["generator"]
-        if self["device"] != generator.device.type:
-            raise ValueError(f"it was begun on {self['device']}, this is {generator.device.type}")
-        if state.dtype != torch.uint8 or state.shape != generator.get_state().shape:
-            raise ValueError("its state of the random numbers is of another kind")
-        generator.set_state(state)
+        generator, state = learning.generator, self["generator"]
+        with self.restoring():
+            if self["device"] != generator.device.type:
+                raise ValueError(f"begun on {self['device']}, this is {generator.device.type}")
+            if state.dtype != torch.uint8 or state.shape != generator.get_state().shape:
+                raise ValueError("its state of the random numbers is of another kind")
+            generator.set_state(state)
+            if "learning" in self:
+                learning.load_state_dict(self["learning"], history)
 
 
 class RunFolder:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import TrainingError, checks
+from csd_lib import checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import (
     Dataset,
@@ -22,9 +22,9 @@ from csd_lib.data import (
     augment,
     class_incremental_split,
     hold_out,
-    load_dataset,
     merge_tasks,
 )
+from csd_lib.datasets import load_dataset
 from csd_lib.engine import (
     CapturedStep,
     Precision,
@@ -34,11 +34,13 @@ from csd_lib.engine import (
     load_optimizer,
     set_learning_rate,
 )
+from csd_lib.health import Health
 from csd_lib.losses import unit_length
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
-from csd_lib.model import Network, freeze, load_state, make_network
+from csd_lib.model import Network, freeze
+from csd_lib.networks import load_state, make_network
 from csd_lib.retrieval import embed, recall_at_k
-from csd_lib.runs import RunFolder
+from csd_lib.runs import RunFolder, SavedState
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,8 @@ def train(
         TrainingError: if the loss is not finite or the features collapse.
     """
     checks.instance("config", config, TrainConfig, "a TrainConfig")
+    for name, value in {"folder": folder, "first_task": first_task}.items():
+        checks.instance(name, value, (str, Path, type(None)), "a path, or None")
     if stop_after is not None:
         checks.whole("stop_after", stop_after, 1)
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
@@ -134,13 +138,7 @@ def train(
     with RunFolder.open(folder, config, dataset) as kept, precision.switches():
         saved = kept.load() or RunFolder.load_first_task(first_task, config, dataset)
         if saved:
-            with saved.restoring():
-                run.history.extend(saved.history(config.epochs))
-                for stage, state in zip(stages, saved["models"], strict=False):
-                    learned = stage if method.learns_later else stages[0]
-                    student.grow_head(learned.end_label - student.num_classes)
-                    load_state(student, state)
-                    run.models.append(freeze(student))
+            _restore(run, saved, student, stages)
         kept.write_history(run.history)  # epochs after the checkpoint are run again
 
         for stage in stages[len(run.models) : stop_after]:
@@ -152,10 +150,7 @@ def train(
             seen = stages[: stage.index + 1]
             learning = TaskTraining(student, teacher, seen, config, precision, generator)
             if saved:
-                with saved.restoring():
-                    saved.restore_generator(generator)
-                    if "learning" in saved:
-                        learning.load_state_dict(saved["learning"], run.history)
+                saved.go_on(learning, run.history)
                 saved = None
             title = f"{method.title}, task {stage.index + 1} of {len(stages)}"
             with learning.progress_bar(title if progress else None) as bar:
@@ -170,6 +165,17 @@ def train(
             run.models.append(freeze(student))
             kept.save(run.models, run.history, generator)
     return run
+
+
+def _restore(run: Run, saved: SavedState, student: Network, stages: Sequence[Task]) -> None:
+    """Put history and finished models into the run, and the newest of them into the student."""
+    with saved.restoring():
+        run.history.extend(saved.history(run.config.epochs))
+        for stage, state in zip(stages, saved["models"], strict=False):
+            learned = stage if get_method(run.config.method).learns_later else stages[0]
+            student.grow_head(learned.end_label - student.num_classes)
+            load_state(student, state)
+            run.models.append(freeze(student))
 
 
 class TaskTraining:
@@ -225,18 +231,11 @@ class TaskTraining:
 
     def eager_step(self, batch: Tensor) -> None:
         """Learn the images with these indices (int64 ``[B]``), and add up what was measured."""
-        config = self.config
+        config, labels = self.config, self.labels[batch]
         images = augment(self.images[batch], config.crop_padding, config.flip, self.generator)
-        labels = self.labels[batch]
+        networks = self.student, self.teacher
         terms, features = training_step(
-            self.student,
-            self.teacher,
-            self.optimizer,
-            images,
-            labels,
-            self.method,
-            config,
-            self.precision,
+            *networks, self.optimizer, images, labels, self.method, config, self.precision
         )
         numbers = torch.stack([sum(terms.values()), *terms.values(), feature_spread(features)])
         self.totals.add_(numbers, alpha=len(batch) / len(self.labels))
@@ -324,60 +323,6 @@ class TaskTraining:
         with self.precision.autocast():
             features, _ = student(images[: self.config.batch_size])
         return feature_spread(features).item()
-
-
-class Health:
-    """Notices training that has broken down; a broken network can even score well in retrieval.
-
-    Args:
-        num_classes: of the task.
-        spread_before: of the features before the first epoch.
-    """
-
-    def __init__(self, num_classes: int, spread_before: float):
-        self.num_classes, self.spreads, self.collapsed = num_classes, [spread_before], False
-
-    def note(self, record: dict[str, float]) -> None:
-        """Take an epoch into account: are the features collapsed now?
-
-        They are when they are four times closer together than at their best, before this task or
-        since, and no longer tell the task's classes apart: cross entropy, if the method has it, is
-        near that of guessing.
-        """
-        guesses = record.get("ce", math.inf) > 0.9 * math.log(self.num_classes)
-        close = record["spread"] < 0.25 * max(self.spreads)
-        self.collapsed = close and guesses and self.num_classes > 1
-        self.spreads.append(record["spread"])
-
-    def check(self, record: dict[str, float], student: Network, last: bool) -> bool:
-        """Return False after an epoch that looks broken but may pass.
-
-        Collapsed features can be a passing shock, so training stops after two such epochs in a
-        row, or if it is the last one; it stops at once when a number is not finite.
-
-        Raises:
-            TrainingError: to stop it.
-        """
-        where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
-        remedy = (
-            f"lower the learning rate (here {record['learning_rate']:g}; "
-            f"the paper uses 1e-3 on the first task and 1e-5 later)"
-        )
-        broken = [f"{name} {value}" for name, value in record.items() if not math.isfinite(value)]
-        weights = [weight.isfinite().all() for weight in student.state_dict().values()]
-        if broken or not torch.stack(weights).all():
-            what = ", ".join(broken) or "the network's weights are not finite"
-            raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
-        best, was_collapsed = max(self.spreads), self.collapsed
-        self.note(record)
-        if self.collapsed and (last or was_collapsed):
-            epoch = self.spreads.index(best)
-            raise TrainingError(
-                f"{where}: the features have collapsed, all images have nearly the same one (mean "
-                f"cosine distance {record['spread']:.1e}; it was {best:.2g} "
-                f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
-            )
-        return not self.collapsed
 
 
 class Selection:

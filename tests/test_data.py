@@ -9,13 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from csd_lib import InputError
-from csd_lib.data import (
-    augment,
-    class_incremental_split,
-    hold_out,
-    load_dataset,
-    merge_tasks,
-)
+from csd_lib.data import augment, class_incremental_split, hold_out, merge_tasks
+from csd_lib.datasets import load_dataset
 
 
 def bytes_of(images):
@@ -224,7 +219,7 @@ def test_truncated_file_is_named(arrays, tmp_path, keep):
     np.savez(path, **arrays)
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(InputError, match=r"cifar100\.npz cannot be read .*delete"):
+    with pytest.raises(InputError, match=r"cifar100\.npz cannot be read .*move it away"):
         load_dataset("cifar100", root=path)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from csd_lib import InputError, archive, download, fetch, paths
-from csd_lib.data import load_dataset
+from csd_lib.datasets import load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = "http://127.0.0.1:1/archive"  # nothing listens there

@@ -7,11 +7,10 @@ import torch
 from csd_lib import InputError
 from csd_lib.drift import (
     cosine_drift,
-    fit_map,
     linear_cka,
     neighborhood_overlap,
-    place_on_map,
 )
+from csd_lib.projection import fit_map, place_on_map
 
 
 def cloud(n=200, dim=8, seed=0):

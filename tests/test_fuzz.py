@@ -25,7 +25,8 @@ from csd_lib import InputError, checks, data, methods
 from csd_lib.config import TrainConfig
 from csd_lib.course import plots, session, widgets
 from csd_lib.course.checkers import CHECKERS, Verdict
-from csd_lib.data import class_incremental_split, load_dataset
+from csd_lib.data import class_incremental_split
+from csd_lib.datasets import load_dataset
 from csd_lib.model import ResNet
 from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.retrieval import RetrievalMatrix
@@ -44,7 +45,7 @@ EXEMPT_ROOMS = {
 }
 _WHY_EXEMPT = {
     "about the content of files, which has tests of its own": """
-        data.read_npz experiment.read_results ledger.find_file ledger.load_features""",
+        datasets.read_npz experiment.read_results ledger.find_file ledger.load_features""",
     "a part that only ResNet makes or calls": """
         model.Block model.Block.forward model.ResNet.normalize_images model.NormalizedHead
         model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_""",
@@ -182,7 +183,7 @@ CALLS = {
     "data.Task": lambda: {
         field.name: getattr(tasks()[0], field.name) for field in fields(tasks()[0])
     },
-    "data.load_dataset": lambda: dict(name="digits", root=None),
+    "datasets.load_dataset": lambda: dict(name="digits", root=None),
     "data.class_order_from_seed": lambda: dict(num_classes=10, seed=0),
     "data.class_incremental_split": lambda: dict(
         dataset=digits(), num_tasks=2, class_order=None, seed=None
@@ -237,8 +238,10 @@ CALLS = {
     "drift.neighborhood_overlap": lambda: dict(old=features(), new=features(seed=1), k=2),
     "drift.linear_cka": lambda: dict(old=features(), new=features(seed=1)),
     "drift.best_rotation": lambda: dict(old=features(), new=features(seed=1)),
-    "drift.fit_map": lambda: dict(features=features(10), seed=0),  # too few: it takes 20 seconds
-    "drift.place_on_map": lambda: dict(fitted=FITTED, features=features()),
+    "projection.fit_map": lambda: dict(
+        features=features(10), seed=0
+    ),  # too few: it takes 20 seconds
+    "projection.place_on_map": lambda: dict(fitted=FITTED, features=features()),
     "published.get_experiment": lambda: dict(name="table1"),
     "published.Experiment.configs": lambda: dict(self=EXPERIMENTS["eq8"], seeds=(0,), epochs=1),
     "report.load_results": lambda: dict(folder=ROOT / "data" / "results" / "digits"),
@@ -369,7 +372,7 @@ LOSS_SETTINGS = dict(
 ALLOWED = {
     "data.Dataset": dict(name=TEXTS),
     "data.Task": dict(index={"0", "10**30"}, first_label={"0", "10**30"}),
-    "data.load_dataset": dict(root={"None", "empty text", "text"}),
+    "datasets.load_dataset": dict(root={"None", "empty text", "text"}),
     "data.class_order_from_seed": dict(seed={"0"}),
     "data.class_incremental_split": dict(class_order={"None"}, seed={"0", "None"}),
     "data.hold_out": dict(share={"half"}, seed={"0"}),
@@ -433,7 +436,7 @@ ALLOWED = {
     "drift.neighborhood_overlap": dict(old=MATRICES, new=MATRICES),
     "drift.linear_cka": dict(old=MATRICES, new=MATRICES),
     "drift.best_rotation": dict(old=MATRICES, new=MATRICES),
-    "drift.place_on_map": dict(features={"half precision", "matrix", "wrong length"}),
+    "projection.place_on_map": dict(features={"half precision", "matrix", "wrong length"}),
     "published.Experiment.configs": dict(epochs={"None"}),
     "report.mean_and_sd": dict(values={"list of None"}, percent={"True"}),
     "report.comparable_groups": dict(results={"list"}),
@@ -572,7 +575,7 @@ def problem(error, parameters, value):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_bad_argument_is_named_in_one_line(name, nothing_long, monkeypatch):
     function = resolve(name)
-    if name != "drift.fit_map":
+    if name != "projection.fit_map":
         function(**CALLS[name]())
     wrong, accepted = {}, {}
     for parameter in CALLS[name]():

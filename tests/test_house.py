@@ -15,11 +15,11 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
-    *("output", "checks", "paths", "files", "fetch", "archive", "download"),
-    *("data", "model", "losses", "methods", "config"),
-    *("runs", "retrieval", "engine", "train", "drift", "experiment", "paper.published"),
-    *("paper.report", "paper.ledger", "paper.comparison", "paper.figures", "commands"),
-    *("course.plots", "course.widgets", "course.checkers", "course.session"),
+    *("checks", "paths", "output", "files", "fetch", "archive", "download", "data", "datasets"),
+    *("losses", "model", "networks", "methods", "config", "runs", "retrieval", "engine", "health"),
+    *("train", "drift", "projection", "fingerprint", "record", "experiment", "api"),
+    *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
+    *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 import csd_lib.train as training
-from csd_lib import InputError
+from csd_lib import InputError, TrainingError
+from csd_lib.config import TrainConfig
 from csd_lib.data import augment
+from csd_lib.health import Health
 from csd_lib.losses import unit_length
 from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.model import ResNet, freeze
 from csd_lib.retrieval import embed
-from csd_lib.train import Health, TrainConfig, TrainingError, feature_spread, learning_rate, train
+from csd_lib.train import feature_spread, learning_rate, train
 
 QUICK = dict(epochs=2, device="cpu")
 STABILITY = {name for name, term in TERMS.items() if term.distils}

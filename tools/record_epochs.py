@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import drift
+from csd_lib import drift, projection
 from csd_lib.config import TrainConfig
-from csd_lib.data import class_incremental_split, load_dataset
+from csd_lib.data import class_incremental_split
+from csd_lib.datasets import load_dataset
 from csd_lib.losses import unit_length
 from csd_lib.model import ResNet
 from csd_lib.paper.ledger import results_folder
@@ -68,9 +69,9 @@ def record(tasks: int, every: int, seed: int) -> dict[str, np.ndarray]:
         train(replace(config, method=method), dataset, on_epoch=look)
     count = len(moments) // len(METHODS)
     joint = embed(train(replace(config, method="joint"), dataset).models[-1], images)
-    fitted = drift.fit_map(unit_length(joint), seed=0)
+    fitted = projection.fit_map(unit_length(joint), seed=0)
     placed = [
-        drift.place_on_map(fitted, turned(of_moment, joint))
+        projection.place_on_map(fitted, turned(of_moment, joint))
         for of_moment in tqdm(features, desc="placing on the map")
     ]
     about = {

@@ -19,12 +19,14 @@ import torch
 from IPython.display import Markdown, display
 from torch import Tensor
 
-from csd_lib import InputError, checks, methods
+from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig, check_names
 from csd_lib.course.checkers import CHECKERS, VERDICTS
-from csd_lib.data import Dataset, load_dataset
-from csd_lib.experiment import Experiment, run_experiment
+from csd_lib.data import Dataset
+from csd_lib.datasets import load_dataset
+from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
+from csd_lib.methods import Term, extra_term
 from csd_lib.paper.figures import use_style
 from csd_lib.paths import runs_folder, variable
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
@@ -87,7 +89,7 @@ class Session:
         """Load this mode's images."""
         return load_dataset(MODE_SETTINGS[self.mode]["dataset"])
 
-    def run(self, method: str, seed: int = 0, **changes: Any) -> Experiment:
+    def run(self, method: str, seed: int = 0, **changes: Any) -> FinishedRun:
         """Load this mode's run of a method and seed, or train and measure it now.
 
         Methods that learn the first task alike share it: it is trained once, with the same result.
@@ -117,12 +119,10 @@ class Session:
             raise InputError(
                 f"term={checks.shown(term)}: give your function itself, not its result"
             )
-        methods.STABILITY["own"] = lambda o, s: term(o.features, o.teacher_features, o.labels)
-        try:
+        own = Term("your term", lambda o, s: term(o.features, o.teacher_features, o.labels))
+        with extra_term("own", own):
             config = self.config("ce+triplet+own", seed)
             run = train(config, self.load_dataset(), progress=self.mode != "smoke")
-        finally:
-            del methods.STABILITY["own"]
         return retrieval_matrix(run.models, run.tasks)
 
     def check(self, what: str, value: float, quoted: float, tolerance: float) -> None:

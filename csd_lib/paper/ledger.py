@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from csd_lib import REPOSITORY, TAG, InputError, paths, runs
 from csd_lib.config import TrainConfig
-from csd_lib.data import load_dataset
+from csd_lib.datasets import load_dataset
 from csd_lib.engine import pick_device
 from csd_lib.experiment import Experiment, read_results, run_experiment, run_name
 from csd_lib.fetch import MAX_SIZE, fetch

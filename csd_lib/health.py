@@ -1,0 +1,64 @@
+"""Is training still going well? A broken network can even score well in retrieval."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from csd_lib import TrainingError
+from csd_lib.model import Network
+
+
+class Health:
+    """Notices training that has broken down; a broken network can even score well in retrieval.
+
+    Args:
+        num_classes: of the task.
+        spread_before: of the features before the first epoch.
+    """
+
+    def __init__(self, num_classes: int, spread_before: float):
+        self.num_classes, self.spreads, self.collapsed = num_classes, [spread_before], False
+
+    def note(self, record: dict[str, float]) -> None:
+        """Take an epoch into account: are the features collapsed now?
+
+        They are when they are four times closer together than at their best, before this task or
+        since, and no longer tell the task's classes apart: cross entropy, if the method has it, is
+        near that of guessing.
+        """
+        guesses = record.get("ce", math.inf) > 0.9 * math.log(self.num_classes)
+        close = record["spread"] < 0.25 * max(self.spreads)
+        self.collapsed = close and guesses and self.num_classes > 1
+        self.spreads.append(record["spread"])
+
+    def check(self, record: dict[str, float], student: Network, last: bool) -> bool:
+        """Return False after an epoch that looks broken but may pass.
+
+        Collapsed features can be a passing shock, so training stops after two such epochs in a
+        row, or if it is the last one; it stops at once when a number is not finite.
+
+        Raises:
+            TrainingError: to stop it.
+        """
+        where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
+        remedy = (
+            f"lower the learning rate (here {record['learning_rate']:g}; "
+            f"the paper uses 1e-3 on the first task and 1e-5 later)"
+        )
+        broken = [f"{name} {value}" for name, value in record.items() if not math.isfinite(value)]
+        weights = [weight.isfinite().all() for weight in student.state_dict().values()]
+        if broken or not torch.stack(weights).all():
+            what = ", ".join(broken) or "the network's weights are not finite"
+            raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
+        best, was_collapsed = max(self.spreads), self.collapsed
+        self.note(record)
+        if self.collapsed and (last or was_collapsed):
+            epoch = self.spreads.index(best)
+            raise TrainingError(
+                f"{where}: the features have collapsed, all images have nearly the same one (mean "
+                f"cosine distance {record['spread']:.1e}; it was {best:.2g} "
+                f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
+            )
+        return not self.collapsed

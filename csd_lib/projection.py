@@ -1,0 +1,56 @@
+"""Maps of features in the plane, by UMAP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from csd_lib import InputError, checks
+
+if TYPE_CHECKING:
+    from umap import UMAP
+
+NEIGHBORS = 15  # that a map tries to keep together
+
+
+def fit_map(features: Tensor, seed: int = 0) -> UMAP:
+    """Fit a two-dimensional UMAP to the features of the first model, with cosine distances.
+
+    Fit once and place later features in it with ``place_on_map``: two maps fitted apart cannot be
+    compared, because each is free to turn, mirror and stretch. The first call in a process
+    compiles for some 10 to 20 seconds.
+
+    Raises:
+        InputError: for what are no finite features, or for too few images.
+    """
+    checks.matrix("features", features)
+    checks.finite("features", features)
+    checks.seed("seed", seed)
+    if len(features) <= NEIGHBORS:
+        raise InputError(f"{len(features)} features are too few: a map needs {NEIGHBORS + 1}")
+    try:
+        import umap  # slow to import, so only where it is used
+    except ModuleNotFoundError as error:
+        raise InputError("a map needs umap-learn: install csd-lib[course]") from error
+    reducer = umap.UMAP(n_neighbors=NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
+    return reducer.fit(features.cpu().numpy())
+
+
+def place_on_map(fitted: UMAP, features: Tensor) -> np.ndarray:
+    """Place features ``[N, D]`` on a map that was fitted before: float32 ``[N, 2]``.
+
+    Raises:
+        InputError: for what is no fitted map, or no finite features of as many dimensions.
+    """
+    seen = getattr(fitted, "_raw_data", None)
+    if seen is None:
+        raise InputError(f"fitted={checks.shown(fitted)}: give a map that fit_map returned")
+    checks.matrix("features", features)
+    checks.finite("features", features)
+    if features.shape[1] != seen.shape[1]:
+        raise InputError(
+            f"features are {checks.shown(features)}: this map takes {seen.shape[1]} columns"
+        )
+    return fitted.transform(features.cpu().numpy())
