@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields
+from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any
 
@@ -202,6 +203,20 @@ def check_settings(settings: Any) -> None:
         if part.type.startswith("float") and value is not None:
             value = float(value)  # 1 and 1.0 are one run
         object.__setattr__(settings, part.name, value)
+
+
+def setting_names(settings: type, names: Iterable[str]) -> None:
+    """Refuse a name that is no field of a dataclass, and say which one was probably meant.
+
+    Raises:
+        InputError: if there is one.
+    """
+    known = [part.name for part in fields(settings)]
+    for name in names:
+        if name not in known:
+            meant = get_close_matches(name, known, n=1)
+            hint = f"did you mean {meant[0]}?" if meant else f"help({settings.__name__}) lists them"
+            raise InputError(f"unknown setting {shown(name)}: {hint}")
 
 
 # --- arrays ----------------------------------------------------------------------------------

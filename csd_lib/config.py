@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 from csd_lib import InputError, checks
@@ -47,10 +45,6 @@ def _check_milestones(name: str, value: Any) -> None:
     )
 
 
-def _check_network(name: str, value: Any) -> None:
-    checks.one_of(name, value, NETWORKS)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LossSettings):
     """Everything that decides a run. It is stored with the run's results."""
@@ -66,7 +60,7 @@ class TrainConfig(LossSettings):
     """Number of tasks that the classes are split into."""
     class_order_seed: int | None = setting(None, checks.seed, optional=True)
     """Seed of a random class order (None: label order, as in the paper)."""
-    network: str = setting("resnet", _check_network)
+    network: str = setting("resnet", lambda name, value: checks.one_of(name, value, NETWORKS))
     """Network: resnet, the paper's for small images."""
     depth: int | None = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, 8 for digits)."""
@@ -186,17 +180,3 @@ class TrainConfig(LossSettings):
         names |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
         unset = {part.name: part.default for part in fields(self) if part.name in names}
         return replace(self, method="initial", **unset)
-
-
-def check_names(settings: Iterable[str]) -> None:
-    """Refuse a setting that does not exist, and name the one that was probably meant.
-
-    Raises:
-        InputError: if there is one.
-    """
-    known = [field.name for field in fields(TrainConfig)]
-    for name in settings:
-        if name not in known:
-            meant = get_close_matches(name, known, n=1)
-            hint = f"did you mean {meant[0]}?" if meant else "help(TrainConfig) lists them"
-            raise InputError(f"unknown setting {checks.shown(name)}: {hint}")

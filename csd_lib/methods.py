@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -161,20 +160,3 @@ def get_method(name: str) -> Method:
             f"the terms {'+'.join(TERMS)}, in this order and with one of {', '.join(learning)}"
         )
     return Method(" + ".join(terms), name)
-
-
-@contextmanager
-def extra_term(name: str, term: Term) -> Iterator[None]:
-    """Let recipes use one more term inside the context, and forget it afterwards.
-
-    Raises:
-        InputError: if the name is taken, or is no name.
-    """
-    if not isinstance(name, str) or not name.isidentifier() or name in TERMS:
-        raise InputError(f"name={checks.shown(name)}: choose a word that names no term yet")
-    checks.instance("term", term, Term, "a methods.Term")
-    TERMS[name] = term
-    try:
-        yield
-    finally:
-        del TERMS[name]

@@ -16,14 +16,7 @@ from tqdm.auto import tqdm
 
 from csd_lib import checks
 from csd_lib.config import TrainConfig
-from csd_lib.data import (
-    Dataset,
-    Task,
-    augment,
-    class_incremental_split,
-    hold_out,
-    merge_tasks,
-)
+from csd_lib.data import Dataset, Task, augment, class_incremental_split, hold_out, merge_tasks
 from csd_lib.datasets import load_dataset
 from csd_lib.engine import (
     CapturedStep,
@@ -39,7 +32,7 @@ from csd_lib.model import Network, freeze
 from csd_lib.networks import load_state, make_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
-from csd_lib.watch import Health, Selection, feature_spread
+from csd_lib.watch import Health, Selection, feature_spread, spread_in_training
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +214,8 @@ class TaskTraining:
         terms = self.method.term_names(teacher is not None)
         self.names = ("loss", *terms, "spread")
         self.totals = torch.zeros(len(self.names), device=device)
-        self.health = Health(len(task.classes), self._spread_before())
+        batch = self.images[:: max(1, len(self.images) // config.batch_size)][: config.batch_size]
+        self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
         self.step = self.eager_step
         if config.cuda_graph:  # the same step, recorded once and replayed
             networks = [student] if teacher is None else [student, self.teacher]
@@ -313,15 +307,6 @@ class TaskTraining:
         for record in before:
             self.health.note(record)
         self.epoch = state["epoch"]
-
-    @torch.no_grad()
-    def _spread_before(self) -> float:
-        """Measure the spread of the student's features as it is now, on a batch in train mode."""
-        student = copy.deepcopy(self.student).train()
-        images = self.images[:: max(1, len(self.images) // self.config.batch_size)]
-        with self.precision.autocast():
-            features, _ = student(images[: self.config.batch_size])
-        return feature_spread(features).item()
 
 
 def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:

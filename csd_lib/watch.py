@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor
 
 from csd_lib import TrainingError
+from csd_lib.engine import Precision
 from csd_lib.model import Network
 from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed, recall_at_k
@@ -88,3 +90,11 @@ def feature_spread(features: Tensor) -> Tensor:
     unit = unit_length(features)
     others = len(unit) * (len(unit) - 1)
     return 1 - ((unit.sum(dim=0) ** 2).sum() - (unit**2).sum()) / max(others, 1)
+
+
+@torch.no_grad()
+def spread_in_training(student: Network, images: Tensor, precision: Precision) -> float:
+    """Measure ``feature_spread`` on a batch as a training step would, and change nothing."""
+    student = copy.deepcopy(student).train()
+    with precision.autocast():
+        return feature_spread(student(images)[0]).item()

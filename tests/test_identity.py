@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from csd_lib import InputError, checks, datasets, engine, losses, model, retriev
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment, run_name
 from csd_lib.fingerprint import fingerprint
-from csd_lib.methods import METHODS, Term, extra_term
+from csd_lib.methods import METHODS, TERMS, Term
 from csd_lib.record import Record
 from csd_lib.train import train
 
@@ -294,7 +295,7 @@ def test_a_term_of_ones_own_that_changed_is_another_run(digits, tmp_path):
 
     config = None
     for weight, refused in ((1.0, False), (1.0, False), (2.0, True)):
-        with extra_term("own", term(weight)):
+        with patch.dict(TERMS, own=term(weight)):
             config = replace(QUICK, method="ce+triplet+own")
             if refused:
                 with pytest.raises(InputError, match="code that computes other numbers"):

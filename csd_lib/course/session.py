@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from IPython.display import Markdown, display
 from torch import Tensor
 
 from csd_lib import InputError, checks
-from csd_lib.config import TrainConfig, check_names
+from csd_lib.config import TrainConfig
 from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
 from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
-from csd_lib.methods import Term, extra_term
+from csd_lib.methods import TERMS, Term
 from csd_lib.paper.figures import use_style
 from csd_lib.paths import runs_folder, variable
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
@@ -81,7 +82,7 @@ class Session:
 
     def config(self, method: str, seed: int = 0, **changes: Any) -> TrainConfig:
         """Return this mode's config for one method and seed, with any field changed by name."""
-        check_names(changes)
+        checks.setting_names(TrainConfig, changes)
         settings = {**MODE_SETTINGS[self.mode], "device": self.device, **changes}
         return TrainConfig(method=method, seed=seed, **settings)
 
@@ -120,7 +121,7 @@ class Session:
                 f"term={checks.shown(term)}: give your function itself, not its result"
             )
         own = Term("your term", lambda o, s: term(o.features, o.teacher_features, o.labels))
-        with extra_term("own", own):
+        with patch.dict(TERMS, own=own):
             config = self.config("ce+triplet+own", seed)
             run = train(config, self.load_dataset(), progress=self.mode != "smoke")
         return retrieval_matrix(run.models, run.tasks)

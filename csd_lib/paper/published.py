@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csd_lib import InputError, checks
-from csd_lib.config import TrainConfig, check_names
+from csd_lib.config import TrainConfig
 
 # Table 1: CIFAR-100 in two tasks, Recall@1 in %: classes 1-50, classes 51-100, their average.
 # One value a cell; the paper gives no seeds, no standard deviations and no gallery.
@@ -51,7 +51,7 @@ class Experiment:
             checks.seed("seeds", seed)
         if len(set(seeds)) < len(seeds):
             raise InputError(f"seeds={checks.shown(seeds)}: name each seed once")
-        check_names(settings)
+        checks.setting_names(TrainConfig, settings)
         return [
             TrainConfig(**{**settings, "method": method, "tasks": tasks, "seed": seed, **variant})
             for seed in seeds
