@@ -60,8 +60,8 @@ mutants: $(VENV)/installed
 # A torch that is already in the environment, such as a CPU-only build, is kept if it is the version
 # of constraints.txt.
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
-	  "error: this is Python %d.%d, but 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else \
+	  "error: this is Python %d.%d, but 3.11 to 3.14 is needed: make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "Installing the packages into $(VENV): some minutes and, with CUDA, 5 GB, once."
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test]'

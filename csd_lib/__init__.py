@@ -8,7 +8,7 @@ Source of the method: Barletti, Biondi, Pernici, Bruni and Del Bimbo, "Contrasti
 Distillation for Continual Representation Learning", ICIAP 2021 (arXiv 2205.05476).
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 # Where releases are published. Whoever publishes the kit puts the real account here and runs
 # "make heads"; this one can belong to nobody, since GitHub's account names have no underscore.
 REPOSITORY = "YOUR_ACCOUNT/csd-kit"
@@ -20,4 +20,12 @@ class InputError(ValueError):
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython and Jupyter show: one line, since the mistake is not in our code."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on usefully: it has diverged, or the features have collapsed."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython and Jupyter show, as for ``InputError``."""
         return [f"{type(self).__name__}: {self}"]

@@ -1,181 +1,130 @@
-"""Command line: ``python -m csd_lib train``, ``reproduce``, ``report`` and ``data``."""
+"""Command line, as ``csd`` or ``python -m csd_lib``: train, reproduce, report, data.
+
+The commands themselves are in ``commands.py``. Here is what holds for all of them: how they end.
+This module imports next to nothing at first: torch takes seconds, in which one may press Ctrl-C.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-import warnings
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+from csd_lib import InputError, TrainingError, __version__
+from csd_lib.output import Output, OutputError, printable
 
-from csd_lib import InputError
-from csd_lib.config import TrainConfig
-from csd_lib.train import TrainingError
+HELP = """Contrastive Supervised Distillation: train, measure, set beside the paper.
 
-app = tyro.extras.SubcommandApp()
-
-
-@app.command
-def train(
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")], *, folder: Path | None = None
-) -> None:
-    """Train one network on all tasks, print its matrices, keep config, history and results.
-
-    Args:
-        config: everything that decides the run.
-        folder: where to keep the run. Default: a folder of its own under runs/. The same command
-            again goes on where a killed run stopped.
-    """
-    from csd_lib.engine import check_machine
-    from csd_lib.experiment import run_experiment
-    from csd_lib.paper.report import render_matrix
-
-    _say_warnings_in_one_line()
-    check_machine(config.device, config.precision, config.cuda_graph)
-    run = run_experiment(config, folder=folder)
-    print(render_matrix(run.matrix))
-    print(f"\nconfig, history, models and results: {run.folder}")
-
-
-@app.command
-def reproduce(
-    experiment: Annotated[str, tyro.conf.Positional],
-    *,
-    preset: str = "reference",
-    seeds: tuple[int, ...] = (0,),
-    dataset: str = "cifar100",
-    epochs: int | None = None,
-    device: str = "auto",
-    precision: str = "fp32",
-    cuda_graph: bool = False,
-    folder: Path | None = None,
-    keep_models: bool = False,
-    again: bool = False,
-) -> None:
-    """Run what is missing of an experiment, go on with what is half done, record the results.
-
-    Args:
-        experiment: table1, figure3, figure5, table3, traps or eq8.
-        preset: reference (the published code, traps included), clean, or class (short).
-        seeds: run every cell with each of these seeds.
-        dataset: cifar100, or digits to try the same commands within a minute.
-        epochs: epochs per task, to try a command; default: the preset's.
-        device: auto, cpu, cuda, ...
-        precision: fp32, tf32 or amp.
-        cuda_graph: replay each training step as one CUDA graph.
-        folder: where records are kept. Default: data/results/.
-        keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
-        again: run also what an older version of the code has recorded.
-    """
-    from csd_lib.engine import check_machine
-    from csd_lib.files import make_folder
-    from csd_lib.paper import ledger
-    from csd_lib.paper.published import get_experiment
-    from csd_lib.paper.report import render
-
-    _say_warnings_in_one_line()
-    configs = get_experiment(experiment).configs(
-        seeds,
-        dataset=dataset,
-        preset=preset,
-        epochs=epochs,
-        device=device,
-        precision=precision,
-        cuda_graph=cuda_graph,
-    )
-    # Now, not when the first run has been trained.
-    check_machine(device, precision, cuda_graph)
-    make_folder(folder or ledger.results_folder())
-    places = ledger.reproduce(configs, folder, keep_models=keep_models, again=again)
-    wanted = {place.resolve() for place in places}
-    records = [r for r in ledger.load_records(folder) if r["folder"].resolve() in wanted]
-    print("\n" + render(records))
-    print("beside the paper's numbers: python -m csd_lib report")
-
-
-@app.command
-def report(
-    *, folder: Path | None = None, markdown: bool = False, figures: Path | None = None
-) -> None:
-    """Print the ledger, paper against ours, and one table of your own finished runs.
-
-    Args:
-        folder: show only the finished runs in this folder.
-        markdown: write the tables in Markdown.
-        figures: also draw paper against ours, and Figure 3's curves, into this folder.
-    """
-    from csd_lib.files import make_folder
-    from csd_lib.paper import ledger
-    from csd_lib.paper.comparison import render_paper
-    from csd_lib.paper.report import load_results, render
-    from csd_lib.runs import runs_folder
-
-    if folder and figures:
-        raise InputError(f"--figures {figures} draws the ledger: leave out --folder {folder}")
-    if figures:
-        make_folder(figures)
-    if folder is None:
-        records = ledger.load_records()
-        print(render_paper(records, markdown))
-        if figures:
-            from csd_lib.paper import figures as paper_figures
-
-            for path in paper_figures.paper_figures(records, figures):
-                print(f"figure: {path}")
-        if not any(runs_folder().glob("*/results.json")):
-            return
-        print(f"\nYour runs in {runs_folder()}:\n")
-    print(render(load_results(folder), markdown))
-
-
-@app.command
-def data(*, check: bool = False) -> None:
-    """Fetch CIFAR-100 now, say where it lies and how others can use it.
-
-    Args:
-        check: fetch nothing, only verify the files that are there.
-    """
-    from csd_lib import download
-    from csd_lib.archive import archive_problem
-    from csd_lib.data import load_dataset
-
-    path = download.locate() if check else download.fetch_cifar100()
-    archives = download.local_archives()
-    for archive in archives:
-        if problem := archive_problem(archive):
-            raise InputError(f"{archive} {problem}: delete it, and run python -m csd_lib data")
-        print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, the official archive")
-    if not path.exists():
-        raise InputError(f"{path} does not exist yet: python -m csd_lib data makes it")
-    images = load_dataset("cifar100", root=path)
-    print(
-        f"{path}: {path.stat().st_size / 1e6:.0f} MB, {len(images.train_labels):,} training and "
-        f"{len(images.test_labels):,} test images of {len(images.class_names)} classes"
-    )
-    print("\nFor others: copy a file named above to a stick or a shared folder. They type")
-    print("  CSD_DATA=THAT_FOLDER python -m csd_lib data")
-    for archive in archives:
-        print("or keep this running, in a network where computers may talk to each other:")
-        print(f"  python -m http.server 8000 --directory {archive.parent}")
-        print("They type")
-        print("  CSD_MIRRORS=http://ADDRESS_OF_THIS_COMPUTER:8000/ python -m csd_lib data")
-
-
-def _say_warnings_in_one_line() -> None:
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+csd --version prints the versions of the kit, Python and torch."""
+# As a shell says that a program was ended by a signal.
+BY_SIGNAL = 128
+READER_IS_GONE = BY_SIGNAL + 13  # SIGPIPE, which Windows has not
 
 
 def main() -> None:
-    """Run one command; a user's mistake ends in one line and exit code 2, without a traceback."""
+    """Run one command; whatever ends it, the user sees at most one line and no traceback.
+
+    Exit code 2 is a mistake in what was given, or a full disk; 130 is Ctrl-C, 143 SIGTERM, and 141
+    a reader such as ``head`` that has seen enough.
+    """
+    stopped_by: list[int] = []
+    with _own_streams(), _listening(stopped_by):
+        try:
+            code = _run(stopped_by)
+            sys.stdout.flush()
+        except OutputError as error:
+            error.silence()
+            code = READER_IS_GONE if error.reader_is_gone else _say(error)
+    if code:
+        sys.exit(code)
+
+
+def _run(stopped_by: list[int]) -> int | str | None:
+    """Run the command that was typed and return the exit code."""
     try:
-        app.cli(prog="python -m csd_lib", description=__doc__)
-    except (InputError, TrainingError) as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on (train: from the last epoch)", file=sys.stderr)
-        sys.exit(130)
+        if sys.argv[1:] == ["--version"]:
+            print(_versions())
+            return 0
+        from csd_lib.commands import app
+
+        called = Path(sys.argv[0]).stem
+        app.cli(prog="csd" if called == "csd" else "python -m csd_lib", description=HELP)
+        return 0
+    except OutputError:
+        raise
+    except BaseException as error:
+        # First, because an import that is interrupted may end in another error.
+        if stopped_by or isinstance(error, KeyboardInterrupt):
+            line = "stopped; the same command goes on (train: from the last epoch)"
+            print(line, file=sys.stderr)
+            return BY_SIGNAL + (stopped_by[0] if stopped_by else signal.SIGINT)
+        if isinstance(error, SystemExit):  # of --help, and of an option that does not exist
+            return error.code
+        if isinstance(error, (InputError, TrainingError)):
+            return _say(error)
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("csd_lib"):
+            return _say(f"{error.name} is missing: install it, or csd-lib with its extra [course]")
+        raise
+
+
+def _versions() -> str:
+    """Name the versions that a bug report needs, without the seconds that importing torch takes."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "is missing"
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"csd-lib {__version__} (Python {python}, torch {torch})"
+
+
+def _say(error: object) -> int:
+    """Print one line, and return the exit code of a mistake."""
+    print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _listening(stopped_by: list[int]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block in order, and note which it was.
+
+    A second one ends the program at once, and just as silently while it shuts down.
+    """
+
+    def stop(number: int, _: object) -> None:
+        stopped_by.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, or in a script
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        if not stopped_by:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _own_streams() -> Iterator[None]:
+    """Print through ``Output``, also where there is no output at all, as after ``>&-``."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout, sys.stderr = (Output(stream or nowhere) for stream in before)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 if __name__ == "__main__":

@@ -6,16 +6,19 @@ the archive must have the pinned SHA-256, and even then only plain values and ar
 
 from __future__ import annotations
 
-import hashlib
+import gzip
+import io
 import pickle
 import tarfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from csd_lib import InputError
+from csd_lib.fetch import problem_of
+from csd_lib.files import damaged, parsing
 
 ARCHIVE = "cifar-100-python.tar.gz"
 SIZE = 169_001_437
@@ -29,21 +32,28 @@ _ALLOWED = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": lambda code, align, copy: np.dtype(code, bool(align), bool(copy)),
 }
-# All that tarfile, gzip and pickle are known to raise for files that are damaged or of another
-# kind.
-_NOT_THE_ARCHIVE = (
-    *(OSError, ValueError, EOFError, TypeError, LookupError, AttributeError),
-    *(tarfile.TarError, zlib.error, pickle.UnpicklingError),
+# What tarfile and pickle are known to raise for files that are damaged or of another kind.
+_TAR_ERRORS = (
+    tarfile.TarError,  # tarfile: no header where one should be
+    gzip.BadGzipFile,  # gzip: another kind of file, or a wrong checksum
+    zlib.error,  # zlib: bytes that it has not compressed
+    EOFError,  # gzip: it ends too early
+    ValueError,  # tarfile: a number or a name in a header that is none
+)
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,  # pickle: no pickle; ``_ValuesAndArrays``: a name that is refused
+    EOFError,  # pickle, this and all below: it ends too early
+    LookupError,  # it takes what it has not stored
+    ValueError,  # numbers, texts or array shapes that are none
+    TypeError,  # an array is made from something else
+    AttributeError,  # the same
+    OverflowError,  # a length beyond 64 bits
 )
 
 
 def archive_problem(path: Path) -> str:
     """Return in which way a file is not the official archive, or an empty string."""
-    if (size := path.stat().st_size) != SIZE:
-        return f"has {size:,} bytes instead of {SIZE:,}"
-    with path.open("rb") as file:
-        right = hashlib.file_digest(file, "sha256").hexdigest() == SHA256
-    return "" if right else "has another SHA-256 than the official archive"
+    return problem_of(path, SHA256, SIZE)
 
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:
@@ -57,28 +67,57 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: if the archive holds anything but the values and arrays that it should.
     """
-    parts: dict[str, dict[str, Any]] = {}
-    unpacked = 0
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                unpacked += member.size
-                if unpacked > MAX_UNPACKED:
-                    raise ValueError(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
-                folder, _, name = member.name.partition("/")
-                if folder == "cifar-100-python" and name in ("train", "test", "meta"):
-                    file = archive.extractfile(member)
-                    parts[name] = _ValuesAndArrays(file, encoding="latin1").load()
-        arrays = {"class_names": np.array(parts["meta"]["fine_label_names"])}
-        for name in ("train", "test"):
-            labels = np.array(parts[name]["fine_labels"], dtype=np.int64)
-            order = np.argsort(labels, kind="stable")
-            images = parts[name].pop("data")[order].reshape(-1, 3, 32, 32)
-            arrays[f"{name}_images"] = images.transpose(0, 2, 3, 1)
-            arrays[f"{name}_labels"] = labels[order]
-    except _NOT_THE_ARCHIVE as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it and try again") from error
+    parts = {}
+    for name, content in _members(path):
+        with parsing(path, *_PICKLE_ERRORS):
+            parts[name] = _ValuesAndArrays(io.BytesIO(content), encoding="latin1").load()
+
+    def require(part: str, key: str, kind: type) -> Any:
+        values = parts.get(part)
+        value = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(value, kind):
+            raise damaged(path, f"its {part} holds no {kind.__name__} {key}")
+        return value
+
+    names = require("meta", "fine_label_names", list)
+    if not all(isinstance(name, str) for name in names):
+        raise damaged(path, "its names are no text")
+    arrays = {"class_names": np.array(names)}
+    for part in ("train", "test"):
+        labels, data = require(part, "fine_labels", list), require(part, "data", np.ndarray)
+        if not all(isinstance(label, int) and 0 <= label < len(names) for label in labels):
+            raise damaged(path, f"not every label of its {part} has a name")
+        if data.dtype != np.uint8 or data.shape != (len(labels), 3072):
+            raise damaged(path, f"its {part} data are {data.dtype} {data.shape}")
+        labels = np.array(labels, dtype=np.int64)
+        order = np.argsort(labels, kind="stable")
+        images = data[order].reshape(-1, 3, 32, 32)
+        arrays[f"{part}_images"] = images.transpose(0, 2, 3, 1)
+        arrays[f"{part}_labels"] = labels[order]
     return arrays
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the three members that are wanted, if they are ordinary files."""
+    unpacked = 0
+    with parsing(path, *_TAR_ERRORS):
+        archive = tarfile.open(path, "r:gz")  # noqa: SIM115
+    with archive:
+        while True:
+            with parsing(path, *_TAR_ERRORS):
+                member = archive.next()
+            if member is None:
+                return
+            unpacked += member.size
+            if unpacked > MAX_UNPACKED:
+                raise damaged(path, f"it unpacks to more than {MAX_UNPACKED:,} bytes")
+            folder, _, name = member.name.partition("/")
+            if folder == "cifar-100-python" and name in ("train", "test", "meta"):
+                if not member.isreg():
+                    raise damaged(path, f"its {name} is not a file")
+                with parsing(path, *_TAR_ERRORS):
+                    content = archive.extractfile(member).read()
+                yield name, content
 
 
 class _ValuesAndArrays(pickle.Unpickler):

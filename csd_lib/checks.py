@@ -7,7 +7,8 @@ wait for a GPU. The few that read values say so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import field, fields
 from reprlib import Repr
 from typing import Any
 
@@ -116,7 +117,7 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) ->
         raise InputError(f"{name}={shown(value)}: give {what}")
 
 
-def several(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+def sequence(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
     """Refuse what is not a sequence of one or more values of a type.
 
     Raises:
@@ -133,7 +134,7 @@ def names(name: str, value: Any, count: int, more: bool = True) -> None:
     Raises:
         InputError: if it is not.
     """
-    several(name, value, str, "a list of texts")
+    sequence(name, value, str, "a list of texts")
     if len(value) < count or (len(value) > count and not more):
         raise InputError(f"{name}={shown(value)}: give {count} texts, one for each")
 
@@ -158,44 +159,49 @@ def text(name: str, value: Any) -> None:
     instance(name, value, str, "a text")
 
 
-def records(
-    name: str,
-    value: Any,
-    needed: Iterable[str] = (),
-    settings: Iterable[str] = (),
-    galleries: Iterable[str] = (),
-) -> None:
-    """Refuse what are not records of runs, as ``load_results`` and ``load_records`` return them.
+# --- settings --------------------------------------------------------------------------------
+
+
+def setting(
+    default: Any,
+    check: Callable[..., Any],
+    *limits: Any,
+    optional: bool = False,
+    decides: str = "run",
+    **more_limits: Any,
+) -> Any:
+    """Declare a field of a dataclass of settings, with its limits and with what it decides.
 
     Args:
-        name: of the argument.
-        value: the records; there may be none.
-        needed: what each must have beside its config.
-        settings: fields that each config must have beside dataset, method, tasks and seed.
-        galleries: matrices that each must have, and its average and forgetting if they are needed.
+        default: of the field; None stands for one that depends on other fields.
+        check: one of this module's functions, called as ``check(name, value, *limits)``.
+        limits: positional and by name, for the check.
+        optional: whether None may remain.
+        decides: "run", the whole run; "later", only tasks after the first; "machine", only where
+            and how fast a result is computed.
+    """
+
+    def checked(name: str, value: Any) -> None:
+        if not (optional and value is None):
+            check(name, value, *limits, **more_limits)
+
+    return field(default=default, metadata={"check": checked, "decides": decides})
+
+
+def check_settings(settings: Any) -> None:
+    """Check every field that was declared with ``setting``; numpy's numbers become plain ones.
 
     Raises:
-        InputError: if they are not.
+        InputError: for the first one that is outside its limits.
     """
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise InputError(f"{name}={shown(value)}: give a list of records of runs")
-    kinds = {"dataset": str, "method": str, "tasks": int, "seed": int}
-    for number, record in enumerate(value):
-        where = f"{name}[{number}]"
-        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-            raise InputError(f"{where}={shown(record)}: give a record of a run")
-        where = f"{where} in {record['folder']}" if "folder" in record else where
-        config = record["config"]
-        wrong = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
-        wrong += [key for key in settings if key not in config]
-        wrong += [key for key in needed if key not in record]
-        for part in {"matrix", "average", "forgetting"} & {*needed}:
-            values = record[part] if isinstance(record.get(part), dict) else {}
-            wrong += [f"{part} {gallery}" for gallery in galleries if gallery not in values]
-        if wrong:
-            raise InputError(f"{where} lacks or has a wrong {', '.join(wrong)}: make it again")
-        for gallery in galleries:
-            table(f"the matrix {gallery} of {where}", record["matrix"][gallery])
+    for part in fields(settings):
+        value = getattr(settings, part.name)
+        if isinstance(value, np.generic):  # it could not be stored with the result
+            value = value.item()
+        part.metadata["check"](part.name, value)
+        if part.type.startswith("float") and value is not None:
+            value = float(value)  # 1 and 1.0 are one run
+        object.__setattr__(settings, part.name, value)
 
 
 # --- arrays ----------------------------------------------------------------------------------
@@ -366,7 +372,7 @@ def channels(mean: Any, std: Any, count: int) -> None:
         InputError: if they are not.
     """
     for name, value in {"mean": mean, "std": std}.items():
-        several(name, value, (int, float), "one number per channel")
+        sequence(name, value, (int, float), "one number per channel")
         for part in value:
             number(name, part, **({"above": 0} if name == "std" else {}))
         if len(value) != count:

@@ -7,42 +7,19 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-import numpy as np
-
 from csd_lib import InputError, checks
+from csd_lib.checks import setting
 from csd_lib.data import DATASETS
-from csd_lib.methods import LossSettings, get_method
+from csd_lib.methods import TERMS, LossSettings, get_method
+from csd_lib.model import NETWORKS
 
 # What a field left at None becomes, from three sources; a later one counts more.
 # 1. Our decisions where the paper is silent or its code is at odds with it.
 _DEFAULTS = dict(
     schedule="steps", head_init="random", teacher_statistics="running", selection="last"
 )
-# 2. The data set. CIFAR-100: the paper's protocol. Digits: small enough for seconds on a laptop,
-# and with later tasks learned so fast that forgetting shows within them.
-DATASET_DEFAULTS = {
-    "cifar100": dict(
-        depth=32,
-        epochs=800,
-        batch_size=128,
-        learning_rate=1e-3,
-        later_learning_rate=1e-5,
-        milestones=(0.25, 0.5, 0.75),
-        crop_padding=4,
-        flip=True,
-    ),
-    "digits": dict(
-        depth=8,
-        epochs=15,
-        batch_size=64,
-        learning_rate=1e-3,
-        later_learning_rate=1e-2,
-        milestones=(),
-        crop_padding=0,
-        flip=False,
-    ),
-}
-# 3. The preset.
+# 2. The data set's own, in data.DATASETS.
+# 3. The preset: one of these, or one of the data set's own.
 PRESETS: dict[str, dict[str, Any]] = {
     # The method done right: a frozen teacher, the last epoch's model, milestones as fractions.
     "clean": dict(),
@@ -53,123 +30,143 @@ PRESETS: dict[str, dict[str, Any]] = {
         selection="test",  # it keeps the model that is best on the test images
         milestones=(200, 400, 600),  # epochs, so a shorter run never gets there
     ),
-    # CIFAR-100 within a class hour: 25 instead of 800 epochs a task. With so few, random new head
-    # rows would tear the large features down first; that is not the paper's initialisation.
-    "class": dict(
-        epochs=25,
-        learning_rate=2e-3,
-        later_learning_rate=1e-4,
-        schedule="one_cycle",
-        milestones=(),
-        head_init="class_means",
-    ),
 }
-# Settings that the first task does not depend on.
-_LATER_ONLY = (
-    *("kd_temperature", "csd_temperature", "fecd_temperature"),
-    *("lambda_kd", "lambda_csd", "lambda_mmd", "lambda_fecd"),
-    *("later_learning_rate", "head_init", "teacher_statistics"),
-)
+# Limits are far beyond what makes sense, and far below what fills a memory or never ends.
+MAX_EPOCHS = 100_000
+
+
+def _check_milestones(name: str, value: Any) -> None:
+    if isinstance(value, list | tuple) and {type(m) for m in value} <= {int, float}:
+        fractions = all(0 < m < 1 for m in value)
+        epochs = all(1 <= m <= MAX_EPOCHS and m == int(m) for m in value)
+        if (fractions or epochs) and list(value) == sorted(set(value)):
+            return
+    raise InputError(
+        f"{name}={checks.shown(value)}: give rising fractions between 0 and 1, or rising whole "
+        f"epochs"
+    )
+
+
+def _check_network(name: str, value: Any) -> None:
+    checks.one_of(name, value, NETWORKS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LossSettings):
     """Everything that decides a run. It is stored with the run's results."""
 
-    dataset: str = "digits"
+    dataset: str = setting("digits", lambda name, value: checks.one_of(name, value, DATASETS))
     """Data set: digits or cifar100."""
-    preset: str | None = None
-    """Where settings left out come from: clean (the default), reference (what the published code
-    does, traps included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
-    method: str = "csd"
+    preset: str = setting("clean", checks.text)
+    """Where settings left out come from: clean, reference (what the published code does, traps
+    included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
+    method: str = setting("csd", lambda name, value: get_method(value))
     """Method: initial, fine-tuning, lwf, mmd, fecd, csd, joint, or a sum of terms such as ce+kd."""
-    tasks: int = 2
+    tasks: int = setting(2, checks.whole, 1)
     """Number of tasks that the classes are split into."""
-    class_order_seed: int | None = None
+    class_order_seed: int | None = setting(None, checks.seed, optional=True)
     """Seed of a random class order (None: label order, as in the paper)."""
-    depth: int | None = None
+    network: str = setting("resnet", _check_network)
+    """Network: resnet, the paper's for small images."""
+    depth: int | None = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, 8 for digits)."""
-    epochs: int | None = None
+    epochs: int | None = setting(None, checks.whole, 1, MAX_EPOCHS)
     """Epochs per task (None: 800 for cifar100 as in the paper, 15 for digits)."""
-    batch_size: int | None = None
+    batch_size: int | None = setting(
+        None, checks.whole, 2, 16_384, "the losses compare images of one batch"
+    )
     """Images per step (None: 128 for cifar100 as in the paper, 64 for digits)."""
-    learning_rate: float | None = None
+    learning_rate: float | None = setting(None, checks.number, above=0, at_most=100)
     """Adam's learning rate on the first task (None: 1e-3, as in the paper)."""
-    later_learning_rate: float | None = None
+    later_learning_rate: float | None = setting(
+        None, checks.number, above=0, at_most=100, decides="later"
+    )
     """Adam's learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, else 1e-2)."""
-    milestones: tuple[float, ...] | None = None
+    milestones: tuple[float, ...] | None = setting(None, _check_milestones)
     """When to divide the learning rate by 10, in fractions of a task's epochs or, from 1 on, in
     epochs (None: 0.25 0.5 0.75 for cifar100, the published code's 200, 400, 600 of 800; for digits
     never)."""
-    schedule: str | None = None
+    schedule: str | None = setting(None, checks.one_of, ("steps", "one_cycle"))
     """Learning rate over a task: steps (at the milestones; paper) or one_cycle (rises for a fifth
     of the epochs, then falls to zero)."""
-    weight_decay: float = 5e-4
+    weight_decay: float = setting(5e-4, checks.number, at_least=0, at_most=100)
     """L2 penalty inside Adam, on every parameter (paper)."""
-    crop_padding: int | None = None
+    crop_padding: int | None = setting(None, checks.whole, 0, 64)
     """Black pixels around an image before the random crop (None: 4 for cifar100, 0 for digits)."""
-    flip: bool | None = None
+    flip: bool | None = setting(None, checks.flag)
     """Mirror images at random (None: True for cifar100, False for digits)."""
-    head_init: str | None = None
+    head_init: str | None = setting(None, checks.one_of, ("random", "class_means"), decides="later")
     """New head rows: random (published code) or class_means of the teacher's features."""
-    teacher_statistics: str | None = None
+    teacher_statistics: str | None = setting(
+        None, checks.one_of, ("running", "batch"), decides="later"
+    )
     """Batch normalisation of the teacher: running (frozen) or batch (published code: it normalises
     with the statistics of the current batch)."""
-    selection: str | None = None
+    selection: str | None = setting(None, checks.one_of, ("last", "test", "held_out"))
     """Which model a task hands on: that of the last epoch, or the one with the best Recall@1 on the
     test images (published code: they decide what is then reported) or on held_out images."""
-    select_every: int = 2
+    select_every: int = setting(2, checks.whole, 1, MAX_EPOCHS)
     """Epochs between two looks of the selection (published code: 2)."""
-    held_out: float = 0.1
+    held_out: float = setting(0.1, checks.number, above=0, at_most=0.5)
     """Share of each class's training images that selection=held_out does not train on."""
-    seed: int = 0
+    seed: int = setting(0, checks.seed)
     """Decides the initial weights, the order of the images and their augmentation."""
-    device: str = "auto"
+    device: str = setting(
+        "auto", checks.instance, str, "its name, such as auto or cpu", decides="machine"
+    )
     """Where to train: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, mps."""
-    precision: str = "fp32"
+    precision: str = setting("fp32", checks.one_of, ("fp32", "tf32", "amp"))
     """fp32, tf32 (NVIDIA from compute capability 8.0) or amp (bfloat16; float16 on older GPUs)."""
-    cuda_graph: bool = False
+    cuda_graph: bool = setting(False, checks.flag, decides="machine")
     """Replay each training step as one CUDA graph. Off until it was verified on a GPU."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checks.one_of("dataset", self.dataset, DATASETS)
+        data = DATASETS[self.dataset]
         if self.preset is None:
             object.__setattr__(self, "preset", "clean")
-        checks.one_of("preset", self.preset, PRESETS)
-        if self.preset == "class" and self.dataset != "cifar100":
+        presets = {**PRESETS, **data.presets}
+        if not isinstance(self.preset, str) or self.preset not in presets:
             raise InputError(
-                f"preset='class' is for cifar100, not for {self.dataset}: leave it out"
+                f"preset={checks.shown(self.preset)}: choose one of {', '.join(presets)} for "
+                f"{self.dataset}"
             )
-        get_method(self.method)
-        defaults = _DEFAULTS | DATASET_DEFAULTS[self.dataset] | PRESETS[self.preset]
-        for name, default in defaults.items():
+        for name, default in {**_DEFAULTS, **data.defaults, **presets[self.preset]}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        for field in fields(self):  # numpy's numbers cannot be stored with the result
-            if isinstance(value := getattr(self, field.name), np.generic):
-                object.__setattr__(self, field.name, value.item())
-        for name, limits in _WHOLE.items():
-            value = getattr(self, name)
-            if value is not None or name != "class_order_seed":
-                checks.whole(name, value, *limits)
-        for name, limits in _NUMBERS.items():
-            checks.number(name, getattr(self, name), **limits)
-        for name in (*_NUMBERS, *(field.name for field in fields(LossSettings))):
-            object.__setattr__(self, name, float(getattr(self, name)))  # 1 and 1.0 are one run
-        for name, choices in _CHOICES.items():
-            checks.one_of(name, getattr(self, name), choices)
-        for name in ("flip", "cuda_graph"):
-            checks.flag(name, getattr(self, name))
-        checks.instance("device", self.device, str, "its name, such as auto or cpu")
-        if self.depth % 6 != 2:
+        super().__post_init__()
+        # The command line reads whole epochs as 200.0, JSON makes lists of tuples.
+        whole = [int(m) if m >= 1 else m for m in self.milestones]
+        object.__setattr__(self, "milestones", tuple(whole))
+        if self.network == "resnet" and self.depth % 6 != 2:
             raise InputError(f"depth={self.depth}: a ResNet has 6n + 2 layers: 8, 14, 20, 32")
-        if self.tasks > DATASETS[self.dataset]:
+        if self.tasks > data.classes:
             raise InputError(
-                f"tasks={self.tasks}: {self.dataset} has {DATASETS[self.dataset]} classes, and "
-                f"every task needs one"
+                f"tasks={self.tasks}: {self.dataset} has {data.classes} classes, and every task "
+                f"needs one"
             )
-        object.__setattr__(self, "milestones", _milestones(self.milestones))
+
+    def key(self, *without: str) -> dict[str, Any]:
+        """Return the settings that decide the result: equal for two runs of the same thing.
+
+        Not among them are the machine's, the preset (which only fills in other settings), those
+        that this method or selection does not read, and those named in ``without``.
+        """
+        left_out = {"preset", *get_method(self.method).unused_settings(), *without}
+        left_out |= {"last": {"select_every", "held_out"}, "test": {"held_out"}}.get(
+            self.selection, set()
+        )
+        decides = {"run", "later"} if self.learns_later() else {"run"}
+        return {
+            part.name: getattr(self, part.name)
+            for part in fields(self)
+            if part.name not in left_out and part.metadata["decides"] in decides
+        }
+
+    def learns_later(self) -> bool:
+        """Say whether there is a second task that is learned after the first."""
+        method = get_method(self.method)
+        return self.tasks > 1 and method.learns_later and not method.joint
 
     def first_task(self) -> TrainConfig | None:
         """Return the config whose only task is this one's first, or None if none can be shared.
@@ -178,9 +175,16 @@ class TrainConfig(LossSettings):
         ``initial`` is that model, so it is trained once for all of them.
         """
         method, initial = get_method(self.method), get_method("initial")
-        if method.joint or not method.learns_later or method.plasticity != initial.plasticity:
+        if (
+            method.joint
+            or not method.learns_later
+            or method.term_names(False) != initial.term_names(False)
+        ):
             return None
-        unset = {field.name: field.default for field in fields(self) if field.name in _LATER_ONLY}
+        later = {term for term in TERMS.values() if term.distils}
+        names = {name for term in later for name in (term.weight, *term.settings)}
+        names |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
+        unset = {part.name: part.default for part in fields(self) if part.name in names}
         return replace(self, method="initial", **unset)
 
 
@@ -196,43 +200,3 @@ def check_names(settings: Iterable[str]) -> None:
             meant = get_close_matches(name, known, n=1)
             hint = f"did you mean {meant[0]}?" if meant else "help(TrainConfig) lists them"
             raise InputError(f"unknown setting {checks.shown(name)}: {hint}")
-
-
-def _milestones(value: Any) -> tuple[float, ...]:
-    """Return the milestones as a tuple, if they rise and are all fractions or all whole epochs."""
-    if isinstance(value, list | tuple) and {type(m) for m in value} <= {int, float}:
-        fractions = all(0 < m < 1 for m in value)
-        epochs = all(isinstance(m, int) and 1 <= m <= MAX_EPOCHS for m in value)
-        if (fractions or epochs) and list(value) == sorted(set(value)):
-            return tuple(value)
-    raise InputError(
-        f"milestones={checks.shown(value)}: give rising fractions between 0 and 1, or rising whole "
-        f"epochs"
-    )
-
-
-# Limits are far beyond what makes sense, and far below what fills a memory or never ends.
-MAX_EPOCHS = 100_000
-_WHOLE: dict[str, tuple[Any, ...]] = {
-    "tasks": (1,),
-    "class_order_seed": (0, checks.MAX_SEED),
-    "depth": (8, 1202, "a ResNet has 6n + 2 layers"),
-    "epochs": (1, MAX_EPOCHS),
-    "batch_size": (2, 16_384, "the losses compare images of one batch"),
-    "crop_padding": (0, 64),
-    "select_every": (1, MAX_EPOCHS),
-    "seed": (0, checks.MAX_SEED),
-}
-_NUMBERS: dict[str, dict[str, float]] = {
-    "learning_rate": dict(above=0, at_most=100),
-    "later_learning_rate": dict(above=0, at_most=100),
-    "weight_decay": dict(at_least=0, at_most=100),
-    "held_out": dict(above=0, at_most=0.5),
-}
-_CHOICES = {
-    "schedule": ("steps", "one_cycle"),
-    "head_init": ("random", "class_means"),
-    "teacher_statistics": ("running", "batch"),
-    "selection": ("last", "test", "held_out"),
-    "precision": ("fp32", "tf32", "amp"),
-}

@@ -6,30 +6,17 @@ Sources, in this order: ``cifar100.npz``, the official archive beside it, the mi
 
 from __future__ import annotations
 
-import http.client
-import math
-import os
-import time
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from csd_lib import InputError
-from csd_lib.archive import ARCHIVE, SIZE, archive_problem, read_archive
-from csd_lib.files import only_one, write_atomically
+from csd_lib import InputError, archive, paths
+from csd_lib.archive import ARCHIVE, archive_problem, read_archive
+from csd_lib.fetch import fetch
+from csd_lib.files import make_folder, only_one, write_atomically
 
 NPZ = "cifar100.npz"
 ORIGIN = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
-STALL_SECONDS = 30
-
-
-def data_folder() -> Path:
-    """Where data sets are looked for: ``data/`` of this checkout, else of the current folder."""
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data"
 
 
 def locate(root: str | Path | None = None) -> Path:
@@ -39,7 +26,7 @@ def locate(root: str | Path | None = None) -> Path:
     ``data/`` also if the file is missing in a folder that cannot be written to, such as a stick's.
     """
     path = _asked_for(root)
-    return path if path.exists() or _can_write(path.parent) else data_folder() / NPZ
+    return path if path.exists() or _can_write(path.parent) else paths.data_folder() / NPZ
 
 
 def local_archives(root: str | Path | None = None) -> list[Path]:
@@ -65,19 +52,27 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
         return path
     if not _can_write(path.parent):
         raise InputError(f"cannot write to {path.parent}: set CSD_DATA to a folder of your own")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(path.parent, "fetching CIFAR-100"):
+    with only_one(make_folder(path.parent), "fetching CIFAR-100"):
         if path.exists():  # by now: another program has made it
             return path
-        for archive in local_archives(root):
-            problem = archive_problem(archive)
+        for source in local_archives(root):
+            problem = archive_problem(source)
             if not problem:
                 break
-            print(f"{archive} {problem}: it is not used")
+            print(f"{source} {problem}: it is not used")
         else:
-            archive = download(path.parent)
-        print(f"writing {path} from {archive}", flush=True)
-        arrays = read_archive(archive)
+            source = fetch(
+                "CIFAR-100",
+                [*_mirrors(), ORIGIN],
+                path.parent / ARCHIVE,
+                archive.SHA256,
+                archive.SIZE,
+                remedy=f"copy {NPZ} or {ARCHIVE} from a colleague into {path.parent}; or set "
+                f"CSD_DATA to a folder with one of them, or CSD_MIRRORS to its address; or set "
+                f"CSD_MODE=smoke, which needs no download",
+            )
+        print(f"writing {path} from {source}", flush=True)
+        arrays = read_archive(source)
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
@@ -87,95 +82,8 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
     return path
 
 
-def download(folder: Path) -> Path:
-    """Fetch the archive into a folder, from the mirrors and then from the origin.
-
-    What has arrived stays in a ``.partial`` file: the next source, and the next call, go on there.
-
-    Raises:
-        InputError: if no source had it, or the time is up.
-    """
-    minutes = os.environ.get("CSD_DOWNLOAD_MINUTES") or "15"
-    try:
-        deadline = time.monotonic() + 60 * float(minutes)
-    except ValueError:
-        deadline = math.nan
-    if not time.monotonic() < deadline < math.inf:
-        raise InputError(f"CSD_DOWNLOAD_MINUTES={minutes!r}: choose a positive number of minutes")
-    archive, partial = folder / ARCHIVE, folder / f"{ARCHIVE}.partial"
-    sources = [*_mirrors(), ORIGIN]
-    while sources and time.monotonic() < deadline:
-        source, older = sources[0], 0
-        print(f"CIFAR-100, {_megabytes(SIZE)}, from {source}", flush=True)
-        try:
-            older = _fetch_rest(source, partial, deadline)
-            problem = archive_problem(partial)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            problem = str(error)
-        else:
-            if not problem:
-                partial.replace(archive)
-                return archive
-            partial.unlink()
-            problem = f"what arrived {problem} and is deleted"
-        print(f"{source}: {problem}", flush=True)
-        if not older:  # else the wrong bytes may be older than this source: ask it for all of them
-            sources.pop(0)
-    if time.monotonic() >= deadline:
-        problem = f"the time is up (CSD_DOWNLOAD_MINUTES={minutes})"
-    raise InputError(
-        f"CIFAR-100 is not here yet, {_megabytes(_size(partial))} of {_megabytes(SIZE)}: {problem}."
-        f" Run the same again to go on from there; or copy {NPZ} or {ARCHIVE} from a colleague "
-        f"into {folder}; or set CSD_DATA to a folder with one of them, or CSD_MIRRORS to its "
-        f"address; or set CSD_MODE=smoke, which needs no download"
-    )
-
-
-def _fetch_rest(source: str, partial: Path, deadline: float) -> int:
-    """Add to the partial file what is missing, and return how many older bytes were kept."""
-    have = _size(partial)
-    if have >= SIZE:
-        return have
-    stream, start = _open(source, have)
-    with (
-        stream,
-        partial.open("r+b" if start else "wb") as file,
-        tqdm(desc="CIFAR-100", total=SIZE, initial=start, unit="B", unit_scale=True) as bar,
-    ):
-        file.seek(start)
-        # read1 returns what has come so far: a slow source cannot hold us beyond the time limit.
-        while (block := stream.read1(1 << 16)) and time.monotonic() < deadline:
-            file.write(block)
-            bar.update(len(block))
-    if _size(partial) < SIZE:
-        raise OSError(f"the connection ended after {_megabytes(_size(partial))}")
-    return start
-
-
-def _open(source: str, have: int) -> tuple[Any, int]:
-    """Open a source at byte ``have`` or, if it cannot do that, at its start, and say at which."""
-    if "://" not in source:
-        if (size := Path(source).stat().st_size) != SIZE:
-            raise OSError(f"it has {size:,} bytes instead of {SIZE:,}")
-        stream = Path(source).open("rb")  # noqa: SIM115
-        stream.seek(have)
-        return stream, have
-    request = urllib.request.Request(source, headers={"Range": f"bytes={have}-"} if have else {})
-    stream = urllib.request.urlopen(request, timeout=STALL_SECONDS)
-    if have and stream.status == 206:
-        if stream.headers["Content-Range"] == f"bytes {have}-{SIZE - 1}/{SIZE}":
-            return stream, have
-        stream.close()
-        return _open(source, 0)
-    size, kind = stream.headers["Content-Length"], stream.headers["Content-Type"]
-    if stream.status != 200 or size != str(SIZE):
-        stream.close()
-        raise OSError(f"it offers {size or 'unknown'} bytes of {kind} instead of {SIZE:,} bytes")
-    return stream, 0
-
-
 def _mirrors() -> list[str]:
-    mirrors = os.environ.get("CSD_MIRRORS", "").split()
+    mirrors = paths.variable("CSD_MIRRORS").split()
     for index, mirror in enumerate(mirrors):
         if "://" in mirror and not mirror.startswith(("http://", "https://")):
             raise InputError(f"CSD_MIRRORS: {mirror!r} must start with http:// or https://")
@@ -185,26 +93,15 @@ def _mirrors() -> list[str]:
 
 
 def _asked_for(root: str | Path | None) -> Path:
-    root = Path(root or os.environ.get("CSD_DATA") or data_folder())
+    root = Path(root or paths.variable("CSD_DATA") or paths.data_folder())
     if root.suffix == ".npz":
         return root
     return (root.parent if root.name == ARCHIVE else root) / NPZ
 
 
 def _can_write(folder: Path) -> bool:
-    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    probe = there / f".writable-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        paths.try_writing(folder)
     except OSError:
         return False
     return True
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

@@ -79,12 +79,27 @@ class Precision:
         enabled = self.dtype is not None
         return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False)
 
-    def apply(self) -> None:
-        """Set torch's global switches for a run."""
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
-        torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    @contextmanager
+    def switches(self) -> Iterator[None]:
+        """Set torch's global switches for a run, and put them back at the end."""
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+        flushed = flushes_denormals()
+        cudnn.allow_tf32 = matmul.allow_tf32 = self.tf32
+        cudnn.benchmark = True  # every step has the same shapes
         # Adam with weight decay shrinks some numbers until a CPU handles them ten times slower.
         torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+            torch.set_flush_denormal(flushed)
+
+
+def flushes_denormals() -> bool:
+    """Say whether this thread's CPU arithmetic turns numbers below 1e-38 into zero."""
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny)
+    return (smallest / 2).item() == 0
 
 
 def check_machine(name: str, precision: str, cuda_graph: bool) -> tuple[torch.device, Precision]:
@@ -128,7 +143,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         ValueError: if it has other shapes than the parameters, or is not finite.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    try:
+        optimizer.load_state_dict(state)
+    except (LookupError, TypeError, AttributeError) as error:  # torch's, for a state of another
+        raise ValueError(f"it is not the state of this optimizer ({error!r})") from error
     for parameter, moments in optimizer.state.items():
         for name, tensor in moments.items():
             if (tensor.ndim and tensor.shape != parameter.shape) or not tensor.isfinite().all():
@@ -137,7 +155,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         group["lr"] = rate
 
 
-class Moving:
+class StepState:
     """All that a training step changes, so that it can be put back as it was.
 
     Args:
@@ -186,11 +204,11 @@ class CapturedStep:
 
     Args:
         step: takes the indices of a batch (int64 ``[B]``) and only enqueues work on the device.
-        moving: what the step changes.
+        state: what the step changes.
     """
 
-    def __init__(self, step: Callable[[Tensor], None], moving: Moving):
-        self.step, self.moving = step, moving
+    def __init__(self, step: Callable[[Tensor], None], state: StepState):
+        self.step, self.state = step, state
         self.graphs: dict[int, tuple[Tensor, torch.cuda.CUDAGraph]] = {}
 
     def __call__(self, batch: Tensor) -> None:
@@ -208,13 +226,13 @@ class CapturedStep:
             self.rehearse(static_batch)
         torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.moving.generator)
+        graph.register_generator_state(self.state.generator)
         with torch.cuda.graph(graph):
             self.step(static_batch)
         return static_batch, graph
 
     def rehearse(self, batch: Tensor, times: int = 3) -> None:
         """Run the step a few times and leave everything as it was."""
-        with self.moving.put_back():
+        with self.state.put_back():
             for _ in range(times):
                 self.step(batch)

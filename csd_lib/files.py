@@ -6,12 +6,16 @@ is known to fit: a small file can claim to hold 100 GB.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
-import os
 import pickle
+import struct
+import tokenize
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,21 +23,54 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from csd_lib import InputError
+from csd_lib.paths import try_writing
 
 MAX_JSON = 100_000_000  # bytes; 800 epochs of 10 tasks make 2 MB
+MAX_HEADER = 1000  # bytes of an array's header; ours have 118, and long ones can crash the parser
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# All that zipfile, numpy, torch and json are known to raise for files that are damaged or of
-# another kind.
-_DAMAGED = (
-    *(OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
-    *(MemoryError, RecursionError, NotImplementedError, OverflowError, AssertionError),
-    *(zipfile.BadZipFile, zipfile.zlib.error, pickle.UnpicklingError),
+# What the parsers are known to raise for files that are damaged or of another kind, found with
+# many thousands of them. Whatever is not listed is an error of ours, or of this computer.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,  # zipfile: no directory, or an entry or checksum that contradicts it
+    zlib.error,  # zlib: bytes that it has not compressed
+    EOFError,  # zipfile: an entry that ends too early
+    NotImplementedError,  # zipfile: a kind or version of zip files that it does not read
+    ValueError,  # zipfile: names that are no UTF-8
 )
+_HEADER_ERRORS = (
+    ValueError,  # numpy: no header, or one that is no dictionary of a shape and a dtype
+    TypeError,  # numpy: one whose keys are of several types
+    SyntaxError,  # tokenize, which numpy asks about headers of Python 2: odd indentation
+    tokenize.TokenError,  # tokenize: open brackets
+)
+_TORCH_ERRORS = (
+    RuntimeError,  # torch's C++ reader: missing parts; sizes that the bytes are too few for
+    EOFError,  # torch's unpickler, this and all below: the pickle ends too early
+    struct.error,  # a number in it is cut off
+    LookupError,  # it takes from an empty stack, or what it has not stored
+    ValueError,  # text that is no UTF-8, a byte order or version that does not exist
+    TypeError,  # a tensor is made from something else,
+    AttributeError,  # the same
+    AssertionError,  # the same, for storages
+    OverflowError,  # a size beyond 64 bits
+)
+
+# File systems without locks, such as some network drives.
+_CANNOT_LOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+class Busy(InputError):  # noqa: N818
+    """Another program works in the folder."""
+
+
+class Damaged(InputError):  # noqa: N818
+    """A file is damaged or of another kind. One that merely cannot be opened is not."""
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -45,9 +82,7 @@ def make_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        try_writing(folder)
     except OSError as error:
         raise InputError(
             f"cannot write to {folder} ({error.strerror or error}): choose another folder with "
@@ -113,34 +148,38 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: if it is not complete JSON.
+        InputError: if it cannot be opened; ``Damaged`` if it is not complete JSON.
     """
-    with _reading(path):
+    with parsing(path):
         if path.stat().st_size > MAX_JSON:
-            raise ValueError(f"it is larger than {MAX_JSON / 1e6:.0f} MB")
-        return json.loads(path.read_text("utf-8"))
+            raise damaged(path, f"it is larger than {MAX_JSON / 1e6:.0f} MB")
+        content = path.read_bytes()
+    with parsing(path, ValueError, RecursionError):  # json: not JSON or not UTF-8; nested too deep
+        return json.loads(content.decode("utf-8"))
 
 
 def read_tensors(path: Path) -> Any:
     """Read what ``write_tensors`` wrote, onto the CPU.
 
     Raises:
-        InputError: if it is damaged, of another kind, or holds more than tensors and plain values.
+        InputError: if it cannot be opened; ``Damaged`` if it is damaged, of another kind, or holds
+            more than tensors and plain values.
     """
-    with _reading(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch compresses nothing, so what unpacks to more than its own size is a bomb.
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > path.stat().st_size:
-                raise ValueError(f"it would unpack to {unpacked:,} bytes")
-            if broken := archive.testzip():
-                raise ValueError(f"the checksum of {broken} is wrong")
-        try:
+    # torch compresses nothing, so what unpacks to more than its own size is a bomb.
+    with _unzipped(path) as (archive, unpacked):
+        if unpacked > path.stat().st_size:
+            raise damaged(path, f"it would unpack to {unpacked:,} bytes")
+        with parsing(path, *_ZIP_ERRORS):
+            broken = archive.testzip()
+        if broken:
+            raise damaged(path, f"the checksum of {broken} is wrong")
+    try:
+        with parsing(path, *_TORCH_ERRORS):
             return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's own words advise to switch this off
-            raise ValueError(
-                "it holds more than tensors and plain values, and could run a program"
-            ) from error
+    except pickle.UnpicklingError as error:  # torch's own words advise to switch this off
+        raise damaged(
+            path, "it holds more than tensors and plain values, and could run a program"
+        ) from error
 
 
 def read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
@@ -151,67 +190,128 @@ def read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
         max_bytes: refuse a file that unpacks to more.
 
     Raises:
-        InputError: if it is damaged, of another kind or too large, or holds Python objects.
+        InputError: if it cannot be opened; ``Damaged`` if it is damaged, of another kind or too
+            large, or holds Python objects.
     """
     arrays = {}
-    with _reading(path), zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
+    with _unzipped(path) as (archive, unpacked):
         if unpacked > max_bytes:
-            raise ValueError(f"it would unpack to {unpacked:,} bytes, expected {max_bytes:,}")
+            raise damaged(path, f"it would unpack to {unpacked:,} bytes, expected {max_bytes:,}")
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             if name == entry.filename or "/" in name:
-                raise ValueError(f"{entry.filename} is not an array")
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in _NPY_HEADERS:
-                    raise ValueError(f"{name} is in an unknown version of the format")
-                shape, by_columns, dtype = _NPY_HEADERS[version](file)
-                content = bytearray(file.read())  # to its end, where the checksum is compared
-            size = math.prod(shape) * dtype.itemsize
-            if dtype.hasobject:
-                raise ValueError(f"{name} holds Python objects, and could run a program")
-            if size != len(content):
-                raise ValueError(f"{name} should be {dtype} {shape}, but has {len(content)} bytes")
-            order = "F" if by_columns else "C"
-            arrays[name] = np.frombuffer(content, dtype).reshape(shape, order=order)
+                raise damaged(path, f"{entry.filename} is not an array")
+            with parsing(path, *_ZIP_ERRORS):
+                content = archive.read(entry)
+            arrays[name] = _read_array(path, name, content)
     return arrays
 
 
+def _read_array(path: Path, name: str, content: bytes) -> np.ndarray:
+    file = io.BytesIO(content)
+    with parsing(path, *_HEADER_ERRORS):
+        version = np.lib.format.read_magic(file)
+    if version not in _NPY_HEADERS:
+        raise damaged(path, f"{name} is in an unknown version of the format")
+    with parsing(path, *_HEADER_ERRORS):
+        shape, by_columns, dtype = _NPY_HEADERS[version](file, max_header_size=MAX_HEADER)
+    found = len(content) - file.tell()
+    if dtype.hasobject:
+        raise damaged(path, f"{name} holds Python objects, and could run a program")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != found:
+        raise damaged(path, f"{name} should be {dtype} {shape}, but has {found} bytes")
+    with parsing(path, ValueError):  # numpy: values of no size, more axes than arrays can have
+        flat = np.frombuffer(bytearray(content[file.tell() :]), dtype)
+        return flat.reshape(shape, order="F" if by_columns else "C")
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _unzipped(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
+    """Open a zip file, and say how many bytes it would unpack to."""
+    with parsing(path, *_ZIP_ERRORS):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        for entry in archive.infolist():
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise damaged(path, f"{entry.filename} is compressed in an unusual way")
+            if entry.flag_bits & 1:
+                raise damaged(path, f"{entry.filename} is encrypted")
+        yield archive, sum(entry.file_size for entry in archive.infolist())
+
+
+@contextmanager
+def parsing(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what a parser is known to raise for a damaged file into one clear line.
+
+    Nothing but the parser belongs into this block: an error of our own must not look like a
+    damaged file, which might be hours of training.
+
+    Raises:
+        Damaged: instead of these errors.
+        InputError: instead of an OSError that is not about the content.
+    """
     try:
         yield
-    except _DAMAGED as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(
-            f"{path} cannot be read ({reason[:200]}): delete it and try again"
-        ) from error
+    except errors as error:
+        if "can't allocate memory" in str(error):  # torch makes a RuntimeError of it
+            raise
+        raise damaged(path, error) from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a directory leads zipfile to a place before the start
+            raise damaged(path, error) from error
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def damaged(path: Path, reason: str | Exception) -> Damaged:
+    """Return the error about a damaged file, in one line."""
+    words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
+    return Damaged(f"{path} cannot be read ({words[:200]}): move it away and try again")
+
+
+class _Lock(FileLock):
+    def _fallback_to_soft_lock(self, *_: Any) -> None:
+        # A file that merely exists would outlive a killed program, and lock the folder for ever.
+        raise NotImplementedError("it cannot lock files")
 
 
 @contextmanager
-def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Let no second program work in a folder meanwhile: it says so, and waits.
+def only_one(folder: Path, what: str, wait: bool = True) -> Iterator[None]:
+    """Let no other program, and no other thread, work in a folder meanwhile.
 
-    The system ends the lock with the program, even if that is killed. It has no effect where
-    folders cannot be locked: on Windows and on some network drives.
+    The system ends the lock with the program, even if that is killed. Within one thread the same
+    folder can be locked again. Where a file system cannot lock, a note says so.
 
     Args:
         folder: must exist.
-        what: the other one is doing, for the line that says so.
-    """
-    lock = None
-    try:
-        with suppress(ImportError, OSError):
-            import fcntl
+        what: is being done there, for the line that tells others.
+        wait: for the other one to end, and say so; else raise.
 
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another program is {what} in {folder}: waiting for it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+    Raises:
+        Busy: if another one works there, and ``wait`` is False.
+        InputError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    busy = f"another program is {what} in {folder}"
+    lock = _Lock(str(folder.resolve() / ".lock"), is_singleton=True)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise Busy(f"{busy}: wait for it, or choose another folder") from None
+            print(f"{busy}: waiting for it", flush=True)
+            lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _CANNOT_LOCK:
+            with writing(folder / ".lock"):
+                raise
+        warnings.warn(
+            f"{folder} cannot be locked ({error}): let no other program work there meanwhile",
+            stacklevel=3,
+        )
         yield
-    finally:
-        if lock is not None:
-            os.close(lock)
+    else:
+        try:
+            yield
+        finally:
+            lock.release()

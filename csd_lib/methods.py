@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
 from csd_lib import InputError, checks, losses
+from csd_lib.checks import setting
+
+_temperature = dict(at_least=0.001, at_most=1000)
+_weight = dict(at_least=0, at_most=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
     """Constants of the loss terms; those of CE, triplet, KD and CSD are the published code's."""
 
-    margin: float = 1.0
+    margin: float = setting(1.0, checks.number, at_least=0, at_most=100)
     """Margin of the triplet loss, in units of cosine similarity."""
-    kd_temperature: float = 2.0
+    kd_temperature: float = setting(2.0, checks.number, **_temperature)
     """Temperature of the softmaxes that knowledge distillation compares."""
-    csd_temperature: float = 0.07
+    csd_temperature: float = setting(0.07, checks.number, **_temperature)
     """Temperature of the CSD loss."""
-    fecd_temperature: float = 4.0
+    fecd_temperature: float = setting(4.0, checks.number, **_temperature)
     """Temperature of FECD's softmaxes (its authors' code)."""
-    lambda_kd: float = 1.0
+    lambda_kd: float = setting(1.0, checks.number, **_weight)
     """Weight of knowledge distillation (paper: lambda_KD = 1)."""
-    lambda_csd: float = 1.0
+    lambda_csd: float = setting(1.0, checks.number, **_weight)
     """Weight of contrastive supervised distillation (paper: lambda_CSD = 1)."""
-    lambda_mmd: float = 10.0
+    lambda_mmd: float = setting(10.0, checks.number, **_weight)
     """Weight of the maximum mean discrepancy (ours; published re-implementations use 1 or 10)."""
-    lambda_fecd: float = 10.0
+    lambda_fecd: float = setting(10.0, checks.number, **_weight)
     """Weight of FECD (its authors' code)."""
 
     def __post_init__(self) -> None:
-        checks.number("margin", self.margin, at_least=0, at_most=100)
-        for name in ("kd_temperature", "csd_temperature", "fecd_temperature"):
-            checks.number(name, getattr(self, name), at_least=0.001, at_most=1000)
-        for name in ("lambda_kd", "lambda_csd", "lambda_mmd", "lambda_fecd"):
-            checks.number(name, getattr(self, name), at_least=0, at_most=1e6)
+        checks.check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,58 @@ class Outputs:
     teacher_logits: Tensor | None = None  # [B, classes seen before this task]
 
 
-Term = Callable[[Outputs, LossSettings], Tensor]
-# Adding a term means adding a function to losses.py and a line in one of these two.
-# Plasticity: terms that learn the current task.
-PLASTICITY: dict[str, Term] = {
-    "ce": lambda o, s: losses.cross_entropy(o.logits, o.labels),
-    "triplet": lambda o, s: losses.triplet_loss(o.features, o.labels, s.margin),
-}
-# Stability: terms that hold on to the teacher, from the second task on.
-STABILITY: dict[str, Term] = {
-    "kd": lambda o, s: s.lambda_kd * losses.kd_loss(o.logits, o.teacher_logits, s.kd_temperature),
-    "csd": lambda o, s: (
-        s.lambda_csd * losses.csd_loss(o.features, o.teacher_features, o.labels, s.csd_temperature)
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss."""
+
+    title: str  # in legends
+    compute: Callable[[Outputs, LossSettings], Tensor]  # a scalar, not yet weighted
+    weight: str = ""  # name of the setting that it is multiplied by; none: 1
+    settings: tuple[str, ...] = ()  # names of the other settings that it reads
+    distils: bool = True  # holds on to the teacher, so it begins with the second task
+
+    def __call__(self, outputs: Outputs, settings: LossSettings) -> Tensor:
+        """Return the weighted term for one batch."""
+        value = self.compute(outputs, settings)
+        return getattr(settings, self.weight) * value if self.weight else value
+
+
+# To add a term: a function in losses.py, a line here and, for a weight of its own, a field above.
+TERMS = {
+    # Plasticity: terms that learn the current task.
+    "ce": Term(
+        "cross entropy", lambda o, s: losses.cross_entropy(o.logits, o.labels), distils=False
     ),
-    "csd_paper": lambda o, s: (
-        s.lambda_csd * losses.csd_loss_paper(o.features, o.teacher_features, o.labels)
+    "triplet": Term(
+        "triplet",
+        lambda o, s: losses.triplet_loss(o.features, o.labels, s.margin),
+        settings=("margin",),
+        distils=False,
     ),
-    "mmd": lambda o, s: s.lambda_mmd * losses.mmd_loss(o.features, o.teacher_features),
-    "fecd": lambda o, s: (
-        s.lambda_fecd * losses.fecd_loss(o.features, o.teacher_features, s.fecd_temperature)
+    # Stability: terms that hold on to the teacher.
+    "kd": Term(
+        "KD",
+        lambda o, s: losses.kd_loss(o.logits, o.teacher_logits, s.kd_temperature),
+        "lambda_kd",
+        ("kd_temperature",),
+    ),
+    "csd": Term(
+        "CSD",
+        lambda o, s: losses.csd_loss(o.features, o.teacher_features, o.labels, s.csd_temperature),
+        "lambda_csd",
+        ("csd_temperature",),
+    ),
+    "csd_paper": Term(
+        "CSD, Eq. 8",
+        lambda o, s: losses.csd_loss_paper(o.features, o.teacher_features, o.labels),
+        "lambda_csd",
+    ),
+    "mmd": Term("MMD", lambda o, s: losses.mmd_loss(o.features, o.teacher_features), "lambda_mmd"),
+    "fecd": Term(
+        "FECD",
+        lambda o, s: losses.fecd_loss(o.features, o.teacher_features, s.fecd_temperature),
+        "lambda_fecd",
+        ("fecd_temperature",),
     ),
 }
 
@@ -78,29 +112,34 @@ class Method:
     """A recipe of loss terms."""
 
     title: str
-    plasticity: tuple[str, ...]
-    stability: tuple[str, ...] = ()
+    recipe: str  # names of terms, as in "ce+triplet+kd"
     learns_later: bool = True  # False: keeps the model of the first task, the lower reference
     joint: bool = False  # train once on all tasks' images, the upper reference
 
     def term_names(self, has_teacher: bool) -> tuple[str, ...]:
         """Return the names of the terms of the first task, or of later ones with their teacher."""
-        return self.plasticity + (self.stability if has_teacher else ())
+        return tuple(n for n in self.recipe.split("+") if has_teacher or not TERMS[n].distils)
 
     def loss_terms(self, outputs: Outputs, settings: LossSettings) -> dict[str, Tensor]:
         """Return this method's weighted terms for one batch; their sum is the loss."""
         names = self.term_names(outputs.teacher_features is not None)
-        return {name: (PLASTICITY | STABILITY)[name](outputs, settings) for name in names}
+        return {name: TERMS[name](outputs, settings) for name in names}
+
+    def unused_settings(self) -> set[str]:
+        """Return the names of the loss settings that this method does not read."""
+        terms = [TERMS[name] for name in self.recipe.split("+")]
+        used = {name for term in terms for name in (term.weight, *term.settings)}
+        return {field.name for field in fields(LossSettings)} - used
 
 
 METHODS = {
-    "initial": Method("Initial model", ("ce", "triplet"), learns_later=False),
-    "fine-tuning": Method("Fine-tuning", ("ce", "triplet")),
-    "lwf": Method("LwF", ("ce", "triplet"), ("kd",)),
-    "mmd": Method("MMD", ("ce", "triplet"), ("kd", "mmd")),
-    "fecd": Method("FECD", ("ce", "triplet"), ("fecd",)),
-    "csd": Method("CSD", ("ce", "triplet"), ("kd", "csd")),
-    "joint": Method("Joint training", ("ce", "triplet"), joint=True),
+    "initial": Method("Initial model", "ce+triplet", learns_later=False),
+    "fine-tuning": Method("Fine-tuning", "ce+triplet"),
+    "lwf": Method("LwF", "ce+triplet+kd"),
+    "mmd": Method("MMD", "ce+triplet+kd+mmd"),
+    "fecd": Method("FECD", "ce+triplet+fecd"),
+    "csd": Method("CSD", "ce+triplet+kd+csd"),
+    "joint": Method("Joint training", "ce+triplet", joint=True),
 }
 
 
@@ -113,13 +152,29 @@ def get_method(name: str) -> Method:
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
     terms = name.split("+") if isinstance(name, str) else []
-    plasticity = tuple(term for term in PLASTICITY if term in terms)
-    stability = tuple(term for term in STABILITY if term in terms)
     # Every term once, and in one order, so that a recipe has one name.
-    if not plasticity or terms != [*plasticity, *stability]:
+    known = [term for term in TERMS if term in terms]
+    if terms != known or all(TERMS[term].distils for term in known):
+        learning = [term for term in TERMS if not TERMS[term].distils]
         raise InputError(
             f"unknown method {checks.shown(name)}: choose one of {', '.join(METHODS)}, or a sum of "
-            f"the terms {'+'.join((*PLASTICITY, *STABILITY))}, in this order and with one of the "
-            f"first two"
+            f"the terms {'+'.join(TERMS)}, in this order and with one of {', '.join(learning)}"
         )
-    return Method(" + ".join(terms), plasticity, stability)
+    return Method(" + ".join(terms), name)
+
+
+@contextmanager
+def extra_term(name: str, term: Term) -> Iterator[None]:
+    """Let recipes use one more term inside the context, and forget it afterwards.
+
+    Raises:
+        InputError: if the name is taken, or is no name.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or name in TERMS:
+        raise InputError(f"name={checks.shown(name)}: choose a word that names no term yet")
+    checks.instance("term", term, Term, "a methods.Term")
+    TERMS[name] = term
+    try:
+        yield
+    finally:
+        del TERMS[name]

@@ -1,16 +1,20 @@
-"""The network: a ResNet for small images, with a normalised head that grows with every task."""
+"""Networks with a normalised head that grows with every task; the paper's ResNet is one of them."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
+from csd_lib.losses import at_least_float32
 
-FEATURE_SIZE = 64
+if TYPE_CHECKING:
+    from csd_lib.config import TrainConfig
 
 
 class Block(nn.Module):
@@ -63,7 +67,71 @@ class NormalizedHead(nn.Module):
         self.weight.copy_(F.normalize(self.weight))
 
 
-class ResNet(nn.Module):
+class Network(nn.Module):
+    """What every network of this kit is: ``features, logits = network(images)``, and a head.
+
+    To bring your own, subclass it: call ``super().__init__`` first, define ``backbone``, compute in
+    the type of your parameters, and add a line to ``NETWORKS``.
+
+    Args:
+        feature_size: D, the length of the features.
+        mean, std: channel statistics for pixel values in [0, 1], kept with the model so that
+            images are normalised the same way in training and retrieval.
+
+    Raises:
+        InputError: for impossible sizes or statistics.
+    """
+
+    smallest_image = 1  # height and width that the network needs at least
+
+    def __init__(self, feature_size: int, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        checks.whole("feature_size", feature_size, 1, 100_000)
+        checks.channels(mean, std, len(mean))
+        self.feature_size = feature_size
+        self.head = NormalizedHead(feature_size)
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def backbone(self, images: Tensor) -> Tensor:
+        """Return features ``[B, D]`` of normalised images ``[B, C, H, W]``: yours to define."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``[B, D]`` and logits ``[B, num_classes]`` of images ``[B, C, H, W]``.
+
+        uint8 images are scaled to [0, 1] and normalised here; float images are taken as
+        normalised already.
+        """
+        checks.images("images", images, like=self.mean)
+        x = self.normalize_images(images) if images.dtype == torch.uint8 else images
+        features = self.backbone(x)
+        # Under autocast the convolutions are in half precision; what the losses see is not.
+        with torch.autocast(x.device.type, enabled=False):
+            features = at_least_float32(features)
+            return features, self.head(features)
+
+    def normalize_images(self, images: Tensor) -> Tensor:
+        """Turn uint8 images into floats with the model's mean and standard deviation."""
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    @property
+    def num_classes(self) -> int:
+        """Rows of the head, which is the number of classes seen so far."""
+        return self.head.weight.shape[0]
+
+    def grow_head(self, new_classes: int, generator: torch.Generator | None = None) -> None:
+        """Add a row in a random direction for each new class (the published code's way).
+
+        Raises:
+            InputError: for what is no number of classes.
+        """
+        checks.whole("new_classes", new_classes, 0, 1_000_000)
+        checks.generator("generator", generator, torch.device("cpu"))
+        self.head.grow(torch.randn(new_classes, self.feature_size, generator=generator))
+
+
+class ResNet(Network):
     """ResNet-(6n + 2) for small images: ``features, logits = model(images)``.
 
     Three stages of n blocks with 16, 32 and 64 channels, a final ReLU and global average pooling
@@ -92,7 +160,6 @@ class ResNet(nn.Module):
         std: tuple[float, ...] | None = None,
         seed: int = 0,
     ):
-        super().__init__()
         checks.whole("depth", depth, 8, 1202, "a ResNet here has 6n + 2 layers")
         if depth % 6 != 2:
             raise InputError(f"depth={depth}: a ResNet here has 6n + 2 layers: 8, 14, 20, 26, 32")
@@ -102,6 +169,7 @@ class ResNet(nn.Module):
         mean = (0.0,) * in_channels if mean is None else mean
         std = (1.0,) * in_channels if std is None else std
         checks.channels(mean, std, in_channels)
+        super().__init__(64, mean, std)
         blocks = (depth - 2) // 6
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -109,14 +177,10 @@ class ResNet(nn.Module):
             self.norm = nn.BatchNorm2d(16)
             self.stage1 = self._stage(16, 16, 1, blocks)
             self.stage2 = self._stage(16, 32, 2, blocks)
-            self.stage3 = self._stage(32, FEATURE_SIZE, 2, blocks)
+            self.stage3 = self._stage(32, 64, 2, blocks)
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
-        self.head = NormalizedHead(FEATURE_SIZE)
-        shape = (1, in_channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(mean).reshape(shape))
-        self.register_buffer("std", torch.tensor(std).reshape(shape))
         if num_classes:
             self.grow_head(num_classes, torch.Generator().manual_seed(seed))
 
@@ -127,39 +191,33 @@ class ResNet(nn.Module):
             first, *(Block(channels_out, channels_out, 1) for _ in range(blocks - 1))
         )
 
-    @property
-    def num_classes(self) -> int:
-        """Rows of the head, which is the number of classes seen so far."""
-        return self.head.weight.shape[0]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features ``[B, 64]`` and logits ``[B, num_classes]`` of images ``[B, C, H, W]``.
-
-        uint8 images are scaled to [0, 1] and normalised here; float images are taken as
-        normalised already.
-        """
-        checks.images("images", images, like=self.mean)
-        x = self.normalize_images(images) if images.dtype == torch.uint8 else images
-        x = F.relu(self.norm(self.stem(x)))
+    def backbone(self, images: Tensor) -> Tensor:
+        """Return features ``[B, 64]`` of normalised images ``[B, C, H, W]``."""
+        x = F.relu(self.norm(self.stem(images)))
         x = self.stage3(self.stage2(self.stage1(x)))
-        # Under autocast the convolutions are in half precision; what the losses see is not.
-        with torch.autocast(x.device.type, enabled=False):
-            features = x.float().mean(dim=(2, 3))
-            return features, self.head(features)
+        return at_least_float32(x).mean(dim=(2, 3))
 
-    def normalize_images(self, images: Tensor) -> Tensor:
-        """Turn uint8 images into float32 with the model's mean and standard deviation."""
-        return (images.float() / 255 - self.mean) / self.std
 
-    def grow_head(self, new_classes: int, generator: torch.Generator | None = None) -> None:
-        """Add a row in a random direction for each new class (the published code's way).
+# What a config's ``network`` names: called with the config and the data set's channel statistics.
+# To add one: a line here, or at run time ``NETWORKS["mine"] = lambda config, mean, std: ...``.
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "resnet": lambda config, mean, std: ResNet(config.depth, 0, len(mean), mean, std, config.seed)
+}
 
-        Raises:
-            InputError: for what is no number of classes.
-        """
-        checks.whole("new_classes", new_classes, 0, 1_000_000)
-        checks.generator("generator", generator, torch.device("cpu"))
-        self.head.grow(torch.randn(new_classes, FEATURE_SIZE, generator=generator))
+
+def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
+    """Return the network that a config names, with initial weights from its seed and no head rows.
+
+    The global random state is left as it was.
+
+    Raises:
+        InputError: if what was made is no ``Network``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = NETWORKS[config.network](config, mean, std)
+    checks.instance(f"NETWORKS[{config.network!r}]", network, Network, "what returns a Network")
+    return network
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -174,3 +232,21 @@ def freeze(model: nn.Module) -> nn.Module:
     checks.instance("model", model, nn.Module, "a network, such as a ResNet")
     teacher = copy.deepcopy(model).eval()
     return teacher.requires_grad_(False)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a model's state, if it has the right shapes and types and is finite.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    wanted, found = (
+        {name: (value.dtype, tuple(value.shape)) for name, value in values.items()}
+        for values in (model.state_dict(), state)
+    )
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name)}, expected {wanted.get(name)}")
+        if not torch.isfinite(state[name]).all():
+            raise ValueError(f"{name} is not finite")
+    model.load_state_dict(state)

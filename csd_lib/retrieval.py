@@ -12,7 +12,7 @@ from torch import Tensor
 from csd_lib import InputError, checks
 from csd_lib.data import Task
 from csd_lib.losses import unit_length
-from csd_lib.model import ResNet
+from csd_lib.model import Network
 
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.
@@ -30,7 +30,7 @@ class Recall(dict):
 
 
 @torch.no_grad()
-def _features_and_logits(model: ResNet, images: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+def _features_and_logits(model: Network, images: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Run the network over all images in eval mode, and leave it in the mode it was in."""
     checks.instance("model", model, torch.nn.Module, "a network, such as a ResNet")
     checks.images("images", images)
@@ -38,13 +38,18 @@ def _features_and_logits(model: ResNet, images: Tensor, batch_size: int) -> tupl
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    outputs = [model(batch.to(device)) for batch in images.split(batch_size)]
+    outputs = []
+    for batch in images.split(batch_size):
+        found = model(batch.to(device))
+        if not isinstance(found, tuple) or [len(f) for f in found] != [len(batch)] * 2:
+            raise InputError(f"model returned {checks.shown(found)}: it must be features, logits")
+        outputs.append(found)
     model.train(was_training)
     features, logits = zip(*outputs, strict=True)
     return torch.cat(features), torch.cat(logits)
 
 
-def embed(model: ResNet, images: Tensor, batch_size: int = 512) -> Tensor:
+def embed(model: Network, images: Tensor, batch_size: int = 512) -> Tensor:
     """Return the features ``[N, D]`` of images ``[N, C, H, W]``, without augmentation.
 
     The network is used in eval mode; the result stays on its device.
@@ -135,7 +140,7 @@ def recall_at_k(
         InputError (a ValueError): for NaN or infinite features (the published function scores
             them as perfect), empty input, wrong shapes, K below 1, or no query with a positive.
     """
-    checks.several("ks", ks, int, "whole numbers from 1, such as (1, 5)")
+    checks.sequence("ks", ks, int, "whole numbers from 1, such as (1, 5)")
     for k in ks:
         checks.whole("ks", k, 1)
     counts = wrong_before_right(queries, query_labels, gallery, gallery_labels)
@@ -178,7 +183,7 @@ class RetrievalMatrix:
             )
 
 
-def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> RetrievalMatrix:
+def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> RetrievalMatrix:
     """Measure every model on every task's test images.
 
     Args:
@@ -188,8 +193,8 @@ def retrieval_matrix(models: Sequence[ResNet], tasks: Sequence[Task]) -> Retriev
     Raises:
         InputError: for empty lists, or a task in which nothing can be searched.
     """
-    checks.several("models", models, ResNet, "a list of networks, one for each task")
-    checks.several("tasks", tasks, Task, "the list of class_incremental_split")
+    checks.sequence("models", models, Network, "a list of networks, one for each task")
+    checks.sequence("tasks", tasks, Task, "the list of class_incremental_split")
     shape = (len(models), len(tasks))
     own, seen, accuracy = (np.full(shape, np.nan) for _ in range(3))
     for i, model in enumerate(models):

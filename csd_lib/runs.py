@@ -1,147 +1,280 @@
-"""Files of a run: where they are, what they must fit, and how a killed run finds its way back."""
+"""The folder of a run: whose it is, what it keeps, and how a killed run finds its way back."""
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import math
-import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from csd_lib import InputError
 from csd_lib.config import TrainConfig
-from csd_lib.files import pack_tensors, read_tensors, write_atomically, write_tensors, writing
-from csd_lib.model import ResNet, freeze
+from csd_lib.data import Dataset
+from csd_lib.files import (
+    Damaged,
+    make_folder,
+    only_one,
+    pack_tensors,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+    writing,
+)
 
-# A change in one of these rooms can change the result of a run.
-_ROOMS = ("data", "model", "losses", "methods", "config", "retrieval", "engine", "train")
+if TYPE_CHECKING:
+    from csd_lib.model import Network
 
 
-def runs_folder() -> Path:
-    """Where runs are kept: ``$CSD_RUNS``, else ``runs/`` of this checkout or current folder."""
-    if "CSD_RUNS" in os.environ:
-        return Path(os.environ["CSD_RUNS"])
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "runs"
+def identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return what decides a run's result: its config, its images, and what the code computes.
 
-
-def code_hash() -> str:
-    """Hash of the modules that decide a result, so that no run outlives a change to them.
-
-    Comments, docstrings and layout do not count: improving them must not throw away GPU hours.
+    Returns:
+        ``config``; ``data``, the SHA-256 of images and labels; ``fingerprint``.
     """
-    digest = hashlib.sha256()
-    for room in _ROOMS:
-        text = (Path(__file__).parent / f"{room}.py").read_text("utf-8")
-        digest.update(repr(_statements(ast.parse(text))).encode())
-    return digest.hexdigest()[:8]
+    from csd_lib.fingerprint import fingerprint  # it trains a tiny run, which needs this module
+
+    _, channels, *size = dataset.train_images.shape
+    return {
+        "config": json.loads(json.dumps(asdict(config))),
+        "data": dataset.sha256(),
+        "fingerprint": fingerprint(config, channels, min(size)),
+    }
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """Return what decides a run's result: its config and the hash of the code."""
-    return {**asdict(config), "code": code_hash()}
+def difference(stored: Any, wanted: dict[str, Any]) -> str:
+    """Say in which way a stored identity is that of another run; an empty text if it is the same.
+
+    A setting that did not exist yet when it was stored has its default value.
+    """
+    try:
+        found, asked = (TrainConfig(**each["config"]).key() for each in (stored, wanted))
+        data, code = stored["data"], stored["fingerprint"]
+    except (LookupError, TypeError, InputError) as error:
+        return f"it cannot be compared: {error}"
+    if found != asked:
+        names = [name for name in sorted({*found, *asked}) if found.get(name) != asked.get(name)]
+        changes = (f"{name} {found.get(name)!r} -> {asked.get(name)!r}" for name in names)
+        return f"other settings: {'; '.join(changes)}"
+    if data != wanted["data"]:
+        return f"other images or labels: their hash {data[:8]} -> {wanted['data'][:8]}"
+    if code != wanted["fingerprint"]:
+        return f"code that computes other numbers: fingerprint {code} -> {wanted['fingerprint']}"
+    return ""
 
 
-def _statements(node: Any) -> Any:
-    """Return a syntax tree as nested tuples, without docstrings, the same on every Python."""
-    if isinstance(node, list):
-        is_text = [isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in node]
-        kept = [n for n, text in zip(node, is_text, strict=True) if not text]
-        return tuple(_statements(child) for child in kept)
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
-    return type(node).__name__, tuple((name, _statements(value)) for name, value in fields)
+class SavedState(dict):
+    """What a checkpoint holds, and errors that name its file.
 
+    Keys: ``identity``; ``models``, the states after the finished tasks; ``history``; ``device`` and
+    ``generator``; and, if it was saved within a task, ``learning``, its ``TaskTraining``'s.
 
-def write_history(folder: Path, history: list[dict[str, float]]) -> None:
-    """Write the history of a run, one line an epoch."""
-    lines = "".join(json.dumps(record) + "\n" for record in history)
-    write_atomically(folder / "history.jsonl", lambda partial: partial.write_text(lines))
-
-
-def append_history(folder: Path, record: dict[str, float]) -> None:
-    """Add one epoch's line to the history."""
-    path = folder / "history.jsonl"
-    with writing(path), path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-class Checkpoints:
-    """The checkpoint of one run: the newest one, and the one before it in case that is damaged.
-
-    Args:
-        folder: the folder of the run.
-        identity: the config and the hash of the code; a checkpoint of another one is refused.
+    Raises:
+        ValueError: if it is not of this kind.
     """
 
-    def __init__(self, folder: str | Path, identity: dict[str, Any]):
-        self.path = Path(folder) / "checkpoint.pt"
-        self.previous = self.path.with_name("checkpoint.previous.pt")
-        self.identity = identity
+    def __init__(self, content: Any, path: Path):
+        kinds = {"identity": dict, "models": list, "history": list, "device": str}
+        _check_kinds(content, kinds | {"generator": torch.Tensor})
+        states = list(content["models"])
+        if "learning" in content:
+            kinds = {"student": dict, "optimizer": dict, "scaler": dict, "best": dict, "epoch": int}
+            _check_kinds(content["learning"], kinds)
+            states.append(content["learning"]["student"])
+        for state in states:
+            if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+                raise ValueError("what it says of a model is not tensors by name")
+        super().__init__(content)
+        self.path = path
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Turn the ValueError of a value that does not fit the run into one clear line.
+
+        Raises:
+            InputError: instead.
+        """
+        try:
+            yield
+        except ValueError as error:
+            raise InputError(
+                f"{self.path} does not fit its run ({error}): move it away to start this run again"
+            ) from error
+
+    def history(self, epochs: int) -> list[dict[str, float]]:
+        """Return the records, one of numbers for every epoch, in order.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        for number, record in enumerate(self["history"]):
+            if not isinstance(record, dict) or not all(
+                isinstance(value, int | float) for value in record.values()
+            ):
+                raise ValueError(f"what it says of epoch {number + 1} is not only numbers")
+            if (record.get("task"), record.get("epoch")) != divmod(number, epochs):
+                raise ValueError(f"its epoch {number + 1} is not the {number + 1}th of the run")
+            if not {"loss", "spread", "seconds"} <= record.keys():
+                raise ValueError(f"its epoch {number + 1} has no loss, spread or seconds")
+        return self["history"]
+
+    def restore_generator(self, generator: torch.Generator) -> None:
+        """Let a generator go on as the saved one.
+
+        Raises:
+            ValueError: if that was one of another kind of device.
+        """
+        state = self["generator"]
+        if self["device"] != generator.device.type:
+            raise ValueError(f"it was begun on {self['device']}, this is {generator.device.type}")
+        if state.dtype != torch.uint8 or state.shape != generator.get_state().shape:
+            raise ValueError("its state of the random numbers is of another kind")
+        generator.set_state(state)
+
+
+class RunFolder:
+    """What a run keeps in its folder; without a folder, nothing.
+
+    The newest checkpoint is there, and the one before it in case that is damaged.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]):
+        self.folder, self.identity = folder, identity
         self._saved_at, self._seconds = -math.inf, 0.0
 
-    def is_due(self) -> bool:
-        """Say whether it is time for another one: they may take up to 5 % of the time."""
-        return time.monotonic() - self._saved_at >= 20 * self._seconds
+    @classmethod
+    @contextmanager
+    def open(
+        cls, folder: str | Path | None, config: TrainConfig, dataset: Dataset
+    ) -> Iterator[RunFolder]:
+        """Have a run's folder to oneself; another program waits until the context ends.
 
-    def save(self, **content: Any) -> None:
+        Raises:
+            InputError: if it cannot be written, or holds another run.
+        """
+        if folder is None:
+            yield cls(None, {})
+            return
+        folder, wanted = make_folder(folder), identity(config, dataset)
+        with only_one(folder, "training"):
+            check_owner(folder, wanted)
+            write_json(folder / "config.json", wanted)
+            yield cls(folder, wanted)
+
+    @classmethod
+    def load_first_task(
+        cls, folder: str | Path | None, config: TrainConfig, dataset: Dataset
+    ) -> SavedState | None:
+        """Return what a run of ``config.first_task()`` has kept in its folder.
+
+        Raises:
+            InputError: if that is nothing, or another run's.
+        """
+        if folder is None:
+            return None
+        first = config.first_task()
+        if first is None:
+            raise InputError(f"first_task={str(folder)!r}: {config.method} shares its first task")
+        saved = cls(Path(folder), identity(first, dataset)).load()
+        if not saved or "learning" in saved:
+            raise InputError(
+                f"first_task={str(folder)!r} holds no finished run: train that one first"
+            )
+        return saved
+
+    def is_due(self) -> bool:
+        """Say whether it is time for another checkpoint: they may take up to 5 % of the time."""
+        return bool(self.folder) and time.monotonic() - self._saved_at >= 20 * self._seconds
+
+    def write_history(self, history: Sequence[dict[str, float]]) -> None:
+        """Write the history, one line an epoch."""
+        if self.folder:
+            lines = "".join(json.dumps(record) + "\n" for record in history)
+            path = self.folder / "history.jsonl"
+            write_atomically(path, lambda partial: partial.write_text(lines))
+
+    def append_history(self, record: dict[str, float]) -> None:
+        """Add one epoch's line to the history."""
+        if self.folder:
+            path = self.folder / "history.jsonl"
+            with writing(path), path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save(
+        self,
+        models: Sequence[Network],
+        history: Sequence[dict[str, float]],
+        generator: torch.Generator,
+        learning: dict[str, Any] | None = None,
+    ) -> None:
         """Store all that the loop needs to go on from here; a kill leaves an older one in place.
 
-        Each of ``content["models"]``, one per finished task, also gets a file of its own.
+        Each of the models, one per finished task, also gets a file of its own.
         """
+        if not self.folder:
+            return
         started = time.monotonic()
-        for number, state in enumerate(content.get("models", ()), start=1):
-            path = self.path.with_name(f"model-task{number}.pt")
+        states = [model.state_dict() for model in models]
+        for number, state in enumerate(states, start=1):
+            path = self.folder / f"model-task{number}.pt"
             if not path.exists():
                 write_tensors(path, state)
-        packed = pack_tensors({"identity": self.identity, **content})
+        content = {
+            "identity": self.identity,
+            "models": states,
+            "history": list(history),
+            "device": generator.device.type,
+            "generator": generator.get_state(),
+        }
+        packed = pack_tensors(content | ({"learning": learning} if learning else {}))
+        path = self.folder / "checkpoint.pt"
 
         def write(partial: Path) -> None:
             partial.write_bytes(packed)
-            if self.path.exists():
-                self.path.replace(self.previous)
+            if path.exists():
+                path.replace(path.with_name("checkpoint.previous.pt"))
 
-        write_atomically(self.path, write)
+        write_atomically(path, write)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - started
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> SavedState | None:
         """Return what ``save`` stored last, or None if there is nothing.
 
         A damaged file is set aside as ``checkpoint.damaged.pt``, with a warning, and the one
         before it is used.
 
         Raises:
-            InputError: if there is no other one, or if it belongs to another config or version of
-                the code.
+            InputError: if there is no other one, or if it belongs to another run.
         """
+        if not self.folder:
+            return None
         damage = None
-        for path in (self.path, self.previous):
+        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+            path = self.folder / name
             if not path.exists():
                 continue
             try:
                 content = read_tensors(path)
-            except InputError as error:
+            except Damaged as error:
                 damage = damage or (path, error)
                 continue
-            stored = content.get("identity") if isinstance(content, dict) else None
-            if not isinstance(stored, dict):
-                raise InputError(f"{path} is not a checkpoint of this kit: choose another folder")
-            if stored != self.identity:
+            try:
+                saved = SavedState(content, path)
+            except ValueError as error:
                 raise InputError(
-                    f"{path} belongs to another config ({_difference(stored, self.identity)}): "
-                    f"choose another folder"
-                )
+                    f"{path} is not a checkpoint of this kit ({error}): choose another folder"
+                ) from error
+            if what := difference(saved["identity"], self.identity):
+                raise InputError(f"{path} belongs to another run ({what}): choose another folder")
             if damage:
                 aside = path.with_name("checkpoint.damaged.pt")
                 with writing(aside):
@@ -151,75 +284,51 @@ class Checkpoints:
                     f"{aside.name}",
                     stacklevel=2,
                 )
-            return {**content, "path": path}
+            return saved
         if damage:
             raise damage[1]
         return None
 
 
-@contextmanager
-def restoring(saved: dict[str, Any]) -> Iterator[None]:
-    """Turn whatever a checkpoint that does not fit its run gives rise to into one clear line.
+def check_owner(folder: Path, wanted: dict[str, Any]) -> None:
+    """Refuse a folder that another run has used, even if only its settings or results are left.
 
     Raises:
-        InputError: instead of the errors of missing or misshapen values.
+        InputError: if it has.
     """
-    try:
-        yield
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        raise InputError(
-            f"{saved['path']} does not fit its run ({reason}): delete it to start this run again"
-        ) from error
+    for name in ("config.json", "results.json"):
+        path = folder / name
+        if path.exists() and (what := difference(read_json(path), wanted)):
+            raise InputError(f"{folder} belongs to another run ({what}): choose another folder")
 
 
-def check_history(history: list[dict[str, float]], epochs: int) -> None:
-    """Refuse a history that is not one record of numbers for every epoch, in order.
+def set_aside_if_older(folder: Path, wanted: dict[str, Any]) -> None:
+    """Move a run away that was made, or begun, by code that computes other numbers.
 
-    Raises:
-        ValueError: if it is not.
+    Runs in folders that are named after their config come here: after a change of the code the
+    same name is wanted again, and nothing must be lost.
     """
-    for number, record in enumerate(history):
-        if (record["task"], record["epoch"]) != divmod(number, epochs):
-            raise ValueError(f"its epoch {number + 1} is not the {number + 1}th of the run")
-        if not all(isinstance(value, int | float) for value in record.values()):
-            raise ValueError(f"what it says of epoch {number + 1} is not only numbers")
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    stored = read_json(path)
+    if what := difference(stored, wanted):
+        if not what.startswith("code"):
+            return  # train says what is wrong
+        aside = folder.with_name(f"{folder.name}-by-{stored['fingerprint']}")
+        if aside.exists():
+            return
+        with only_one(folder, "training"):
+            folder.replace(aside)
+        warnings.warn(
+            f"{folder.name} was made by {what}. It is kept as {aside.name}, and this one starts "
+            f"anew",
+            stacklevel=3,
+        )
 
 
-def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load a model's state, if it has the right shapes and types and is finite.
-
-    Raises:
-        ValueError: if it has not.
-    """
-    wanted, found = (
-        {name: (value.dtype, tuple(value.shape)) for name, value in values.items()}
-        for values in (model.state_dict(), state)
-    )
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(f"{name} is {found.get(name)}, expected {wanted.get(name)}")
-        if not torch.isfinite(state[name]).all():
-            raise ValueError(f"{name} is not finite")
-    model.load_state_dict(state)
-
-
-def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    return "; ".join(
-        f"{key} {stored.get(key)!r} -> {wanted.get(key)!r}"
-        for key in sorted({*stored, *wanted})
-        if stored.get(key) != wanted.get(key)
-    )
-
-
-def restore_model(student: ResNet, state: dict[str, torch.Tensor], classes: int) -> ResNet:
-    """Load the state of a finished task into the student, and return a frozen copy of it.
-
-    Args:
-        student: the network, which may have fewer classes yet.
-        state: of ``state_dict``.
-        classes: that had been seen by the end of the task.
-    """
-    student.grow_head(classes - student.num_classes)
-    load_state(student, state)
-    return freeze(student)
+def _check_kinds(mapping: Any, kinds: dict[str, type]) -> None:
+    mapping = mapping if isinstance(mapping, dict) else {}
+    wrong = [key for key, kind in kinds.items() if not isinstance(mapping.get(key), kind)]
+    if wrong:
+        raise ValueError(f"it lacks or has a wrong {', '.join(wrong)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import InputError, runs
+from csd_lib import TrainingError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import (
     Dataset,
@@ -27,40 +27,33 @@ from csd_lib.data import (
 )
 from csd_lib.engine import (
     CapturedStep,
-    Moving,
     Precision,
+    StepState,
     adam,
+    check_machine,
     load_optimizer,
-    pick_device,
     set_learning_rate,
 )
-from csd_lib.files import make_folder, write_json
 from csd_lib.losses import unit_length
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
-from csd_lib.model import ResNet, freeze
+from csd_lib.model import Network, freeze, load_state, make_network
 from csd_lib.retrieval import embed, recall_at_k
+from csd_lib.runs import RunFolder
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on usefully: the loss is not finite, or the features have collapsed."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]  # what Jupyter shows: no traceback
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """What training leaves behind."""
 
     config: TrainConfig
     tasks: list[Task]
-    models: list[ResNet]  # frozen, after each task (joint training: one, after all of them)
+    models: list[Network]  # frozen, after each task (joint training: one, after all of them)
     history: list[dict[str, float]]  # one record per epoch
 
 
 def training_step(
-    student: ResNet,
-    teacher: ResNet | None,
+    student: Network,
+    teacher: Network | None,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
@@ -102,7 +95,7 @@ def train(
     folder: str | Path | None = None,
     first_task: str | Path | None = None,
     stop_after: int | None = None,
-    on_epoch: Callable[[list[dict[str, float]], ResNet], None] | None = None,
+    on_epoch: Callable[[list[dict[str, float]], Network], None] | None = None,
     progress: bool = True,
 ) -> Run:
     """Train one network on the tasks, one after the other, without keeping old images.
@@ -111,8 +104,8 @@ def train(
         config: everything that decides the run.
         dataset: the images; default: loads ``config.dataset``.
         folder: where to keep history, checkpoints and the model after every task. Called again with
-            the same config, a killed run goes on from there, on the CPU with the same result bit
-            for bit. None keeps nothing.
+            the same config and images, a killed run goes on from there, on the CPU with the same
+            result bit for bit. None keeps nothing.
         first_task: folder of a finished run of ``config.first_task()``, which is then not trained
             again; the result is the same.
         stop_after: train only this many tasks for now; a later call goes on from there.
@@ -121,197 +114,282 @@ def train(
         progress: show a progress bar.
 
     Raises:
-        InputError: if the config is impossible for this data set or machine.
+        InputError: if the config is impossible for this data set or machine, or the folder holds
+            another run.
         TrainingError: if the loss is not finite or the features collapse.
     """
-    method = get_method(config.method)
-    device = pick_device(config.device)
-    precision = Precision(config.precision, device)
-    if config.cuda_graph and device.type != "cuda":
-        raise InputError(f"cuda_graph=True needs an NVIDIA GPU, not {device}: leave it out")
-    precision.apply()
-    dataset = dataset or load_dataset(config.dataset)
+    checks.instance("config", config, TrainConfig, "a TrainConfig")
+    for name, value in {"folder": folder, "first_task": first_task}.items():
+        checks.instance(name, value, (str, Path, type(None)), "a path, or None")
+    if stop_after is not None:
+        checks.whole("stop_after", stop_after, 1)
+    device, precision = check_machine(config.device, config.precision, config.cuda_graph)
+    dataset = load_dataset(config.dataset) if dataset is None else dataset
     tasks = class_incremental_split(dataset, config.tasks, seed=config.class_order_seed)
+    method = get_method(config.method)
     stages = [merge_tasks(tasks)] if method.joint else tasks
-    student = ResNet(
-        config.depth, 0, dataset.train_images.shape[1], dataset.mean, dataset.std, config.seed
-    ).to(device, memory_format=torch.channels_last)
+    student = make_network(config, dataset.mean, dataset.std)
+    student.to(device, memory_format=torch.channels_last)
     generator = torch.Generator(device).manual_seed(config.seed)
-    models: list[ResNet] = []
-    history: list[dict[str, float]] = []
+    run = Run(config, tasks, [], [])
 
-    checkpoints = saved = None
-    if folder:
-        folder = make_folder(folder)
-        checkpoints = runs.Checkpoints(folder, runs.identity(config))
-        saved = checkpoints.load()
-        write_json(folder / "config.json", checkpoints.identity)
-    if first_task and not saved:
-        saved = runs.Checkpoints(first_task, runs.identity(config.first_task())).load()
-        if not saved:
-            raise InputError(f"first_task={str(first_task)!r} holds no run: train that one first")
-    if saved:
-        with runs.restoring(saved):
-            history = saved["history"]
-            runs.check_history(history, config.epochs)
-            for stage, state in zip(stages, saved["models"], strict=False):
-                learned = stage if method.learns_later else stages[0]
-                models.append(runs.restore_model(student, state, learned.end_label))
-            generator.set_state(saved["generator"])
-    if folder:
-        runs.write_history(folder, history)  # epochs after the checkpoint are run again
+    with RunFolder.open(folder, config, dataset) as kept, precision.switches():
+        saved = kept.load() or RunFolder.load_first_task(first_task, config, dataset)
+        if saved:
+            with saved.restoring():
+                run.history.extend(saved.history(config.epochs))
+                for stage, state in zip(stages, saved["models"], strict=False):
+                    learned = stage if method.learns_later else stages[0]
+                    student.grow_head(learned.end_label - student.num_classes)
+                    load_state(student, state)
+                    run.models.append(freeze(student))
+        kept.write_history(run.history)  # epochs after the checkpoint are run again
 
-    def save(**state: Any) -> None:
-        """Keep all that the loop needs to go on from here."""
-        checkpoints.save(
-            models=[model.state_dict() for model in models],
-            history=history,
-            generator=generator.get_state(),
-            **state,
-        )
-
-    def after_epoch(state: Callable[[], dict[str, Any]]) -> None:
-        if on_epoch:
-            on_epoch(history, student)
-        if checkpoints:
-            runs.append_history(folder, history[-1])
-            if checkpoints.is_due() and history[-1]["epoch"] + 1 < config.epochs:
-                save(**state())
-
-    for stage in stages[len(models) : stop_after]:
-        if stage.index > 0 and not method.learns_later:
-            models.append(models[-1])
-            continue
-        teacher = models[-1] if models else None
-        if teacher is not None and config.head_init == "class_means":
-            student.head.grow(_class_means(teacher, stage))
-        else:
-            rows = torch.Generator().manual_seed(1000 * config.seed + stage.index)
-            student.grow_head(len(stage.classes), rows)
-        seen = merge_tasks(stages[: stage.index + 1])
-        title = f"{method.title}, task {stage.index + 1} of {len(stages)}"
-        train_task(
-            *(student, teacher, stage, seen, config, precision, generator, history),
-            saved=saved if saved and saved.get("student") else None,
-            after_epoch=after_epoch,
-            title=title if progress else None,
-        )
-        saved = None
-        models.append(freeze(student))
-        if checkpoints:
-            save()
-    return Run(config, tasks, models, history)
+        for stage in stages[len(run.models) : stop_after]:
+            teacher = run.models[-1] if run.models else None
+            if teacher is not None and not method.learns_later:
+                run.models.append(teacher)
+                continue
+            add_head_rows(student, teacher, stage, config)
+            seen = stages[: stage.index + 1]
+            learning = TaskTraining(student, teacher, seen, config, precision, generator)
+            if saved:
+                with saved.restoring():
+                    saved.restore_generator(generator)
+                    if "learning" in saved:
+                        learning.load_state_dict(saved["learning"], run.history)
+                saved = None
+            title = f"{method.title}, task {stage.index + 1} of {len(stages)}"
+            with learning.progress_bar(title if progress else None) as bar:
+                while learning.epoch < config.epochs:
+                    run.history.append(learning.run_epoch(bar))
+                    kept.append_history(run.history[-1])
+                    if on_epoch:
+                        on_epoch(run.history, student)
+                    if kept.is_due() and learning.epoch < config.epochs:
+                        kept.save(run.models, run.history, generator, learning.state_dict())
+            learning.finish()
+            run.models.append(freeze(student))
+            kept.save(run.models, run.history, generator)
+    return run
 
 
-def train_task(
-    student: ResNet,
-    teacher: ResNet | None,
-    task: Task,
-    seen: Task,
-    config: TrainConfig,
-    precision: Precision,
-    generator: torch.Generator,
-    history: list[dict[str, float]],
-    *,
-    saved: dict[str, Any] | None = None,
-    after_epoch: Callable[[Callable[[], dict[str, Any]]], None] = lambda state: None,
-    title: str | None = None,
-) -> None:
-    """Train the student on one task: ``config.epochs`` times all of its images.
+class TaskTraining:
+    """One task that is being learned: a step, an epoch, and all that is needed to go on from there.
 
     Args:
-        task: the images to learn.
-        seen: all tasks so far; only the published code's way of selecting a model looks at them.
+        student: learns the last task; its head has a row for each class so far.
+        teacher: the frozen model from before, or None on the first task.
+        tasks: all tasks so far. Only the published code's way of selecting a model looks at the
+            test images of earlier ones.
+        config: how to learn.
+        precision: how the networks compute.
         generator: on the device; draws order and augmentation.
-        history: gets one record an epoch.
-        saved: what ``after_epoch`` was given when this task was interrupted.
-        after_epoch: called after every epoch with a function that returns the loop's state.
-        title: of the progress bar; None shows none.
     """
-    method, device = get_method(config.method), generator.device
-    optimizer = adam(student, config.weight_decay, device)
-    if teacher is not None and config.teacher_statistics == "batch":
-        teacher = copy.deepcopy(teacher).train()
-    selection = None
-    if config.selection == "test":
-        selection = Selection(seen.test_images.to(device), seen.test_labels.to(device))
-    elif config.selection == "held_out":
-        task, *held_out = hold_out(task, config.held_out, config.seed)
-        selection = Selection(*(part.to(device) for part in held_out))
-    first_epoch = 0
-    if saved:
-        with runs.restoring(saved):
-            first_epoch = history[-1]["epoch"] + 1
-            if selection:
-                runs.load_state(student, saved["best_state"])
-                selection.recall, selection.state = saved["best_recall"], saved["best_state"]
-            runs.load_state(student, saved["student"])
-            load_optimizer(optimizer, saved["optimizer"])
-            precision.scaler.load_state_dict(saved["scaler"])
-    elif selection:
-        selection.look(student)  # before the first epoch too, as the published code does
 
-    images, labels = task.train_images.to(device), task.train_labels.to(device)
-    names = ("loss", *method.term_names(teacher is not None), "spread")
-    totals = torch.zeros(len(names), device=device)
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network | None,
+        tasks: Sequence[Task],
+        config: TrainConfig,
+        precision: Precision,
+        generator: torch.Generator,
+    ):
+        task, device = tasks[-1], generator.device
+        self.student, self.teacher, self.config = student, teacher, config
+        self.precision, self.generator = precision, generator
+        self.method = get_method(config.method)
+        self.optimizer = adam(student, config.weight_decay, device)
+        self.index, self.epoch = task.index, 0
+        if teacher is not None and config.teacher_statistics == "batch":
+            self.teacher = copy.deepcopy(teacher).train()
+        self.selection = None
+        if config.selection == "test":
+            seen = merge_tasks(tasks)
+            self.selection = Selection(seen.test_images.to(device), seen.test_labels.to(device))
+        elif config.selection == "held_out":
+            task, *held_out = hold_out(task, config.held_out, config.seed)
+            self.selection = Selection(*(part.to(device) for part in held_out))
+        if self.selection:
+            self.selection.measure(student)  # before the first epoch too, as the published code
 
-    def step(batch: Tensor) -> None:
-        augmented = augment(images[batch], config.crop_padding, config.flip, generator)
+        self.images, self.labels = task.train_images.to(device), task.train_labels.to(device)
+        terms = self.method.term_names(teacher is not None)
+        self.names = ("loss", *terms, "spread")
+        self.totals = torch.zeros(len(self.names), device=device)
+        self.health = Health(len(task.classes), self._spread_before())
+        self.step = self.eager_step
+        if config.cuda_graph:  # the same step, recorded once and replayed
+            networks = [student] if teacher is None else [student, self.teacher]
+            state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
+            self.step = CapturedStep(self.eager_step, state)
+
+    def eager_step(self, batch: Tensor) -> None:
+        """Learn the images with these indices (int64 ``[B]``), and add up what was measured."""
+        config = self.config
+        images = augment(self.images[batch], config.crop_padding, config.flip, self.generator)
+        labels = self.labels[batch]
         terms, features = training_step(
-            student, teacher, optimizer, augmented, labels[batch], method, config, precision
+            self.student,
+            self.teacher,
+            self.optimizer,
+            images,
+            labels,
+            self.method,
+            config,
+            self.precision,
         )
         numbers = torch.stack([sum(terms.values()), *terms.values(), feature_spread(features)])
-        totals.add_(numbers, alpha=len(batch) / len(labels))
+        self.totals.add_(numbers, alpha=len(batch) / len(self.labels))
 
-    if config.cuda_graph:  # the same step, recorded once and replayed
-        networks = [student] if teacher is None else [student, teacher]
-        step = CapturedStep(step, Moving(networks, totals, optimizer, precision.scaler, generator))
+    def run_epoch(self, bar: tqdm | None = None) -> dict[str, float]:
+        """Learn all images once, and return the epoch's record.
 
-    def state() -> dict[str, Any]:
-        best = {"best_recall": selection.recall, "best_state": selection.state} if selection else {}
+        Raises:
+            TrainingError: if training has broken down.
+        """
+        started, config = time.perf_counter(), self.config
+        rate = learning_rate(config, self.index, self.epoch)
+        set_learning_rate(self.optimizer, rate)
+        self.student.train()
+        self.totals.zero_()
+        device = self.labels.device
+        order = torch.randperm(len(self.labels), device=device, generator=self.generator)
+        for batch in order.split(config.batch_size):  # the last, smaller batch is kept
+            self.step(batch)
+            if bar is not None:
+                bar.update()
+        # The only place where the host waits for the device: once an epoch.
+        means = dict(zip(self.names, self.totals.tolist(), strict=True))
+        record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
+        self.epoch += 1
+        last = self.epoch == config.epochs
+        healthy = self.health.check(record, self.student, last)
+        if self.selection and healthy and (last or self.epoch % config.select_every == 0):
+            record["selection_recall"] = self.selection.measure(self.student)
+        record["seconds"] = time.perf_counter() - started
+        if bar is not None:
+            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+        return record
+
+    def finish(self) -> None:
+        """Leave in the student the model that the task hands on."""
+        if self.selection:
+            self.student.load_state_dict(self.selection.state)
+
+    def progress_bar(self, title: str | None) -> tqdm:
+        """Return a bar that counts steps, beginning with those done; None shows none."""
+        steps = math.ceil(len(self.labels) / self.config.batch_size)
+        total, done = steps * self.config.epochs, steps * self.epoch
+        return tqdm(desc=title, disable=title is None, total=total, initial=done, unit="step")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that another object of the same arguments needs to go on from here."""
+        best = self.selection
         return {
-            "student": student.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": precision.scaler.state_dict(),
-            **best,
+            "epoch": self.epoch,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "best": {"recall": best.recall, "state": best.state} if best else {},
         }
 
-    steps = math.ceil(len(labels) / config.batch_size)
-    progress = {"total": steps * config.epochs, "initial": steps * first_epoch, "unit": "step"}
-    with tqdm(desc=title, disable=title is None, **progress) as bar:
-        for epoch in range(first_epoch, config.epochs):
-            started = time.perf_counter()
-            rate = learning_rate(config, task.index, epoch)
-            set_learning_rate(optimizer, rate)
-            student.train()
-            totals.zero_()
-            order = torch.randperm(len(labels), device=device, generator=generator)
-            for batch in order.split(config.batch_size):  # the last, smaller batch is kept
-                step(batch)
-                bar.update()
-            # The only place where the host waits for the device: once an epoch.
-            means = dict(zip(names, totals.tolist(), strict=True))
-            history.append({"task": task.index, "epoch": epoch, **means, "learning_rate": rate})
-            last_epoch = epoch + 1 == config.epochs
-            healthy = _check_health(history, len(task.classes), last_epoch)
-            due = last_epoch or (epoch + 1) % config.select_every == 0
-            if selection and due and healthy:  # collapsed features would score 100 %
-                history[-1]["selection_recall"] = selection.look(student)
-            history[-1]["seconds"] = time.perf_counter() - started
-            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-            after_epoch(state)
-    if selection:
-        student.load_state_dict(selection.state)
+    def load_state_dict(
+        self, state: dict[str, Any], history: Sequence[dict[str, float]] = ()
+    ) -> None:
+        """Go on from what ``state_dict`` returned, after the epochs in ``history``.
+
+        Raises:
+            ValueError: if it does not fit this task.
+        """
+        before = [record for record in history if record["task"] == self.index]
+        if state["epoch"] != len(before) or not 0 < state["epoch"] < self.config.epochs:
+            raise ValueError(f"it is in epoch {state['epoch']}, its history has {len(before)}")
+        if self.selection:
+            load_state(self.student, state["best"]["state"])
+            checks.number("best_recall", state["best"]["recall"], at_least=0, at_most=1)
+            self.selection.recall = state["best"]["recall"]
+            self.selection.state = state["best"]["state"]
+        load_state(self.student, state["student"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        for record in before:
+            self.health.note(record)
+        self.epoch = state["epoch"]
+
+    @torch.no_grad()
+    def _spread_before(self) -> float:
+        """Measure the spread of the student's features as it is now, on a batch in train mode."""
+        student = copy.deepcopy(self.student).train()
+        images = self.images[:: max(1, len(self.images) // self.config.batch_size)]
+        with self.precision.autocast():
+            features, _ = student(images[: self.config.batch_size])
+        return feature_spread(features).item()
+
+
+class Health:
+    """Notices training that has broken down; a broken network can even score well in retrieval.
+
+    Args:
+        num_classes: of the task.
+        spread_before: of the features before the first epoch.
+    """
+
+    def __init__(self, num_classes: int, spread_before: float):
+        self.num_classes, self.spreads, self.collapsed = num_classes, [spread_before], False
+
+    def note(self, record: dict[str, float]) -> None:
+        """Take an epoch into account: are the features collapsed now?
+
+        They are when they are four times closer together than at their best, before this task or
+        since, and no longer tell the task's classes apart: cross entropy, if the method has it, is
+        near that of guessing.
+        """
+        guesses = record.get("ce", math.inf) > 0.9 * math.log(self.num_classes)
+        close = record["spread"] < 0.25 * max(self.spreads)
+        self.collapsed = close and guesses and self.num_classes > 1
+        self.spreads.append(record["spread"])
+
+    def check(self, record: dict[str, float], student: Network, last: bool) -> bool:
+        """Return False after an epoch that looks broken but may pass.
+
+        Collapsed features can be a passing shock, so training stops after two such epochs in a
+        row, or if it is the last one; it stops at once when a number is not finite.
+
+        Raises:
+            TrainingError: to stop it.
+        """
+        where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
+        remedy = (
+            f"lower the learning rate (here {record['learning_rate']:g}; "
+            f"the paper uses 1e-3 on the first task and 1e-5 later)"
+        )
+        broken = [f"{name} {value}" for name, value in record.items() if not math.isfinite(value)]
+        weights = [weight.isfinite().all() for weight in student.state_dict().values()]
+        if broken or not torch.stack(weights).all():
+            what = ", ".join(broken) or "the network's weights are not finite"
+            raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
+        best, was_collapsed = max(self.spreads), self.collapsed
+        self.note(record)
+        if self.collapsed and (last or was_collapsed):
+            epoch = self.spreads.index(best)
+            raise TrainingError(
+                f"{where}: the features have collapsed, all images have nearly the same one (mean "
+                f"cosine distance {record['spread']:.1e}; it was {best:.2g} "
+                f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
+            )
+        return not self.collapsed
 
 
 class Selection:
-    """Keeps the best of a task's models, by Recall@1 among the images that it looks at."""
+    """Keeps the best of a task's models, by Recall@1 among the images that it is measured on."""
 
     def __init__(self, images: Tensor, labels: Tensor):
         self.images, self.labels = images, labels
         self.recall, self.state = -1.0, {}
 
-    def look(self, student: ResNet) -> float:
+    def measure(self, student: Network) -> float:
         """Measure the student now, and keep a copy if it is better than every one before."""
         recall = recall_at_k(embed(student, self.images), self.labels)[1]
         if recall > self.recall:
@@ -339,49 +417,23 @@ def feature_spread(features: Tensor) -> Tensor:
     return 1 - ((unit.sum(dim=0) ** 2).sum() - (unit**2).sum()) / max(others, 1)
 
 
-def _check_health(history: list[dict[str, float]], classes: int, last_epoch: bool) -> bool:
-    """Stop a run that has broken down; a broken network can even score well in retrieval.
-
-    Returns False for an epoch that looks broken but may pass.
-
-    Features have collapsed when they are four times closer together than in the best epoch so far
-    and no longer tell the task's classes apart: cross entropy, if the method has it, is near that
-    of guessing. One such epoch can be a passing shock, so training stops after two in a row, or if
-    it is the last one.
-    (A ResNet-32 that collapsed on CIFAR-100 fell to a fifth; before training, the mean cosine
-    distance is about 0.05.)
-    """
-    record = history[-1]
-    where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
-    remedy = (
-        f"lower the learning rate (here {record['learning_rate']:g}; "
-        f"the paper uses 1e-3 on the first task and 1e-5 later)"
-    )
-    if not math.isfinite(record["loss"]):
-        raise TrainingError(f"{where}: the loss is {record['loss']}: {remedy}")
-
-    best = max([0.05, *(earlier["spread"] for earlier in history)])
-    recent = [r for r in history[-2:] if r["task"] == record["task"]]
-    collapsed = [
-        classes > 1
-        and r["spread"] < 0.25 * best
-        and r.get("ce", math.inf) > 0.9 * math.log(classes)
-        for r in recent
-    ]
-    if collapsed[-1] and (last_epoch or collapsed == [True, True]):
-        raise TrainingError(
-            f"{where}: the features have collapsed, all images have nearly the same one (mean "
-            f"cosine distance {record['spread']:.1e}, it was {best:.2g}): {remedy}"
-        )
-    return not collapsed[-1]
+def add_head_rows(
+    student: Network, teacher: Network | None, task: Task, config: TrainConfig
+) -> None:
+    """Give the student's head a row for each class of a new task, as the config says."""
+    if teacher is not None and config.head_init == "class_means":
+        student.head.grow(_class_means(teacher, task))
+    else:
+        rows = torch.Generator().manual_seed(1000 * config.seed + task.index)
+        student.grow_head(len(task.classes), rows)
 
 
 @torch.no_grad()
-def _class_means(teacher: ResNet, stage: Task, batch_size: int = 512) -> Tensor:
+def _class_means(teacher: Network, task: Task, batch_size: int = 512) -> Tensor:
     """Sum of each new class's unit features, as the teacher sees it: ``[new classes, D]``."""
     device = teacher.head.weight.device
-    batches = stage.train_images.split(batch_size)
+    batches = task.train_images.split(batch_size)
     features = torch.cat([unit_length(teacher(batch.to(device))[0]) for batch in batches])
-    labels = stage.train_labels.to(device) - stage.first_label
-    sums = torch.zeros(len(stage.classes), features.shape[1], device=device)
+    labels = task.train_labels.to(device) - task.first_label
+    sums = torch.zeros(len(task.classes), features.shape[1], device=device)
     return sums.index_add_(0, labels, features)

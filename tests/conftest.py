@@ -11,7 +11,6 @@ from filelock import FileLock
 from matplotlib.text import Text
 
 from csd_lib.data import class_incremental_split, load_dataset
-from csd_lib.paper.figures import use_style
 
 # The longest first, so that at the end no process works alone on one of them.
 LONG = (
@@ -52,6 +51,9 @@ def generator():
 @pytest.fixture
 def style():
     """The style that the notebooks' first cell sets; all figures are closed at the end."""
+
+    from csd_lib.paper.figures import use_style  # only here: it imports seaborn
+
     with matplotlib.rc_context():
         use_style()
         yield

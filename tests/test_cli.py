@@ -2,16 +2,27 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import packages_distributions, requires
+from importlib.metadata import version as installed
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from csd_lib import __version__
 from csd_lib.__main__ import main
 
+ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "csd_lib"]
 
 
@@ -149,3 +160,154 @@ def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / "run" / "results.json").write_text('{"config": ')
     done = run_cli("report", runs=tmp_path)
     assert done.returncode == 2 and "results.json" in only_line(done.stderr)
+
+
+# --- how a command ends ----------------------------------------------------------------------
+
+
+def csd_that(happens, *modules):
+    """A command ``csd`` in which something happens when one of these modules is first imported."""
+    return [
+        *(sys.executable, "-c"),
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name in {set(modules)!r}:\n"
+        f"            {happens}\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "sys.argv[0] = 'csd'\n"
+        "from csd_lib.__main__ import main\n"
+        "main()",
+    ]
+
+
+REFUSED = "raise ModuleNotFoundError(f'no {name}', name=name)"
+
+
+def test_version_names_kit_python_and_torch_without_importing_torch():
+    command = [*csd_that(REFUSED, "torch", "numpy", "tyro"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr
+    assert [__version__, python, installed("torch")] == re.findall(r"\d[\w.+]+", done.stdout)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+@pytest.mark.parametrize(
+    "number, module",
+    [("SIGINT", "tyro"), ("SIGINT", "torch.nn"), ("SIGTERM", "csd_lib.config")],
+)
+def test_a_signal_during_the_imports_ends_in_one_line(number, module):
+    command = csd_that(f"os.kill(os.getpid(), {int(getattr(signal, number))})", module)
+    done = subprocess.run([*command, "report"], capture_output=True, text=True)
+    assert done.returncode == 128 + getattr(signal, number)
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "stopped" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_training_ends_in_one_line_and_the_same_command_goes_on(tmp_path, number):
+    command = [*CLI, "train", "--epochs", "5", "--tasks", "2", "--folder", tmp_path / "run"]
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, **options)
+    history = tmp_path / "run" / "history.jsonl"
+    while process.poll() is None and not history.exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number, err
+    assert out == "" and "Traceback" not in err and err.splitlines()[-1].startswith("stopped")
+    kept = history.read_text()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "after task 2" in done.stdout, done.stderr
+    assert history.read_text().startswith(kept) and len(history.read_text().splitlines()) == 10
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")
+@pytest.mark.parametrize("arguments", [["report"], ["--help"], ["--version"]])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*CLI, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 141 and done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+@pytest.mark.parametrize("arguments", [["report"], ["--help"], ["--version"]])
+def test_output_that_cannot_be_written_is_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*CLI, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == only_line(done.stderr) and "No space" in done.stderr
+
+
+def test_without_any_output_a_command_still_works():
+    closed = f"exec {sys.executable} -m csd_lib --help >&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_terminal_that_knows_only_ascii_gets_all_numbers():
+    folder = str(ROOT / "data" / "results" / "digits")
+    plain, ascii_only = (
+        run_cli("report", "--folder", folder, PYTHONIOENCODING=encoding)
+        for encoding in ("utf-8", "ascii")
+    )
+    assert "±" in plain.stdout and "–" in plain.stdout
+    assert ascii_only.returncode == 0, ascii_only.stderr
+    assert ascii_only.stdout == plain.stdout.replace("±", "+/-").replace("–", "-")
+
+
+def test_a_strangers_file_cannot_command_the_terminal(tmp_path):
+    escape = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e"
+    source = next((ROOT / "data" / "results" / "cifar100").rglob("results.json"))
+    record = json.loads(source.read_text())
+    record |= {name: record[name] + escape for name in ("device", "date", "code")}
+    record["versions"]["torch"] += escape
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / "results.json").write_text(json.dumps(record))
+    for arguments in (["report"], ["report", "--folder", str(tmp_path)]):
+        done = run_cli(*arguments, CSD_RESULTS=str(tmp_path), runs=tmp_path / "none")
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr)
+        assert "Traceback" not in done.stderr
+
+
+# --- without the course's packages -------------------------------------------------------------
+
+
+def core_distributions():
+    """What installing the kit without extras brings along, by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found, waiting = set(), list(project["dependencies"])
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = canonicalize_name(requirement.name)
+        marker = requirement.marker
+        if name not in found and (marker is None or marker.evaluate({"extra": ""})):
+            found.add(name)
+            waiting += requires(name) or []
+    return found
+
+
+def test_training_and_reporting_need_none_of_the_courses_packages(tmp_path):
+    core = {*core_distributions(), "csd-lib"}
+    others = [
+        module
+        for module, owners in packages_distributions().items()
+        if not core & set(map(canonicalize_name, owners)) and not module.startswith("_")
+    ]
+    course = {"torchvision", "matplotlib", "seaborn", "umap", "IPython", "ipywidgets"}
+    assert course <= set(others)
+    command = csd_that(REFUSED, *others)
+    environment = {**os.environ, "CSD_RUNS": str(tmp_path)}
+    options = dict(capture_output=True, text=True, env=environment)
+    done = subprocess.run([*command, "train", "--epochs", "1"], **options)
+    assert done.returncode == 0 and "after task 2" in done.stdout, done.stderr
+    done = subprocess.run([*command, "report"], **options)
+    assert done.returncode == 0 and "Not reproduced" in done.stdout, done.stderr
+    assert "CSD" in done.stdout.split("Your runs in")[1]
+    figures = ["report", "--figures", str(tmp_path / "figures")]
+    done = subprocess.run([*command, *figures], **options)
+    assert done.returncode == 2 and "csd-lib" in only_line(done.stderr), "it names the remedy"
+    assert not (tmp_path / "figures").exists()

@@ -13,7 +13,7 @@ import pytest
 
 import csd_lib.data
 import csd_lib.train
-from csd_lib import __main__, download
+from csd_lib import __main__, commands, download, paths
 from csd_lib.config import TrainConfig
 from csd_lib.paper import ledger
 
@@ -31,7 +31,7 @@ COMMANDS = {
 
 def options(command):
     """Names of all options, as they are typed."""
-    names = list(inspect.signature(getattr(__main__, command)).parameters)
+    names = list(inspect.signature(getattr(commands, command)).parameters)
     if command == "train":
         names = [field.name for field in fields(TrainConfig)] + ["folder"]
     return [name for name in names if name != "experiment"]
@@ -55,7 +55,7 @@ def cli(monkeypatch, tmp_path, digits, capsys):
     monkeypatch.setattr(csd_lib.train, "load_dataset", load)
     monkeypatch.setattr(csd_lib.data, "load_dataset", load)
     monkeypatch.setattr(ledger, "load_dataset", started)
-    monkeypatch.setattr(download, "data_folder", lambda: tmp_path / "data")
+    monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "data")
     monkeypatch.setattr(download, "ORIGIN", str(tmp_path / "no-origin"))
     for name in [name for name in os.environ if name.startswith("CSD_")]:
         monkeypatch.delenv(name)

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import csd_lib
-from csd_lib import InputError, course, files, runs
+from csd_lib import InputError, course, fetch, files, paths, runs
 from csd_lib.config import TrainConfig
 from csd_lib.paper import ledger
 
@@ -230,7 +230,7 @@ def packaged(tmp_path, monkeypatch):
     monkeypatch.delenv("CSD_RESULTS", raising=False)
     monkeypatch.delenv("CSD_FILES", raising=False)
     monkeypatch.setattr(ledger, "PACKAGED", tmp_path / "recorded")
-    monkeypatch.setattr(ledger, "data_folder", lambda: tmp_path / "data")
+    monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "data")
     (source,) = (ROOT / "data" / "results" / "cifar100").glob("*-csd-*")
     place = tmp_path / "recorded" / "cifar100" / source.name
     place.mkdir(parents=True)
@@ -241,7 +241,7 @@ def packaged(tmp_path, monkeypatch):
 
 def test_features_of_a_kit_without_an_address_say_what_to_do(packaged, monkeypatch):
     monkeypatch.setattr(ledger, "REPOSITORY", "YOUR_ACCOUNT/csd-kit")
-    monkeypatch.setattr(ledger, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(ledger, "fetch", lambda *_, **__: pytest.fail("asked the network"))
     with pytest.raises(InputError, match=r"YOUR_ACCOUNT/csd-kit is no real address: set CSD_FILES"):
         ledger.load_features(packaged)
 
@@ -249,12 +249,12 @@ def test_features_of_a_kit_without_an_address_say_what_to_do(packaged, monkeypat
 def test_features_come_from_the_release_if_there_is_one(packaged, monkeypatch):
     asked = []
 
-    def urlopen(address, timeout):
-        asked.append(address)
+    def urlopen(request, timeout):
+        asked.append(request.full_url)
         raise OSError("no network")
 
     monkeypatch.setattr(ledger, "REPOSITORY", "someone/csd-kit")
-    monkeypatch.setattr(ledger, "urlopen", urlopen)
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", urlopen)
     with pytest.raises(InputError, match=r"no network.*set CSD_FILES"):
         ledger.load_features(packaged)
     place = f"data/results/cifar100/{packaged['folder'].name}/features.npz"
@@ -291,7 +291,7 @@ def server():
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("damaged", "is not the file that was recorded"),
+        ("damaged", "cannot be fetched from .*has another SHA-256 .* and is deleted"),
         ("half", "cannot be fetched from .*bytes arrived"),
         ("none", "cannot be fetched from .*404"),
     ],
@@ -302,17 +302,17 @@ def test_features_that_did_not_arrive_whole_are_refused_and_not_kept(
     monkeypatch.setenv("CSD_FILES", f"{server}/{kind}/")
     with pytest.raises(InputError, match=message):
         ledger.load_features(packaged)
-    assert not ledger.data_folder().exists()
+    assert not list(paths.data_folder().rglob("features.npz"))
     monkeypatch.setenv("CSD_FILES", f"{server}/good")
     assert ledger.load_features(packaged)[0].shape == (10_000, 64)
-    (kept,) = [path for path in ledger.data_folder().rglob("*") if path.is_file()]
+    (kept,) = paths.data_folder().rglob("features.npz*")
     assert hashlib.sha256(kept.read_bytes()).hexdigest() == packaged["files"]["features.npz"]
 
 
 def test_damaged_features_in_the_cache_are_fetched_again(packaged, monkeypatch):
     monkeypatch.setenv("CSD_FILES", str(ROOT / "data" / "results"))
     features, _ = ledger.load_features(packaged)
-    (kept,) = [path for path in ledger.data_folder().rglob("*") if path.is_file()]
+    (kept,) = paths.data_folder().rglob("features.npz*")
     kept.write_bytes(b"damaged")
     assert torch.equal(ledger.load_features(packaged)[0], features)
 
@@ -326,7 +326,7 @@ def test_what_an_installed_csd_lib_has_recorded_is_not_run_again(packaged, monke
 
 
 def test_own_records_come_before_those_of_the_package(packaged):
-    own = ledger.data_folder() / "results" / "cifar100" / packaged["folder"].name
+    own = paths.data_folder() / "results" / "cifar100" / packaged["folder"].name
     files.make_folder(own)
     files.write_json(own / "results.json", json.loads(json.dumps({**packaged, "folder": "own"})))
     assert [record["folder"] for record in ledger.load_records()] == [own]

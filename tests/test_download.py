@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csd_lib import InputError, archive, download
+from csd_lib import InputError, archive, download, fetch, paths
 from csd_lib.data import load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,8 +92,7 @@ def official(contents, tmp_path, monkeypatch):
 
 def pin(monkeypatch, path):
     monkeypatch.setattr(archive, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    for module in (archive, download):
-        monkeypatch.setattr(module, "SIZE", path.stat().st_size)
+    monkeypatch.setattr(archive, "SIZE", path.stat().st_size)
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +102,12 @@ def home(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "ORIGIN", NOBODY)
-    monkeypatch.setattr(download, "data_folder", lambda: tmp_path / "home")
+    monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "home")
     return tmp_path / "home"
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 # --- servers, good and bad -------------------------------------------------------------------
@@ -371,7 +370,10 @@ def test_sources_are_asked_in_order(official, home, serve, monkeypatch):
 
 
 def test_the_origin_is_reached_over_tls():
-    code = "import csd_lib.download as d; print(d.ORIGIN, d.SIZE, d.STALL_SECONDS)"
+    code = (
+        "from csd_lib import archive, download, fetch\n"
+        "print(download.ORIGIN, archive.SIZE, fetch.STALL_SECONDS)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     origin = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     assert done.stdout.split() == [origin, "169001437", "30"]
@@ -460,7 +462,7 @@ def test_a_mirror_of_an_unknown_kind_is_refused(home, monkeypatch):
 def test_the_next_source_goes_on_where_one_ended(
     official, home, mirrors, monkeypatch, capsys, first, second
 ):
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.3)
     _, server = mirrors(first, second)
     load_dataset("cifar100")
     have = official.stat().st_size // 2
@@ -478,7 +480,7 @@ def test_the_next_source_goes_on_where_one_ended(
 def test_running_again_goes_on_where_the_last_run_ended(
     official, home, mirrors, monkeypatch, first, capsys
 ):
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.3)
     mirrors(first)
     with pytest.raises(InputError, match=r"0\.2 MB of 0\.4 MB.*CSD_MODE=smoke") as caught:
         load_dataset("cifar100")
@@ -498,9 +500,9 @@ def test_a_folder_goes_on_too(official, home, monkeypatch):
     content = official.read_bytes()
     partial_in(home, content[:1000])
     monkeypatch.setattr(download, "ORIGIN", str(official))
-    stream, start = download._open(str(official), 1000)
+    stream, start, total = fetch._open(str(official), 1000, len(content))
     with stream:
-        assert start == 1000 and stream.read() == content[1000:]
+        assert (start, total) == (1000, len(content)) and stream.read() == content[1000:]
     load_dataset("cifar100")
     assert (home / download.ARCHIVE).read_bytes() == content
 
@@ -613,6 +615,87 @@ def test_an_impossible_time_limit_is_named(home, mirrors, monkeypatch, minutes):
     assert server.asked == []
 
 
+# --- any other file, whose size is not known before -----------------------------------------
+
+
+def strict_ranges(handler, content, start):
+    if start >= len(content):
+        return handler.send_error(416)
+    return ranges(handler, content, start)
+
+
+def without_length(handler, content, start):
+    handler.reply(200, content)
+
+
+FEATURES = bytes(range(256)) * 40
+
+
+def fetch_features(folder, *sources, content=FEATURES):
+    digest = hashlib.sha256(content).hexdigest()
+    return fetch.fetch("features", sources, folder / "features", digest, remedy="ask a colleague")
+
+
+@pytest.mark.parametrize("second", [strict_ranges, whole, without_length, ranges_of_another_part])
+def test_a_file_of_unknown_size_goes_on_where_it_ended(home, serve, capsys, second):
+    first, second = serve(half, FEATURES), serve(second, FEATURES)
+    with pytest.raises(InputError, match=r"features is not here yet.*5,120 of 10,240.*colleague"):
+        fetch_features(home, first.url)
+    assert files(home) == ["features.partial"]
+    assert fetch_features(home, second.url).read_bytes() == FEATURES
+    assert second.asked[0] == ("/", "bytes=5120-") and files(home) == ["features"]
+    assert fetch_features(home, "http://nobody/").read_bytes() == FEATURES, "it is there"
+
+
+@pytest.mark.parametrize("older", [b"\0" * 100, b"\0" * 10_240, b"\0" * 20_000])
+def test_older_bytes_of_another_file_do_not_spoil_one_of_unknown_size(home, serve, older):
+    home.mkdir()
+    (home / "features.partial").write_bytes(older)
+    server = serve(strict_ranges, FEATURES)
+    assert fetch_features(home, server.url).read_bytes() == FEATURES
+    assert server.asked == [("/", f"bytes={len(older)}-"), ("/", None)]
+
+
+def test_a_whole_partial_file_of_unknown_size_needs_no_source(home):
+    home.mkdir()
+    (home / "features.partial").write_bytes(FEATURES)
+    assert fetch_features(home).read_bytes() == FEATURES and files(home) == ["features"]
+
+
+@pytest.mark.parametrize("answer", [whole, without_length])
+def test_a_file_larger_than_any_is_not_fetched(home, serve, monkeypatch, answer):
+    monkeypatch.setattr(fetch, "MAX_SIZE", 1000)
+    with pytest.raises(InputError, match=r"at most 1,000 bytes|more than 1,000 bytes"):
+        fetch_features(home, serve(answer, FEATURES).url)
+    assert fetch.size_of(home / "features.partial") <= 1000
+
+
+def test_a_full_disk_is_not_blamed_on_the_source(home, serve, monkeypatch):
+    first, second = serve(whole, FEATURES), serve(whole, FEATURES)
+    opened = Path.open
+
+    def full(path, *arguments):
+        if path.suffix == ".partial":
+            raise OSError(28, "No space left on device")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match=r"cannot write .*features\.partial .*No space left"):
+        fetch_features(home, first.url, second.url)
+    assert second.asked == []
+
+
+def test_of_two_threads_one_fetches_and_both_have_the_file(home, serve):
+    server = serve(whole, FEATURES)
+    server.answer = lambda *arguments: (server.end.wait(0.3), whole(*arguments))
+    threads = [threading.Thread(target=fetch_features, args=(home, server.url)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.asked) == 1 and (home / "features").read_bytes() == FEATURES
+
+
 # --- programs that are killed, or meet -------------------------------------------------------
 
 
@@ -624,11 +707,11 @@ def program(official, home, tmp_path):
         path = tmp_path / "program.py"
         path.write_text(
             "from pathlib import Path\n"
-            "from csd_lib import archive, download\n"
-            f"archive.SIZE = download.SIZE = {official.stat().st_size}\n"
+            "from csd_lib import archive, download, paths\n"
+            f"archive.SIZE = {official.stat().st_size}\n"
             f"archive.SHA256 = {hashlib.sha256(official.read_bytes()).hexdigest()!r}\n"
             f"download.ORIGIN = {origin!r}\n"
-            f"download.data_folder = lambda: Path({str(home)!r})\n"
+            f"paths.data_folder = lambda: Path({str(home)!r})\n"
             f"{call}\n"
         )
         return [sys.executable, str(path)]
@@ -661,7 +744,6 @@ def test_sigkill_in_mid_download_then_a_second_program_goes_on(official, home, s
     assert len(load_dataset("cifar100").train_labels) == 90
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot lock a folder")
 def test_of_two_programs_one_fetches_and_the_other_waits(official, home, serve, program):
     server = serve(stalling)
 
@@ -719,7 +801,7 @@ def test_each_documented_command_for_a_class_works(serve, program, tmp_path):
     origin = serve(whole)
     _, path = program(
         origin.url,
-        "download.data_folder = lambda: Path.cwd() / 'data'\n"
+        "paths.data_folder = lambda: Path.cwd() / 'data'\n"
         "from csd_lib.__main__ import main; main()",
     )
     python = tmp_path / "bin" / "python"  # what the commands call python

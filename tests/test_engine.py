@@ -15,7 +15,7 @@ import torch
 from csd_lib import InputError, engine
 from csd_lib import train as training
 from csd_lib.config import TrainConfig
-from csd_lib.engine import CapturedStep, Moving, Precision, half_precision
+from csd_lib.engine import CapturedStep, Precision, StepState, half_precision
 from csd_lib.model import ResNet, freeze
 from csd_lib.train import train
 
@@ -52,8 +52,8 @@ def build_loop(two_tasks):
         )
         totals.add_(sum(terms.values()))
 
-    moving = Moving([student, teacher], totals, optimizer, precision.scaler, generator)
-    return step, moving, ([student, teacher], optimizer, generator, totals)
+    step_state = StepState([student, teacher], totals, optimizer, precision.scaler, generator)
+    return step, step_state, ([student, teacher], optimizer, generator, totals)
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def loop(two_tasks):
 
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_a_rehearsal_leaves_everything_as_it_was(loop, steps_before):
-    step, moving, state = loop
+    step, step_state, state = loop
     for _ in range(steps_before):
         step(torch.arange(32))
     before, moments = snapshot(*state), len(state[1].state)
-    CapturedStep(step, moving).rehearse(torch.arange(32))
+    CapturedStep(step, step_state).rehearse(torch.arange(32))
     after = snapshot(*state)
     if moments == 0:  # a new optimiser: its state now exists, and is that of a new one
         made = [t for s in state[1].state.values() for t in s.values()]
@@ -94,8 +94,8 @@ def test_training_after_a_rehearsal_gives_the_same_bits(loop, two_tasks):
     step(torch.arange(32))
     step(torch.arange(7))
     expected = [t.clone() for t in networks[0].state_dict().values()]
-    fresh_step, fresh_moving, (fresh, *_) = build_loop(two_tasks)
-    captured = CapturedStep(fresh_step, fresh_moving)
+    fresh_step, fresh_step_state, (fresh, *_) = build_loop(two_tasks)
+    captured = CapturedStep(fresh_step, fresh_step_state)
     captured.rehearse(torch.arange(32))
     fresh_step(torch.arange(32))
     captured.rehearse(torch.arange(7))
@@ -142,27 +142,28 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", graph)
 
     class Captured(CapturedStep):
-        def __init__(self, step, moving):
+        def __init__(self, step, step_state):
             def record_or_run(batch):
                 if recording:
                     recording[-1].recorded = lambda: step(batch)
                 else:
                     step(batch)
 
-            super().__init__(record_or_run, moving)
+            super().__init__(record_or_run, step_state)
 
     return Captured
 
 
-def with_captured_steps(monkeypatch):
+def with_captured_steps(monkeypatch, capture):
     """Let train() capture its steps, which it refuses without a GPU."""
-    train_task = training.train_task
 
-    def train_task_captured(student, teacher, task, seen, config, *rest, **more):
-        config = replace(config, cuda_graph=True)
-        return train_task(student, teacher, task, seen, config, *rest, **more)
+    class Capturing(training.TaskTraining):
+        def __init__(self, student, teacher, tasks, config, *rest):
+            real = config.batch_size == 64  # and not the tiny run of a fingerprint
+            super().__init__(student, teacher, tasks, replace(config, cuda_graph=real), *rest)
 
-    monkeypatch.setattr(training, "train_task", train_task_captured)
+    monkeypatch.setattr(training, "CapturedStep", capture)
+    monkeypatch.setattr(training, "TaskTraining", Capturing)
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -172,12 +173,11 @@ def test_a_captured_run_equals_an_eager_one(digits, monkeypatch, stand_in, tmp_p
     eager = train(config, digits, progress=False)
     captured = []
 
-    def capture(step, moving):
-        captured.append(stand_in(step, moving))
+    def capture(step, step_state):
+        captured.append(stand_in(step, step_state))
         return captured[-1]
 
-    monkeypatch.setattr(training, "CapturedStep", capture)
-    with_captured_steps(monkeypatch)
+    with_captured_steps(monkeypatch, capture)
     if resume:
         train(config, digits, folder=tmp_path, stop_after=1, progress=False)
     again = train(config, digits, folder=tmp_path if resume else None, progress=False)
@@ -254,7 +254,7 @@ def test_a_step_never_asks_the_device_for_a_value(digits, monkeypatch, method):
     class Watched:
         """Takes the place of the captured step, and refuses questions while it runs."""
 
-        def __init__(self, step, moving):
+        def __init__(self, step, step_state):
             self.step = step
 
         def __call__(self, batch):
@@ -274,7 +274,6 @@ def test_a_step_never_asks_the_device_for_a_value(digits, monkeypatch, method):
 
         return asked
 
-    monkeypatch.setattr(training, "CapturedStep", Watched)
-    with_captured_steps(monkeypatch)
+    with_captured_steps(monkeypatch, Watched)
     train(TrainConfig(epochs=1, device="cpu", method=method), digits, progress=False)
     assert len(steps) == 20

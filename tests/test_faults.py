@@ -28,7 +28,7 @@ from csd_lib.experiment import run_experiment
 
 PROCESSES = multiprocessing.get_context("forkserver")  # each starts from a fresh, small process
 # torch._dynamo: the first optimiser imports it, which takes longer than such a run.
-PRELOADED = ["csd_lib.__main__", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
+PRELOADED = ["csd_lib.commands", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
 PROCESSES.set_forkserver_preload(PRELOADED)
 KILLS = int(os.environ.get("CSD_KILLS", "15"))
 LIMIT = 120  # seconds; what waits longer hangs, however busy the machine is
@@ -177,7 +177,7 @@ def test_a_checkpoint_cut_off_at_any_length_is_named_and_the_one_before_it_is_us
         folder = tmp_path / str(length)
         folder.mkdir()
         (folder / "checkpoint.pt").write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*delete it"):
+        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*move it away"):
             runs.Checkpoints(folder, identity).load()
         shutil.copy(whole / "checkpoint.previous.pt", folder)
         with pytest.warns(UserWarning, match=r"cannot be read.*the one before it is used"):

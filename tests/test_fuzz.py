@@ -35,7 +35,9 @@ ROOMS = {module.split(".")[-1]: module for module in ORDER}
 # Rooms without an argument that a user gives, with the reason.
 EXEMPT_ROOMS = {
     "checks": "the checks themselves: all else here is about them",
+    "paths": "what a user sets are environment variables, see test_paths",
     "files": "paths and contents come from the library; damaged files have tests of their own",
+    "fetch": "the same",
     "archive": "the same",
     "download": "the same; what a user sets are environment variables, see test_cli",
     "runs": "the same",
@@ -65,7 +67,7 @@ _WHY_EXEMPT = {
         ledger.what_it_is ledger.reproduce ledger.describe ledger.write_record ledger.find_record
         ledger.load_records ledger.load_model widgets.load_recording""",
     "takes nothing": """
-        ledger.results_folder ledger.read_folders session.Session.load_dataset figures.use_style""",
+        ledger.read_folders session.Session.load_dataset figures.use_style""",
     "takes a notebook that nbformat has read": "session.source_hash",
 }
 EXEMPT = {name for names in _WHY_EXEMPT.values() for name in names.split()}

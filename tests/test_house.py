@@ -14,7 +14,8 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
-    *("checks", "files", "archive", "download", "data", "model", "losses", "methods", "config"),
+    *("checks", "paths", "files", "fetch", "archive", "download"),
+    *("data", "model", "losses", "methods", "config"),
     *("runs", "retrieval", "engine", "train", "drift", "experiment", "paper.published"),
     *("paper.report", "paper.ledger", "paper.comparison", "paper.figures", "course.plots"),
     *("course.widgets", "course.checkers", "course.session"),

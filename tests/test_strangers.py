@@ -89,7 +89,7 @@ def test_strange_arrays_are_refused(tmp_path, kind):
     path = zipped(tmp_path / "cifar100.npz", entries)
     with pytest.raises(InputError, match=words) as error:
         read_npz(path, "cifar100", (0,) * 3, (1,) * 3)
-    assert str(path) in one_line(error) and "delete it" in str(error.value)
+    assert str(path) in one_line(error) and "move it away" in str(error.value)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -29,6 +29,7 @@ SETS = {
     "lowest": ("3.11", "lowest.txt"),
     "pinned-3.12": ("3.12", "constraints.txt"),
     "pinned-3.13": ("3.13", "constraints.txt"),
+    "pinned-3.14": ("3.14", "constraints.txt"),
     "newest": ("3.13", None),
 }
 # Without the tests that run all notebooks, build bundles or kill hundreds of processes.
@@ -50,6 +51,8 @@ def lower_bounds() -> str:
     lowest: dict[str, Version] = {}
     for text in [*project["dependencies"], *(text for extra in extras for text in extra)]:
         requirement = Requirement(text)
+        if requirement.name == project["name"]:
+            continue  # an extra that includes another one
         bounds = [Version(bound.version) for bound in requirement.specifier]
         lowest[requirement.name] = max([*bounds, lowest.get(requirement.name, Version("0"))])
     return "".join(f"{name}=={version}\n" for name, version in lowest.items())

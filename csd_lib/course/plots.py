@@ -58,7 +58,7 @@ def image_rows(rows: Sequence[tuple[str, Tensor]], titles: Sequence[str] | None 
         rows: (label, images uint8 ``[n, C, H, W]``).
         titles: one text above each column of the first row.
     """
-    checks.several("rows", rows, tuple, "pairs of a label and its images")
+    checks.sequence("rows", rows, tuple, "pairs of a label and its images")
     for row in rows:
         if len(row) != 2 or not isinstance(row[0], str):
             raise InputError(f"rows={checks.shown(row)}: give pairs of a label and its images")
@@ -100,7 +100,7 @@ def _draw_image(axis: plt.Axes, image: Tensor) -> None:
 
 def task_picture(tasks: Sequence[Task], classes_per_task: int = 5) -> Figure:
     """The split as a picture: a row per task, one training image for each of its classes."""
-    checks.several("tasks", tasks, Task, "the list of class_incremental_split")
+    checks.sequence("tasks", tasks, Task, "the list of class_incremental_split")
     checks.whole("classes_per_task", classes_per_task, 1)
     rows, titles = [], []
     for task in tasks:
@@ -291,7 +291,7 @@ def _check_same_length(labels: Tensor, **others: Tensor | np.ndarray) -> None:
 
 def training_curves(history: Sequence[dict[str, float]]) -> Figure:
     """The loss terms of every epoch, one panel per task."""
-    checks.several("history", history, dict, "the history of a run, one record an epoch")
+    checks.sequence("history", history, dict, "the history of a run, one record an epoch")
     for record in history:
         missing = [key for key in ("task", "epoch") if not isinstance(record.get(key), int)]
         missing += [key for key in history[0].keys() & TERM_STYLE if key not in record]

@@ -19,15 +19,16 @@ import torch
 from IPython.display import Markdown, display
 from torch import Tensor
 
-from csd_lib import InputError, checks, methods
+from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig, check_names
 from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset, load_dataset
-from csd_lib.experiment import Experiment, run_experiment
+from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
+from csd_lib.methods import Term, extra_term
 from csd_lib.paper.figures import use_style
+from csd_lib.paths import runs_folder, variable
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.runs import runs_folder
 from csd_lib.train import train
 
 MODES = {
@@ -75,7 +76,7 @@ class Session:
     def __post_init__(self) -> None:
         checks.one_of("mode", self.mode, MODES)
         checks.text("device", self.device)
-        checks.several("seeds", self.seeds, int, "one or more whole numbers")
+        checks.sequence("seeds", self.seeds, int, "one or more whole numbers")
 
     def config(self, method: str, seed: int = 0, **changes: Any) -> TrainConfig:
         """Return this mode's config for one method and seed, with any field changed by name."""
@@ -87,7 +88,7 @@ class Session:
         """Load this mode's images."""
         return load_dataset(MODE_SETTINGS[self.mode]["dataset"])
 
-    def run(self, method: str, seed: int = 0, **changes: Any) -> Experiment:
+    def run(self, method: str, seed: int = 0, **changes: Any) -> FinishedRun:
         """Load this mode's run of a method and seed, or train and measure it now.
 
         Methods that learn the first task alike share it: it is trained once, with the same result.
@@ -117,12 +118,10 @@ class Session:
             raise InputError(
                 f"term={checks.shown(term)}: give your function itself, not its result"
             )
-        methods.STABILITY["own"] = lambda o, s: term(o.features, o.teacher_features, o.labels)
-        try:
+        own = Term("your term", lambda o, s: term(o.features, o.teacher_features, o.labels))
+        with extra_term("own", own):
             config = self.config("ce+triplet+own", seed)
             run = train(config, self.load_dataset(), progress=self.mode != "smoke")
-        finally:
-            del methods.STABILITY["own"]
         return retrieval_matrix(run.models, run.tasks)
 
     def check(self, what: str, value: float, quoted: float, tolerance: float) -> None:
@@ -157,7 +156,7 @@ def start(keep_in_drive: bool = False) -> Session:
     """
     checks.flag("keep_in_drive", keep_in_drive)
     has_gpu = torch.cuda.is_available()
-    mode = os.environ.get("CSD_MODE", "")
+    mode = variable("CSD_MODE")
     if mode:
         reason = "CSD_MODE says so"
     else:
@@ -166,7 +165,7 @@ def start(keep_in_drive: bool = False) -> Session:
     if mode not in MODES:
         raise InputError(f"CSD_MODE={mode!r}: choose one of {', '.join(MODES)}")
     in_colab = "google.colab" in sys.modules
-    if in_colab and not has_gpu and os.environ.get("CSD_MODE") != "smoke":
+    if in_colab and not has_gpu and variable("CSD_MODE") != "smoke":
         _say_loudly(
             "This runtime has no GPU. To get one: menu Runtime → Change runtime type → T4 GPU → "
             "Save, then run the notebook again from its first cell."

@@ -11,7 +11,6 @@ import base64
 import html
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from csd_lib.files import read_arrays
 from csd_lib.losses import csd_loss, unit_length
 from csd_lib.methods import get_method
 from csd_lib.paper.ledger import find_file
+from csd_lib.paths import variable
 
 Drawing = tuple[Figure, str]
 # Steps of equal ratio from 0.05 to 2, with the 0.07 of the paper's code and the 0.5 of the pencil.
@@ -91,7 +91,7 @@ def explore(draw: Callable[..., Drawing], **controls: Control) -> None:
         InputError: if there is no control, or ``$CSD_WIDGETS`` is neither 0 nor 1.
     """
     _check_controls(draw, controls)
-    if (wanted := os.environ.get("CSD_WIDGETS", "")) not in ("", "0", "1"):
+    if (wanted := variable("CSD_WIDGETS")) not in ("", "0", "1"):
         raise InputError(f"CSD_WIDGETS={checks.shown(wanted)}: choose 0 or 1")
     in_jupyter = getattr(get_ipython(), "kernel", None) is not None
     if in_jupyter and find_spec("ipywidgets") and wanted != "0":
@@ -267,7 +267,7 @@ def neighbors(
         k: how many neighbours.
         stage: the later task, from 1.
     """
-    checks.several("tasks", tasks, Task, "the list of class_incremental_split")
+    checks.sequence("tasks", tasks, Task, "the list of class_incremental_split")
     images = torch.cat([task.test_images for task in tasks])
     labels = torch.cat([task.test_labels for task in tasks])
     checks.mapping("features", features, "features after each task, by method")

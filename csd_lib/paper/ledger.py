@@ -9,37 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import REPOSITORY, TAG, InputError, runs
+from csd_lib import REPOSITORY, TAG, InputError, paths, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import load_dataset
-from csd_lib.download import data_folder
 from csd_lib.engine import pick_device
 from csd_lib.experiment import Experiment, read_results, run_experiment, run_name
+from csd_lib.fetch import MAX_SIZE, fetch
 from csd_lib.files import (
     make_folder,
     read_arrays,
     read_json,
     read_tensors,
-    write_atomically,
     write_json,
     write_tensors,
     writing,
 )
 from csd_lib.methods import get_method
 from csd_lib.model import FEATURE_SIZE, ResNet
+from csd_lib.paths import results_folder
 from csd_lib.retrieval import embed
 from csd_lib.runs import restore_model
 
@@ -48,12 +45,6 @@ _HOW = ("device", "cuda_graph")
 # Records that an installed csd_lib brings along, without their models and features. A checkout has
 # no such folder: they are its data/results/.
 PACKAGED = Path(__file__).resolve().parent.parent / "recorded"
-MAX_FETCHED = 100_000_000  # bytes of one recorded file; the largest has 2 MB
-
-
-def results_folder() -> Path:
-    """Where records are written: ``$CSD_RESULTS``, else ``data/results/``."""
-    return Path(os.environ.get("CSD_RESULTS") or data_folder() / "results")
 
 
 def read_folders() -> list[Path]:
@@ -61,7 +52,7 @@ def read_folders() -> list[Path]:
 
     If ``$CSD_RESULTS`` is set, only that.
     """
-    return [results_folder()] if os.environ.get("CSD_RESULTS") else [results_folder(), PACKAGED]
+    return [results_folder()] if paths.variable("CSD_RESULTS") else [results_folder(), PACKAGED]
 
 
 def find_file(name: str) -> Path:
@@ -213,7 +204,7 @@ def load_features(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
             cannot be fetched.
     """
     path = _recorded_file(record, "features.npz")
-    arrays = read_arrays(path, MAX_FETCHED)
+    arrays = read_arrays(path, MAX_SIZE)
     features, labels = arrays.get("features"), arrays.get("labels")
     if (
         not (arrays.keys() == {"features", "labels"} and features.dtype == np.float16)
@@ -269,33 +260,19 @@ def _fetched_file(name: Path, sha256: str) -> Path:
     It comes from the release, or from ``$CSD_FILES``, a folder or the address of one that is like
     ``data/results/``, and is kept in ``data/results-cache/``.
     """
-    path = data_folder() / "results-cache" / name
-    if path.is_file() and _sha256(path) == sha256:
-        return path
     remedy = "set CSD_FILES to the folder data/results of a whole copy of the kit, or its address"
-    source = os.environ.get("CSD_FILES", "")
+    source = paths.variable("CSD_FILES")
     if not source and "_" in REPOSITORY.split("/")[0]:
         raise InputError(f"{name} is not installed, and {REPOSITORY} is no real address: {remedy}")
     source = source or f"https://raw.githubusercontent.com/{REPOSITORY}/{TAG}/data/results"
-    if "://" not in source:
-        source = Path(source).resolve().as_uri()
-    address = f"{source.rstrip('/')}/{name.as_posix()}"
-    try:
-        with urlopen(address, timeout=60) as answer:
-            content, announced = answer.read(MAX_FETCHED), answer.headers.get("Content-Length")
-            if len(content) < int(announced or 0):
-                raise ValueError(f"only {len(content)} of {announced} bytes arrived")
-    except (OSError, ValueError, HTTPException) as error:
-        raise InputError(
-            f"{name} cannot be fetched from {address} ({error}): check the network, or {remedy}"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(
-            f"{address} is not the file that was recorded (its SHA-256 differs): {remedy}"
-        )
-    make_folder(path.parent)
-    write_atomically(path, lambda partial: partial.write_bytes(content))
-    return path
+    return fetch(
+        str(name),
+        [f"{source.rstrip('/')}/{name.as_posix()}"],
+        paths.data_folder() / "results-cache" / name,
+        sha256,
+        remedy=remedy,
+        progress=False,
+    )
 
 
 def _sha256(path: Path) -> str:

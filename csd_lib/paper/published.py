@@ -46,7 +46,7 @@ class Experiment:
         Raises:
             InputError: for no seed, one that is named twice, or an impossible setting.
         """
-        checks.several("seeds", seeds, int, "one or more whole numbers")
+        checks.sequence("seeds", seeds, int, "one or more whole numbers")
         for seed in seeds:
             checks.seed("seeds", seed)
         if len(set(seeds)) < len(seeds):

@@ -49,7 +49,7 @@ def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
     Raises:
         InputError: for no values, or what are no numbers.
     """
-    checks.several("values", values, (int, float, type(None)), "one or more numbers")
+    checks.sequence("values", values, (int, float, type(None)), "one or more numbers")
     checks.flag("percent", percent)
     if any(value is None or not math.isfinite(value) for value in values):
         return "–"

@@ -1,0 +1,143 @@
+"""What a recipe computes, as a short fingerprint: the same as long as the code does the same.
+
+A record must not be believed when the code that made it did something else, and must not be lost
+because the code was only tidied up. So a run is not tied to the text of the code but to what the
+code does: a tiny run with the run's own settings, on made-up images, from the split to the
+measured matrices. All its numbers are rounded and hashed.
+
+It is computed in float64, in which other machines, numbers of threads and versions of torch agree
+to many more digits than the five that count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csd_lib import TrainingError
+from csd_lib.config import TrainConfig
+from csd_lib.data import Dataset
+from csd_lib.methods import Outputs, get_method
+from csd_lib.model import make_network
+from csd_lib.retrieval import embed, retrieval_matrix
+from csd_lib.train import learning_rate, train
+
+DIGITS = 5  # significant ones of each number
+CLASSES, TRAIN, TEST = 6, 8, 3  # images a class; the later task has all losses in play
+
+
+def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
+    """Return 8 hexadecimal digits that tell what the code now computes for this recipe.
+
+    Two runs of one recipe belong together if theirs are equal. The seed, the number of epochs, the
+    batch size and the machine do not count: they change the run, not what is computed. What only a
+    GPU does is not seen.
+
+    Args:
+        config: of the run.
+        channels: of its images.
+        size: their height or width, whichever is smaller.
+    """
+    tiny = replace(
+        config,
+        tasks=min(config.tasks, 2),
+        epochs=2,
+        batch_size=12,
+        learning_rate=1e-3,
+        later_learning_rate=1e-3,
+        select_every=1,
+        seed=0,
+        **{"device": "cpu", "precision": "fp32", "cuda_graph": False},
+    )
+    learned = (0, 1) if config.learns_later() else (0,)
+    numbers = [learning_rate(config, t, epoch) for t in learned for epoch in range(config.epochs)]
+    network = make_network(tiny, (0.5,) * channels, (0.5,) * channels)
+    dataset = _made_up_images(channels, min(size, max(16, network.smallest_image)))
+    try:
+        with _one_thread_in_float64():
+            numbers += _measured(tiny, dataset)
+    except TrainingError:  # the settings are such that even two epochs are too many
+        numbers.append(math.nan)
+    kinds = _types_under_autocast(tiny, dataset) if config.precision == "amp" else []
+    text = " ".join([*map(_rounded, numbers), *kinds])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _measured(config: TrainConfig, dataset: Dataset) -> list[float]:
+    """Train and measure, and return all that decides a result, without names.
+
+    What is only written down beside it, such as a new column of the history, does not count.
+    """
+    run = train(config, dataset, progress=False)
+    matrix = retrieval_matrix(run.models, run.tasks)
+    names = ("loss", *get_method(config.method).term_names(True), "spread", "selection_recall")
+    numbers = [record[name] for record in run.history for name in names if name in record]
+    for model in run.models:
+        features = embed(model, dataset.test_images)
+        weights = torch.arange(1, features.shape[1] + 1, dtype=features.dtype).rsqrt()
+        numbers += (features @ weights).tolist()
+        numbers.append((model.head.weight @ weights).abs().sum().item())
+    for values in (matrix.own, matrix.seen, matrix.accuracy):
+        numbers += values.flatten().tolist()
+    return numbers
+
+
+def _made_up_images(channels: int, size: int) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    parts = {}
+    for part, count in {"train": TRAIN, "test": TEST}.items():
+        labels = torch.arange(CLASSES).repeat_interleave(count)
+        noise = torch.randint(0, 128, (len(labels), channels, size, size), generator=generator)
+        parts[f"{part}_labels"] = labels
+        parts[f"{part}_images"] = (noise + 20 * labels[:, None, None, None]).to(torch.uint8)
+    names = tuple(map(str, range(CLASSES)))
+    mean, std = (0.4,) * channels, (0.2,) * channels
+    return Dataset(name="made up", class_names=names, mean=mean, std=std, **parts)
+
+
+@contextmanager
+def _one_thread_in_float64() -> Iterator[None]:
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)  # for so little work more would only wait for each other
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+
+
+def _rounded(number: float) -> str:
+    """Write a number with its five leading digits; what is nearly zero is zero."""
+    return f"{round(number, 9) + 0.0:.{DIGITS - 1}e}"
+
+
+def _types_under_autocast(config: TrainConfig, dataset: Dataset) -> list[str]:
+    """List in which types the parts of the network and of the loss compute in mixed precision.
+
+    Numbers in 16 bits differ between machines, so only the types count.
+    """
+    network = make_network(config, dataset.mean, dataset.std)
+    network.grow_head(CLASSES, torch.Generator().manual_seed(0))
+    found = set()
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found.add(f"{type(module).__name__}:{output.dtype}")
+
+    for module in network.modules():
+        module.register_forward_hook(note)
+    with torch.autocast("cpu", torch.bfloat16):
+        features, logits = network(dataset.train_images[: 2 * TRAIN])
+        labels = dataset.train_labels[: 2 * TRAIN]
+        outputs = Outputs(labels, features, logits, features.detach(), logits.detach())
+        terms = get_method(config.method).loss_terms(outputs, config)
+    found |= {f"{name}:{value.dtype}" for name, value in terms.items()}
+    return sorted(found)

@@ -1,0 +1,137 @@
+"""The record of a finished run: all that a table needs, with what one must know to believe it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csd_lib import InputError, checks
+from csd_lib.config import TrainConfig
+from csd_lib.files import read_json, write_json
+from csd_lib.retrieval import RetrievalMatrix, average, forgetting
+
+MAX_ENTRIES = 10_000  # of a matrix, in tasks times stages
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """What ``results.json`` says of one run."""
+
+    config: TrainConfig
+    matrix: RetrievalMatrix
+    date: str
+    device: str  # in words, such as "cpu, 2 cores" or a GPU's name
+    data: str = ""  # SHA-256 of images and labels; older records have none
+    image_shape: tuple[int, ...] = ()  # [C, H, W]
+    fingerprint: str = ""  # of what the code computed; older records have none
+    versions: dict[str, str] = field(default_factory=dict)
+    threads: int = 0
+    peak_memory_mb: int = 0
+    training_seconds: float = 0.0
+    history: tuple[dict[str, float], ...] = ()
+    files: dict[str, str] = field(default_factory=dict)  # kept beside it, with their SHA-256
+    folder: Path | None = None  # where it was read
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read a ``results.json``, which may come from somebody else.
+
+        Raises:
+            InputError: if it is damaged, or not a record of this kit and its methods.
+        """
+        content = read_json(path)
+        try:
+            return cls._parse(content, path.parent)
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not a record: {error}") from error
+
+    @classmethod
+    def _parse(cls, content: dict[str, Any], folder: Path) -> Record:
+        kinds = {"config": dict, "matrix": dict, "date": str, "device": str}
+        optional = {"data": str, "fingerprint": str, "versions": dict, "files": dict}
+        optional |= {"threads": int, "peak_memory_mb": int, "training_seconds": (int, float)}
+        optional |= {"history": list, "image_shape": list}
+        if not isinstance(content, dict):
+            raise ValueError("it is no dictionary")
+        for name, kind in (kinds | optional).items():
+            if name in kinds and name not in content:
+                raise ValueError(f"it lacks {name}")
+            if name in content and not isinstance(content[name], kind):
+                raise ValueError(f"its {name} is {checks.shown(content[name])}")
+        for name in ("versions", "files"):
+            texts = content.get(name, {})
+            if not all(isinstance(t, str) for pair in texts.items() for t in pair):
+                raise ValueError(f"its {name} are {checks.shown(texts)}")
+        config = TrainConfig(**content["config"])
+        matrix = RetrievalMatrix(
+            **{name: _numbers(name, values) for name, values in content["matrix"].items()}
+        )
+        if matrix.own.shape[1] != config.tasks:
+            raise ValueError(f"its matrix has {matrix.own.shape[1]} columns, not {config.tasks}")
+        others = {name: content[name] for name in optional if name in content}
+        for name in ("history", "image_shape"):
+            others[name] = tuple(others.get(name, ()))
+        return cls(
+            **others,
+            config=config,
+            matrix=matrix,
+            date=content["date"],
+            device=content["device"],
+            folder=folder,
+        )
+
+    def write(self, path: Path) -> None:
+        """Write a ``results.json`` atomically."""
+        content = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("config", "matrix", "folder") and value not in ((), {}, "")
+        }
+        matrices = vars(self.matrix)
+        content["config"] = asdict(self.config)
+        content["matrix"] = {name: values.tolist() for name, values in matrices.items()}
+        content["average"] = {name: average(values) for name, values in matrices.items()}
+        content["forgetting"] = {name: forgetting(values) for name, values in matrices.items()}
+        write_json(path, content)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decided the run, as ``runs.identity``."""
+        config = json.loads(json.dumps(asdict(self.config)))
+        return {"config": config, "data": self.data, "fingerprint": self.fingerprint}
+
+    def key(self, *without: str) -> str:
+        """Return a text that is equal for two runs of the same thing, on whatever machine.
+
+        Args:
+            without: names of settings that may differ.
+        """
+        return json.dumps([self.config.key(*without), self.data], sort_keys=True)
+
+
+def read_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:
+    """Read many records; what cannot be read is named, and does not stop the others.
+
+    Returns:
+        The records, and a line for each file that is left out.
+    """
+    records, problems = [], []
+    for path in paths:
+        try:
+            records.append(Record.read(path))
+        except InputError as error:
+            problems.append(f"left out: {error}")
+    return records, problems
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    rows = values if isinstance(values, list) else []
+    if sum(len(row) if isinstance(row, list) else 1 for row in rows) > MAX_ENTRIES:
+        raise ValueError(f"its matrix {name} has more than {MAX_ENTRIES} entries")
+    return checks.table(
+        f"its matrix {name}", [[np.nan if v is None else v for v in r] for r in rows]
+    )

@@ -1,0 +1,364 @@
+"""A run is what made it: its settings, its images, and what the code computes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import csd_lib.train as training
+from csd_lib import InputError, checks, data, engine, losses, model, retrieval, runs
+from csd_lib.config import TrainConfig
+from csd_lib.experiment import run_experiment, run_name
+from csd_lib.fingerprint import fingerprint
+from csd_lib.methods import METHODS, Term, extra_term
+from csd_lib.record import Record
+from csd_lib.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = TrainConfig(epochs=1, device="cpu")
+GOLDEN = {
+    "initial": "3dd02dc4",
+    "fine-tuning": "9f5882bd",
+    "lwf": "9f3ec0d7",
+    "mmd": "6a1a2f20",
+    "fecd": "f6f0133e",
+    "csd": "fc0b410b",
+    "joint": "013d2af7",
+}
+
+
+@pytest.fixture
+def swapped(digits):
+    """The digits, with the labels of two training images exchanged."""
+    labels = digits.train_labels.clone()
+    labels[[0, -1]] = labels[[-1, 0]]
+    return replace(digits, train_labels=labels)
+
+
+def fingerprints(*methods, **settings):
+    return [fingerprint(TrainConfig(method=m, **settings), 1, 8) for m in methods or ("csd",)]
+
+
+# --- what the code computes ---------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_the_same_on_every_machine_and_version():
+    """Change these only together with what a method is meant to compute."""
+    assert dict(zip(METHODS, fingerprints(*METHODS), strict=True)) == GOLDEN
+
+
+def test_it_does_not_depend_on_seed_length_threads_or_the_state_of_torch():
+    before = fingerprints()
+    torch.manual_seed(7)
+    torch.set_num_threads(2)
+    try:
+        assert fingerprints(seed=3, batch_size=32, later_learning_rate=1e-4) != []
+        assert fingerprints(seed=3, batch_size=32) == before
+    finally:
+        torch.set_num_threads(1)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(csd_temperature=0.1),
+        dict(lambda_kd=2.0),
+        dict(margin=0.5),
+        dict(head_init="class_means"),
+        dict(teacher_statistics="batch"),
+        dict(selection="test"),
+        dict(selection="held_out"),
+        dict(schedule="one_cycle"),
+        dict(learning_rate=2e-3),
+        dict(milestones=(0.5,)),
+        dict(weight_decay=0.0),
+        dict(crop_padding=2),
+        dict(flip=True),
+        dict(depth=14),
+    ],
+)
+def test_every_setting_that_is_computed_with_shows_in_it(settings):
+    assert fingerprints(**settings) != fingerprints()
+
+
+def patched(monkeypatch, module, name, change):
+    monkeypatch.setattr(module, name, change(getattr(module, name)))
+
+
+CHANGES = {
+    "a loss": lambda m: patched(m, losses, "csd_loss", lambda f: lambda *a: 1.0001 * f(*a)),
+    "a loss at its core": lambda m: patched(
+        m, losses, "_unit_length", lambda f: lambda x: 1.0001 * f(x)
+    ),
+    "the first task's": lambda m: patched(
+        m, losses, "cross_entropy", lambda f: lambda *a: 1.0001 * f(*a)
+    ),
+    "augmentation": lambda m: patched(
+        m, training, "augment", lambda f: lambda images, *a: f(images, *a).roll(1, dims=3)
+    ),
+    "the split": lambda m: patched(
+        m, training, "class_incremental_split", lambda f: lambda d, n, seed: f(d, n, seed=5)
+    ),
+    "the optimiser": lambda m: patched(
+        m, training, "adam", lambda f: lambda s, decay, device: f(s, 1.01 * decay, device)
+    ),
+    "the schedule": lambda m: patched(
+        m, training, "learning_rate", lambda f: lambda *a: 1.0001 * f(*a)
+    ),
+    "the head": lambda m: patched(
+        m, model.NormalizedHead, "normalize_", lambda f: lambda self: None
+    ),
+    "initial weights": lambda m: patched(
+        m, torch.nn.init, "kaiming_normal_", lambda f: torch.nn.init.kaiming_uniform_
+    ),
+    "the teacher": lambda m: patched(
+        m, training, "freeze", lambda f: lambda network: f(network).train()
+    ),
+    "normalisation": lambda m: patched(
+        m, model.Network, "normalize_images", lambda f: lambda self, x: f(self, x) + 1e-4
+    ),
+    "the order of the images": lambda m: patched(
+        m, torch, "randperm", lambda f: lambda *a, **k: f(*a, **k).flip(0)
+    ),
+    "recall": lambda m: patched(
+        m, retrieval, "recall_at_k", lambda f: lambda *a, **k: {1: 1 - f(*a, **k)[1]}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whoever_changes_a_number_never_sees_an_old_result(digits, tmp_path, monkeypatch, change):
+    run_experiment(QUICK, digits, folder=tmp_path / "finished", progress=False)
+    train(QUICK, digits, folder=tmp_path / "half done", stop_after=1, progress=False)
+    CHANGES[change](monkeypatch)
+    for folder in ("finished", "half done"):
+        with pytest.raises(InputError, match="code that computes other numbers: fingerprint"):
+            run_experiment(QUICK, digits, folder=tmp_path / folder, progress=False)
+
+
+def test_in_mixed_precision_it_knows_what_is_computed_in_16_bits(monkeypatch):
+    amp = dict(dataset="cifar100", preset="class", depth=8, precision="amp")
+    config = TrainConfig(**amp)
+    before = fingerprint(config, 3, 32)
+    assert before != fingerprint(replace(config, precision="fp32"), 3, 32)
+    monkeypatch.setattr(model, "at_least_float32", lambda x: x)
+    patched(
+        monkeypatch,
+        model.Network,
+        "forward",
+        lambda f: (
+            lambda self, images: (lambda x: (x, self.head(x)))(
+                self.backbone(self.normalize_images(images))
+            )
+        ),
+    )
+    assert fingerprint(config, 3, 32) != before
+
+
+REFACTORINGS = {
+    "csd_lib/losses.py": [
+        ("similarity", "cosines"),
+        ("anchors = _unit_length(student)", "anchors = (_unit_length(student))  # tidied up"),
+    ],
+    "csd_lib/train.py": [
+        ("def eager_step(", "def one_step("),
+        ("self.eager_step", "self.one_step"),
+        ("totals", "sums"),
+    ],
+    "csd_lib/data.py": [
+        ("columns", "across"),
+        ("return cropped.permute", "return (cropped).permute"),
+    ],
+    "csd_lib/config.py": [
+        (
+            "    device: str = setting(\n",
+            "    sharpness: float = setting(1.0, checks.number, at_least=0)\n"
+            '    """A new setting, with a default that changes nothing."""\n'
+            "    device: str = setting(\n",
+        )
+    ],
+    "csd_lib/methods.py": [
+        (
+            "METHODS = {\n",
+            'METHODS = {\n    "later": Method("A new method", "ce+triplet+csd"),\n',
+        )
+    ],
+}
+
+
+def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_path):
+    """In a copy of the library, with names changed and with a setting and a method more."""
+    shutil.copytree(ROOT / "csd_lib", tmp_path / "csd_lib")
+    for name, changes in REFACTORINGS.items():
+        path = tmp_path / name
+        text = path.read_text()
+        for before, after in changes:
+            assert before in text, f"{name} has no {before!r} any more"
+            text = text.replace(before, after)
+        path.write_text(text)
+    config = replace(QUICK, epochs=2, crop_padding=1, flip=True)
+    whole = run_experiment(config, digits, folder=tmp_path / "finished", progress=False)
+    train(config, digits, folder=tmp_path / "half", stop_after=1, progress=False)
+    script = (
+        "import json, sys\n"
+        "from csd_lib.config import TrainConfig\n"
+        "from csd_lib.experiment import run_experiment\n"
+        "import csd_lib\n"
+        "assert hasattr(TrainConfig(), 'sharpness') and sys.argv[1] in csd_lib.__file__\n"
+        f"settings = {dict(epochs=2, device='cpu', crop_padding=1, flip=True)!r}\n"
+        "for folder in ('finished', 'half'):\n"
+        "    epochs = []\n"
+        "    run = run_experiment(TrainConfig(**settings), folder=f'{sys.argv[1]}/{folder}',\n"
+        "        progress=False, on_epoch=lambda history, student: epochs.append(1))\n"
+        "    print(json.dumps([len(epochs), run.matrix.seen.tolist(), run.record.fingerprint]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    finished, half = map(json.loads, done.stdout.splitlines())
+    expected = [whole.matrix.seen.tolist(), whole.record.fingerprint]
+    assert finished == [0, *expected], "the finished run was trained again"
+    assert half == [2, *expected], "only the second task's epochs were missing"
+
+
+def test_a_folder_named_after_its_config_is_set_aside_when_the_code_computes_other_numbers(
+    digits, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
+    older = run_experiment(QUICK, digits, progress=False)
+    CHANGES["a loss"](monkeypatch)
+    with pytest.warns(UserWarning, match="is kept as .*, and this one starts anew"):
+        newer = run_experiment(QUICK, digits, progress=False)
+    assert newer.folder == older.folder
+    aside = tmp_path / f"{older.folder.name}-by-{older.record.fingerprint}"
+    kept, made = (Record.read(f / "results.json") for f in (aside, newer.folder))
+    assert kept.fingerprint == older.record.fingerprint != made.fingerprint
+
+
+# --- images and settings ------------------------------------------------------------------------
+
+
+def test_a_run_never_answers_for_other_images_or_labels(digits, swapped, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
+    first = run_experiment(QUICK, digits, progress=False)
+    second = run_experiment(QUICK, swapped, progress=False)
+    assert first.folder != second.folder and first.record.data != second.record.data
+    for other in (swapped, replace(digits, test_images=255 - digits.test_images)):
+        with pytest.raises(InputError, match="other images or labels"):
+            run_experiment(QUICK, other, folder=first.folder, progress=False)
+    with pytest.raises(InputError, match="other images or labels"):
+        train(QUICK, swapped, folder=first.folder, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(mean=(0.31,)),
+        dict(std=(0.38,)),
+        dict(class_names=tuple("abcdefghij")),
+        dict(name="renamed"),
+    ],
+)
+def test_the_hash_of_a_data_set_covers_all_that_a_run_can_see(digits, change):
+    same = change == dict(name="renamed")
+    assert (replace(digits, **change).sha256() == digits.sha256()) is same
+
+
+def test_results_left_without_their_checkpoints_are_not_believed(digits, tmp_path):
+    run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()
+    for _left in ("both files", "only the results"):
+        with pytest.raises(InputError, match="seed 0 -> 1"):
+            run_experiment(replace(QUICK, seed=1), digits, folder=tmp_path, progress=False)
+        (tmp_path / "config.json").unlink(missing_ok=True)
+
+
+def test_a_term_of_ones_own_that_changed_is_another_run(digits, tmp_path):
+    def term(weight):
+        return Term("own", lambda o, s: weight * (o.features - o.teacher_features).square().mean())
+
+    config = None
+    for weight, refused in ((1.0, False), (1.0, False), (2.0, True)):
+        with extra_term("own", term(weight)):
+            config = replace(QUICK, method="ce+triplet+own")
+            if refused:
+                with pytest.raises(InputError, match="code that computes other numbers"):
+                    run_experiment(config, digits, folder=tmp_path, progress=False)
+            else:
+                run_experiment(config, digits, folder=tmp_path, progress=False)
+
+
+def test_a_first_task_of_other_images_is_refused(digits, swapped, tmp_path):
+    train(QUICK.first_task(), swapped, folder=tmp_path, progress=False)
+    with pytest.raises(InputError, match="other images or labels"):
+        train(QUICK, digits, first_task=tmp_path, progress=False)
+
+
+def test_settings_that_do_not_matter_do_not_make_another_run():
+    same = [
+        TrainConfig(method="fine-tuning"),
+        TrainConfig(method="fine-tuning", lambda_csd=5.0, kd_temperature=3.0),
+        TrainConfig(method="fine-tuning", device="cuda:1", cuda_graph=True),
+        TrainConfig(method="fine-tuning", select_every=7, held_out=0.3),
+        TrainConfig(method="fine-tuning", preset="clean", milestones=()),
+    ]
+    assert len({run_name(config, "data") for config in same}) == 1
+    assert TrainConfig(method="lwf", kd_temperature=3.0).key() != TrainConfig(method="lwf").key()
+    first, other = TrainConfig(method="initial"), TrainConfig(method="initial", head_init="random")
+    assert first.key() == replace(other, later_learning_rate=0.5).key()
+
+
+def test_an_identity_that_was_stored_before_a_setting_existed_has_its_default():
+    stored = json.loads(json.dumps(asdict(TrainConfig())))
+    wanted = {"config": dict(stored), "data": "a", "fingerprint": "b"}
+    del stored["network"]
+    assert runs.difference({**wanted, "config": stored}, wanted) == ""
+    stored["gone"] = 1
+    assert "gone" in runs.difference({**wanted, "config": stored}, wanted)
+
+
+def test_switches_of_torch_are_as_they_were_after_training(digits):
+    def switches():
+        backends = torch.backends
+        return (
+            backends.cudnn.benchmark,
+            backends.cudnn.allow_tf32,
+            backends.cuda.matmul.allow_tf32,
+            engine.flushes_denormals(),
+        )
+
+    before = switches()
+    seen = []
+    train(QUICK, digits, on_epoch=lambda *_: seen.append(switches()), progress=False)
+    assert switches() == before
+    assert seen[0][0] is True and seen[0][3] is True
+
+
+def test_what_is_no_stop_is_refused(digits):
+    for value in (-1, 0, "x", 1.5):
+        with pytest.raises(InputError, match="stop_after"):
+            train(QUICK, digits, stop_after=value)
+    with pytest.raises(InputError, match="config="):
+        train({})
+    with pytest.raises(InputError, match="folder="):
+        train(QUICK, digits, folder=3)
+
+
+def test_checks_of_settings_are_declared_with_them():
+    config = TrainConfig()
+    checks.check_settings(config)
+    with pytest.raises(InputError, match="lambda_csd=-1"):
+        replace(config, lambda_csd=-1)
+    assert data.DATASETS.keys() >= {"digits", "cifar100"}
