@@ -251,7 +251,7 @@ def test_without_any_output_a_command_still_works():
 def test_a_terminal_that_knows_only_ascii_gets_all_numbers():
     folder = str(ROOT / "data" / "results" / "digits")
     plain, ascii_only = (
-        run_cli("report", "--folder", folder, PYTHONIOENCODING=encoding)
+        start_cli("report", "--folder", folder, PYTHONIOENCODING=encoding)
         for encoding in ("utf-8", "ascii")
     )
     assert "±" in plain.stdout and "–" in plain.stdout
