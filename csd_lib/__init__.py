@@ -1,8 +1,12 @@
 """A small kit to learn, teach and check Contrastive Supervised Distillation (CSD).
 
-Each module is one room of the house, and data flows one way through it::
+The science is in nine flat modules, and data flows one way through them::
 
-    data -> model -> losses -> methods -> train -> retrieval -> drift -> report
+    data -> losses -> model -> methods -> config -> retrieval -> train -> drift
+
+Beneath them are ``engine``, ``checks`` and ``paths``; beside them is what keeps, fetches and
+prints; ``paper`` holds the paper's tables and figures, ``course`` what only the notebooks need.
+What a researcher needs in a program of one's own is in ``api``.
 
 Source of the method: Barletti, Biondi, Pernici, Bruni and Del Bimbo, "Contrastive Supervised
 Distillation for Continual Representation Learning", ICIAP 2021 (arXiv 2205.05476).

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 import csd_lib
-from csd_lib import runs
+from csd_lib import InputError, checks, runs
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset, load_dataset
+from csd_lib.data import Dataset, class_incremental_split, load_dataset
 from csd_lib.engine import pick_device
-from csd_lib.files import make_folder, only_one
-from csd_lib.model import Network
+from csd_lib.files import make_folder, only_one, read_tensors
+from csd_lib.model import Network, network_from_state
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
@@ -100,6 +100,41 @@ def run_experiment(
     return FinishedRun(
         run.config, run.tasks, run.models, run.history, record.matrix, record, folder
     )
+
+
+def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
+    """Load a finished run with its models, whatever has changed in the code since.
+
+    Args:
+        folder: of the run.
+        dataset: its images; default: loads ``config.dataset``.
+
+    Raises:
+        InputError: if there is no finished run, or these are other images.
+    """
+    checks.instance("folder", folder, (str, Path), "the folder of a run")
+    folder = Path(folder)
+    record = Record.read(folder / "results.json")
+    config = record.config
+    dataset = load_dataset(config.dataset) if dataset is None else dataset
+    if dataset.sha256() != record.data:
+        raise InputError(f"{folder} is a run on other images or labels than {dataset.name}'s here")
+    tasks = class_incremental_split(dataset, config.tasks, seed=config.class_order_seed)
+    models = []
+    for number in range(1, len(tasks) + 1):
+        path = folder / f"model-task{number}.pt"
+        if not path.exists():  # joint training has one model, the initial model stays what it is
+            continue
+        try:
+            models.append(network_from_state(config, read_tensors(path)))
+        except ValueError as error:
+            raise InputError(f"{path} is not the model of its run: {error}") from error
+    if not models:
+        raise InputError(f"{folder} has kept no models: train it again in another folder")
+    models += [models[-1]] * (len(record.matrix.own) - len(models))
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    return FinishedRun(config, tasks, models, history, record.matrix, record, folder)
 
 
 def _measure(run: Run, dataset: Dataset, identity: dict[str, str]) -> Record:

@@ -234,6 +234,22 @@ def freeze(model: nn.Module) -> nn.Module:
     return teacher.requires_grad_(False)
 
 
+def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network:
+    """Return the network that a state belongs to, frozen.
+
+    Raises:
+        ValueError: if it is not the state of such a network.
+    """
+    try:
+        classes, mean, std = (state[name] for name in ("head.weight", "mean", "std"))
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"it is not the state of a network: {error!r} is missing") from error
+    network = make_network(config, mean.flatten().tolist(), std.flatten().tolist())
+    network.grow_head(len(classes))
+    load_state(network, state)
+    return freeze(network)
+
+
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load a model's state, if it has the right shapes and types and is finite.
 

@@ -224,7 +224,7 @@ def test_truncated_file_is_named(arrays, tmp_path, keep):
     np.savez(path, **arrays)
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(InputError, match=r"cifar100\.npz cannot be read .*delete"):
+    with pytest.raises(InputError, match=r"cifar100\.npz cannot be read .*move it away"):
         load_dataset("cifar100", root=path)
 
 
