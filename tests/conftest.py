@@ -12,24 +12,19 @@ from matplotlib.text import Text
 
 from csd_lib.data import class_incremental_split, load_dataset
 
-# The longest first, so that at the end no process works alone on one of them; but UMAP last: in a
-# process that has compiled it, training takes twice as long and more.
+# The longest first, so that at the end no process works alone on one of them.
 LONG = (
     "test_runs_alone_from_a_fresh_kernel",
     "test_reproduce",
+    "test_map_is_fitted_once",
     "kill",
     "test_mistakes_ctrl_c",
     "students_zip",
 )
-LAST = "test_map_is_fitted_once"
 
 
 def pytest_collection_modifyitems(items):
-    def place(item):
-        found = [n for n, part in enumerate(LONG) if part in item.name]
-        return found[0] if found else len(LONG) + (LAST in item.name)
-
-    items.sort(key=place)
+    items.sort(key=lambda i: next((n for n, part in enumerate(LONG) if part in i.name), len(LONG)))
 
 
 def pytest_runtest_setup(item):
