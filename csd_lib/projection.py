@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from csd_lib import InputError, checks
@@ -35,7 +38,8 @@ def fit_map(features: Tensor, seed: int = 0) -> UMAP:
     except ModuleNotFoundError as error:
         raise InputError("a map needs umap-learn: install csd-lib[course]") from error
     reducer = umap.UMAP(n_neighbors=NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
-    return reducer.fit(features.cpu().numpy())
+    with _torchs_own_threads():
+        return reducer.fit(features.cpu().numpy())
 
 
 def place_on_map(fitted: UMAP, features: Tensor) -> np.ndarray:
@@ -53,4 +57,18 @@ def place_on_map(fitted: UMAP, features: Tensor) -> np.ndarray:
         raise InputError(
             f"features are {checks.shown(features)}: this map takes {seen.shape[1]} columns"
         )
-    return fitted.transform(features.cpu().numpy())
+    with _torchs_own_threads():
+        return fitted.transform(features.cpu().numpy())
+
+
+@contextmanager
+def _torchs_own_threads() -> Iterator[None]:
+    """Give torch its number of threads back: UMAP's compiler sets it for the whole process.
+
+    Training after it would add in another order, and be far slower where cores are shared.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

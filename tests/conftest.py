@@ -16,11 +16,10 @@ from csd_lib.datasets import load_dataset
 # The longest first, so that at the end no process works alone on one of them.
 LONG = (
     "test_runs_alone_from_a_fresh_kernel",
+    "test_reproduce",
     "test_map_is_fitted_once",
     "kill",
-    "test_ctrl_c_in_a_cell",
-    "test_reproduce_trains",
-    "test_recorded_features_give",
+    "test_mistakes_ctrl_c",
     "students_zip",
 )
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
 import numpy as np
@@ -278,19 +279,22 @@ def cli(*arguments, folder, **popen):
 
 
 def test_reproduce_killed_and_repeated_records_the_same_as_in_one_go(tmp_path):
-    command = ["reproduce", "eq8", "--dataset", "digits", "--preset", "clean", "--epochs", "6"]
+    command = ["reproduce", "eq8", "--dataset", "digits", "--preset", "clean", "--epochs", "3"]
     whole = cli(*command, folder=tmp_path / "whole")
     text, _ = whole.communicate()
     assert whole.returncode == 0, text
     assert "[1/2] CSD, digits, preset clean, 2 tasks, seed 0" in text and "gallery:" in text
-    random = np.random.default_rng(0)
-    for _ in range(3):
-        process = cli(*command, folder=tmp_path / "killed")
-        try:
-            process.communicate(timeout=4 + 3 * random.random())
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+
+    def epochs():
+        files = (tmp_path / "killed" / "runs").glob("*/history.jsonl")
+        return sum(len(path.read_text().splitlines()) for path in files)
+
+    process = cli(*command, folder=tmp_path / "killed")
+    while process.poll() is None and epochs() < 11:  # in the second run, after its shared task
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert 11 <= epochs() < 15, "the kill came too late: nothing was tested"
     process = cli(*command, folder=tmp_path / "killed")
     process.communicate()
     assert process.returncode == 0

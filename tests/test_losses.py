@@ -83,6 +83,31 @@ def test_triplet_equals_the_published_function_in_value_and_gradient(path):
 # --- by hand ---------------------------------------------------------------------------------
 
 
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
+
+
+def slow_triplet(features, labels, margin):
+    f, y = features.tolist(), labels.tolist()
+    values = []
+    for i in range(len(y)):
+        positive = [cosine(f[i], f[j]) for j in range(len(y)) if j != i and y[j] == y[i]]
+        negative = [cosine(f[i], f[j]) for j in range(len(y)) if y[j] != y[i]]
+        if positive and negative:
+            values.append(max(0.0, max(negative) - min(positive) + margin))
+    active = [value for value in values if value > 0]
+    return sum(active) / len(active) if active else 0.0
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("margin", [0.0, 0.2, 1.0])
+def test_triplet_equals_its_definition(seed, margin):
+    features, _, labels = batch(n=9, classes=1 + seed % 5, seed=seed)
+    expected = slow_triplet(features, labels, margin)
+    assert triplet_loss(features, labels, margin).item() == pytest.approx(expected)
+
+
 def test_the_pencil_example_of_notebook_3():
     def on_circle(*degrees):
         angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
@@ -221,6 +246,14 @@ def test_the_triplet_loss_of_a_single_anchor_is_shared_with_nobody():
     expected = math.cos(math.radians(20)) - math.cos(math.radians(30))
     loss = triplet_loss(features, torch.tensor([0, 0, 1]), margin=0.0)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_anchors_without_a_partner_are_left_out_of_the_triplet_loss():
+    features, _, _ = batch(n=5)
+    alone = torch.tensor([0, 0, 1, 2, 3])
+    pairs_only = slow_triplet(features, alone, 1.0)
+    assert triplet_loss(features, alone).item() == pytest.approx(pairs_only)
+    assert triplet_loss(features, torch.arange(5)) == 0
 
 
 @each_feature_loss
