@@ -140,6 +140,14 @@ class TrainConfig(LossSettings):
                 f"needs one"
             )
 
+    def settings(self, *without: str) -> dict[str, Any]:
+        """Return all settings but the machine's, read in this run or not: what a table shares."""
+        return {
+            part.name: getattr(self, part.name)
+            for part in fields(self)
+            if part.name not in without and part.metadata["decides"] != "machine"
+        }
+
     def key(self, *without: str) -> dict[str, Any]:
         """Return the settings that decide the result: equal for two runs of the same thing.
 
@@ -150,12 +158,9 @@ class TrainConfig(LossSettings):
         left_out |= {"last": {"select_every", "held_out"}, "test": {"held_out"}}.get(
             self.selection, set()
         )
-        decides = {"run", "later"} if self.learns_later() else {"run"}
-        return {
-            part.name: getattr(self, part.name)
-            for part in fields(self)
-            if part.name not in left_out and part.metadata["decides"] in decides
-        }
+        if not self.learns_later():
+            left_out |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
+        return self.settings(*left_out)
 
     def learns_later(self) -> bool:
         """Say whether there is a second task that is learned after the first."""

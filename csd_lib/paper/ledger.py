@@ -216,7 +216,7 @@ def reproduce(
         if cell.is_done(again):
             tqdm.write(f"{worker.title(cell)}: {cell.state()}")
     while waiting := worker.pending():
-        if not any([worker.try_cell(cell) for cell in waiting]):
+        if not any(worker.try_cell(cell) for cell in waiting):
             worker.say_that_it_waits(len(waiting))
             time.sleep(PAUSE)
     return [cell.record.folder for cell in cells]

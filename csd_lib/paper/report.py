@@ -115,7 +115,8 @@ def grouped(records: Sequence[Record], *without: str) -> list[Group]:
     states = are_current(records)
     newest_last = sorted(zip(records, states, strict=True), key=lambda pair: pair[0].date)
     for record, is_current in newest_last:
-        key = (not is_current, record.config.preset, record.key(*without))
+        shared = json.dumps([record.config.settings(*without), record.data], sort_keys=True)
+        key = (not is_current, record.config.preset, shared)
         counts[key] = counts.get(key, 0) + 1
         groups.setdefault(key, {})[record.key(), record.fingerprint] = record
     return [
@@ -144,7 +145,7 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset's, without those that a headline has."""
     checks.instance("config", config, TrainConfig, "a TrainConfig")
     headline = {name: getattr(config, name) for name in _IN_HEADLINE}
-    usual = TrainConfig(dataset=config.dataset, preset=config.preset, **headline).key()
+    usual = vars(TrainConfig(dataset=config.dataset, preset=config.preset, **headline))
     return {name: value for name, value in config.key().items() if value != usual[name]}
 
 
