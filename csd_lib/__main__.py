@@ -4,47 +4,80 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from csd_lib import InputError
-from csd_lib.config import TrainConfig
-from csd_lib.train import TrainingError
+from csd_lib import InputError, TrainingError
+from csd_lib.config import PRESETS, TrainConfig
+from csd_lib.data import DATASETS
+from csd_lib.methods import METHODS, TERMS
+from csd_lib.model import NETWORKS
+from csd_lib.paper.published import EXPERIMENTS
+from csd_lib.paths import results_folder, runs_folder
+from csd_lib.record import Record
 
 app = tyro.extras.SubcommandApp()
 
 
+# These are called when a command line is read, so they list what is registered by then.
+def _choice(what: str, *names: Iterable[str]) -> Any:
+    """Return a help text for tyro: what it is, and one of which names."""
+    return tyro.conf.arg(
+        help=f"{what}: {', '.join(dict.fromkeys(n for some in names for n in some))}"
+    )
+
+
+def _settings() -> Any:
+    """Return TrainConfig as the command line shows it: with all names that are registered now."""
+    presets = [PRESETS, *(spec.presets for spec in DATASETS.values())]
+    terms = f"a sum of terms of {'+'.join(TERMS)} in this order"
+    choices = {
+        "dataset": _choice("Data set", DATASETS),
+        "preset": _choice("Where settings left out come from", *presets),
+        "method": _choice("Method", METHODS, [terms]),
+        "network": _choice("Network", NETWORKS),
+    }
+    parts = {part.name: part for part in fields(TrainConfig)}
+    shown = [(n, Annotated[str, c], field(default=parts[n].default)) for n, c in choices.items()]
+    # It checks nothing: _config makes a TrainConfig of it.
+    unchecked = {"__post_init__": lambda self: None}
+    options = dict(bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked)
+    return Annotated[make_dataclass("TrainConfig", shown, **options), tyro.conf.arg(name="")]
+
+
 @app.command
-def train(
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")], *, folder: Path | None = None
-) -> None:
+def train(config: _settings(), *, folder: Path | None = None, quiet: bool = False) -> None:
     """Train one network on all tasks, print its matrices, keep config, history and results.
 
     Args:
         config: everything that decides the run.
         folder: where to keep the run. Default: a folder of its own under runs/. The same command
             again goes on where a killed run stopped.
+        quiet: show no progress bar.
     """
     from csd_lib.engine import check_machine
     from csd_lib.experiment import run_experiment
     from csd_lib.paper.report import render_matrix
 
     _say_warnings_in_one_line()
+    config = TrainConfig(**vars(config))
     check_machine(config.device, config.precision, config.cuda_graph)
-    run = run_experiment(config, folder=folder)
+    run = run_experiment(config, folder=folder, progress=not quiet)
     print(render_matrix(run.matrix))
     print(f"\nconfig, history, models and results: {run.folder}")
 
 
 @app.command
 def reproduce(
-    experiment: Annotated[str, tyro.conf.Positional],
+    experiment: Annotated[str, tyro.conf.Positional, _choice("What to run", EXPERIMENTS)],
     *,
     preset: str = "reference",
     seeds: tuple[int, ...] = (0,),
-    dataset: str = "cifar100",
+    dataset: Annotated[str, _choice("Data set; digits take a minute", DATASETS)] = "cifar100",
     epochs: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -52,22 +85,29 @@ def reproduce(
     folder: Path | None = None,
     keep_models: bool = False,
     again: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Run what is missing of an experiment, go on with what is half done, record the results.
 
+    Several processes may run the same command: they share the cells.
+
     Args:
-        experiment: table1, figure3, figure5, table3, traps or eq8.
+        experiment: what to run.
         preset: reference (the published code, traps included), clean, or class (short).
         seeds: run every cell with each of these seeds.
-        dataset: cifar100, or digits to try the same commands within a minute.
+        dataset: which images.
         epochs: epochs per task, to try a command; default: the preset's.
         device: auto, cpu, cuda, ...
         precision: fp32, tf32 or amp.
         cuda_graph: replay each training step as one CUDA graph.
         folder: where records are kept. Default: data/results/.
         keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
-        again: run also what an older version of the code has recorded.
+        again: run also what was recorded by code that computes other numbers.
+        dry_run: run nothing, only list how far each cell is, and the hours that are left.
+        quiet: show no progress bars.
     """
+    from csd_lib.data import load_dataset
     from csd_lib.engine import check_machine
     from csd_lib.files import make_folder
     from csd_lib.paper import ledger
@@ -86,47 +126,67 @@ def reproduce(
     )
     # Now, not when the first run has been trained.
     check_machine(device, precision, cuda_graph)
-    make_folder(folder or ledger.results_folder())
-    places = ledger.reproduce(configs, folder, keep_models=keep_models, again=again)
-    wanted = {place.resolve() for place in places}
-    records = [r for r in ledger.load_records(folder) if r["folder"].resolve() in wanted]
-    print("\n" + render(records))
+    if dry_run:
+        cells = ledger.plan(configs, load_dataset(dataset), folder)
+        print(ledger.render_plan(cells, again))
+        return
+    make_folder(folder or results_folder())
+    places = ledger.reproduce(
+        configs, folder, keep_models=keep_models, again=again, progress=not quiet
+    )
+    print("\n" + render([Record.read(place / "results.json") for place in places]))
     print("beside the paper's numbers: python -m csd_lib report")
 
 
 @app.command
 def report(
-    *, folder: Path | None = None, markdown: bool = False, figures: Path | None = None
+    *,
+    folder: Path | None = None,
+    markdown: bool = False,
+    json: bool = False,
+    csv: bool = False,
+    figures: Path | None = None,
 ) -> None:
     """Print the ledger, paper against ours, and one table of your own finished runs.
 
     Args:
         folder: show only the finished runs in this folder.
         markdown: write the tables in Markdown.
-        figures: also draw paper against ours, and Figure 3's curves, into this folder.
+        json: write all records for programs, as a JSON list.
+        csv: the same as CSV, one line a record.
+        figures: also draw paper against ours, and the curves of each experiment, into this folder.
     """
     from csd_lib.files import make_folder
-    from csd_lib.paper import ledger
-    from csd_lib.paper.comparison import render_paper
-    from csd_lib.paper.report import load_results, render
-    from csd_lib.runs import runs_folder
+    from csd_lib.paper import ledger, report
+    from csd_lib.paper.comparison import paper_groups, render_paper
 
     if folder and figures:
         raise InputError(f"--figures {figures} draws the ledger: leave out --folder {folder}")
+    if markdown + json + csv > 1:
+        raise InputError("choose one of --markdown, --json and --csv")
     if figures:
         make_folder(figures)
+    recorded, problems = ([], []) if folder else ledger.read_ledger()
+    own, more_problems = [], []
+    if folder or any(runs_folder().glob("*/results.json")):
+        own, more_problems = report.load_runs(folder, may_be_none=folder is None)
+    problems = [report.plain(problem) for problem in [*problems, *more_problems]]
+    if json or csv:
+        print((report.render_json if json else report.render_csv)([*recorded, *own]))
+        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+        return
     if folder is None:
-        records = ledger.load_records()
-        print(render_paper(records, markdown))
+        groups = paper_groups(recorded)
+        print(render_paper(groups, markdown))
         if figures:
-            from csd_lib.paper import figures as paper_figures
+            from csd_lib.paper.figures import paper_figures
 
-            for path in paper_figures.paper_figures(records, figures):
+            for path in paper_figures(groups, figures):
                 print(f"figure: {path}")
-        if not any(runs_folder().glob("*/results.json")):
-            return
-        print(f"\nYour runs in {runs_folder()}:\n")
-    print(render(load_results(folder), markdown))
+    if own:
+        print("" if folder else f"\nYour runs in {runs_folder()}:\n")
+        print(report.render(own, markdown))
+    print(*problems, sep="\n", end="\n" if problems else "")
 
 
 @app.command

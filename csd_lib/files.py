@@ -189,6 +189,10 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+class Busy(Exception):  # noqa: N818 - it is no error
+    """Another process holds what was asked for."""
+
+
 @contextmanager
 def only_one(folder: Path, what: str, wait: bool = True) -> Iterator[None]:
     """Stub until the real one is merged."""
@@ -198,6 +202,8 @@ def only_one(folder: Path, what: str, wait: bool = True) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not wait:
+            raise Busy(f"another program is {what} in {folder}") from None
         print(f"another program is {what} in {folder}: waiting for it", flush=True)
         lock.acquire()
     try:

@@ -26,16 +26,18 @@ from csd_lib.paper.figures import (
     BLUE,
     GREEN,
     GREY,
-    METHOD_STYLE,
     ORANGE,
     PURPLE,
     RED,
     SKY,
-    TERM_STYLE,
+    method_styles,
+    term_styles,
 )
 from csd_lib.paper.figures import method_curves as method_curves  # for the notebooks
 
 CLASS_COLORS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK, "#F0E442", GREY, "#882255"]
+# Columns of a history that are no loss terms.
+_NO_TERMS = {"task", "epoch", "loss", "spread", "learning_rate", "seconds", "selection_recall"}
 CLASS_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
 
 
@@ -294,18 +296,19 @@ def training_curves(history: Sequence[dict[str, float]]) -> Figure:
     checks.sequence("history", history, dict, "the history of a run, one record an epoch")
     for record in history:
         missing = [key for key in ("task", "epoch") if not isinstance(record.get(key), int)]
-        missing += [key for key in history[0].keys() & TERM_STYLE if key not in record]
-        if missing or not record.keys() & TERM_STYLE:
+        missing += [key for key in history[0].keys() - _NO_TERMS if key not in record]
+        if missing or not record.keys() - _NO_TERMS:
             raise InputError(
                 f"history={checks.shown(record)}: a record has task, epoch and its loss terms"
             )
-        for term in record.keys() & TERM_STYLE:
+        for term in record.keys() - _NO_TERMS:
             checks.instance(term, record[term], (int, float), "a number")
     tasks = sorted({record["task"] for record in history})
+    styles = term_styles(key for record in history for key in record if key not in _NO_TERMS)
     figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 3.8), squeeze=False)
     for task, axis in zip(tasks, axes[0], strict=True):
         records = [record for record in history if record["task"] == task]
-        for term, style in TERM_STYLE.items():
+        for term, style in styles.items():
             if term in records[0]:
                 epochs = [record["epoch"] + 1 for record in records]
                 every = max(1, len(records) // 8)
@@ -417,17 +420,17 @@ def grouped_points(
         if by_method.keys() != next(iter(values.values())).keys():
             raise InputError(f"{group} has other methods than the first group: give the same ones")
         for name, runs in by_method.items():
-            checks.one_of("a method in values", name, METHOD_STYLE)
             checks.table(f"values[{group!r}][{name!r}]", runs, 1)
     checks.text("ylabel", ylabel)
     checks.text("title", title)
     checks.flag("bars", bars)
     figure, axis = plt.subplots(figsize=(2.6 * len(values) + 2.5, 4.4))
     methods = list(next(iter(values.values())))
+    styles = method_styles(methods)
     width = 0.8 / len(methods)
     for g, by_method in enumerate(values.values()):
         for m, name in enumerate(methods):
-            style = METHOD_STYLE[name]
+            style = styles[name]
             x = g + width * (m - (len(methods) - 1) / 2)
             runs = np.asarray(by_method[name])
             if bars:

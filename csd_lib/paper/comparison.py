@@ -1,64 +1,138 @@
-"""Paper against ours: the recorded runs beside the paper's numbers and claims."""
+"""Paper against ours: the recorded runs of each experiment, beside the paper's numbers and claims.
+
+Records that share all settings but the method, the seed and what the experiments vary make a group.
+Each experiment that has runs in it becomes one table, with a row for every variant and, above them,
+the methods that it is compared with.
+"""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from csd_lib import InputError, checks
-from csd_lib.methods import get_method
+from csd_lib.config import TrainConfig
+from csd_lib.methods import METHODS, LossSettings, get_method
 from csd_lib.paper import published as paper
-from csd_lib.paper.report import GALLERIES, changed_settings, format_table, mean_and_sd
+from csd_lib.paper.report import (
+    GALLERIES,
+    OLDER,
+    Group,
+    changed_settings,
+    describe,
+    format_table,
+    grouped,
+    headline,
+    mean_and_sd,
+    plain,
+    render_rows,
+    shared_changes,
+    variants,
+)
+from csd_lib.record import Record
+
+BASELINES = ("fine-tuning", "csd", "joint")  # stand in every table, if there are such runs
+VARIED = {
+    *(name for e in paper.EXPERIMENTS.values() for variant in e.variants for name in variant),
+    *(field.name for field in fields(LossSettings)),
+}
 
 
-def paper_groups(records: Sequence[dict[str, Any]], tasks: int = 2) -> list[list[dict[str, Any]]]:
-    """Group the records of Table 1's setting: one group per preset and other settings.
+@dataclass(frozen=True, eq=False)
+class Table:
+    """One experiment's rows among the records of a group."""
 
-    Within a group only method and seed differ, and where a run was made (device, version of the
-    code), which the headline says. Of several records of one thing the newest counts.
+    name: str  # of the experiment; empty for runs that belong to none
+    title: str
+    group: Group
+    rows: list[list[Record]]  # of ``report.variants``
+    settings: tuple[str, ...] = ()  # what the experiment varies
+    missing: tuple[TrainConfig, ...] = ()  # rows without a run
+
+    def columns(self, config: TrainConfig) -> dict[str, str]:
+        """Return what stands on the left of a row."""
+        if not self.name:
+            return {"method": describe(config, shared_changes(self.group.records))}
+        values, title = config.key(), get_method(config.method).title
+        return {"method": title, **{name: str(values.get(name, "–")) for name in self.settings}}
+
+    def label(self, config: TrainConfig) -> str:
+        """Name a row in one text."""
+        title, *values = self.columns(config).values()
+        return ", ".join([title, *map("{}={}".format, self.settings, values)])
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether the paper has numbers for it."""
+        return self.name == "table1" and self.group.config.dataset == "cifar100"
+
+
+def paper_groups(records: Sequence[Record]) -> list[Group]:
+    """Group records that an experiment can compare; those that today's code made come first.
 
     Raises:
-        InputError: for what are no records; so do all below.
+        InputError: for what are no records.
     """
-    checks.records("records", records)
-    checks.whole("tasks", tasks, 1)
-    groups: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
-    for record in records:
-        config = record["config"]
-        if config["dataset"] == "cifar100" and config["tasks"] == tasks and "preset" in config:
-            different = ("method", "seed", "device", "cuda_graph")
-            shared = {k: v for k, v in config.items() if k not in different}
-            group = groups.setdefault(json.dumps(shared, sort_keys=True), {})
-            group[config["method"], config["seed"]] = record
-    return [list(group.values()) for group in groups.values()]
+    return grouped(records, "method", "seed", *sorted(VARIED))
 
 
-def paper_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str], list[list[str]]]:
+def tables(group: Group) -> list[Table]:
+    """Return a table for each experiment that has runs in a group, and one for all other runs."""
+    checks.instance("group", group, Group, "one of paper_groups")
+    shared = {
+        field.name: getattr(group.config, field.name)
+        for field in fields(TrainConfig)
+        if field.name not in {"method", "tasks", "seed", *VARIED}
+    }
+    rows: dict[str, list[list[Record]]] = {}
+    for row in variants(group.records):
+        rows.setdefault(_recipe(row[0].config), []).append(row)
+    found, shown = [], set()
+    for name, experiment in paper.EXPERIMENTS.items():
+        if group.config.tasks not in experiment.tasks:
+            continue
+        cells = experiment.configs((0,), only_tasks=group.config.tasks, **shared)
+        # CSD as it is stands in several experiments, and alone makes none of them.
+        own = [c for c in cells if c.method not in METHODS or VARIED & changed_settings(c).keys()]
+        if not any(_recipe(cell) in rows for cell in own or cells):
+            continue
+        beside = [
+            TrainConfig(method=method, tasks=group.config.tasks, **shared)
+            for method in (BASELINES if own else ())
+        ]
+        recipes = list(dict.fromkeys(map(_recipe, [*beside, *cells])))
+        chosen = [row for recipe in recipes for row in rows.get(recipe, ())]
+        missing = tuple(cell for cell in cells if _recipe(cell) not in rows)
+        settings = tuple(experiment.variants[0])
+        found.append(Table(name, experiment.title, group, chosen, settings, missing))
+        shown |= {*recipes}
+    others = [row for recipe in rows if recipe not in shown for row in rows[recipe]]
+    return found + ([Table("", "Other runs", group, others)] if others else [])
+
+
+def paper_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of Table 1: the paper's value, ours and the gap for each of its columns.
 
     The verdict looks at the largest of the three gaps: up to 1 point agrees, up to 3 is near.
     """
-    _check_table_1(group, gallery)
+    _check_table_1(table, gallery)
     header = ["method", "n"]
     for column in ("1-50", "51-100", "average"):
         header += [f"{column}: paper", "ours", "gap"]
-    header.append("verdict")
     rows = []
-    for name, values in paper.TABLE_1.items():
-        last_rows = [r["matrix"][gallery][-1] for r in group if r["config"]["method"] == name]
+    for row in table.rows:
+        last_rows = [_last_row(record, gallery) for record in row]
         cells, gaps = [], []
-        columns = [*zip(*last_rows, strict=True), [statistics.fmean(row) for row in last_rows]]
-        for published, ours in zip(values, columns if last_rows else [(), (), ()], strict=True):
-            gap = round(100 * statistics.fmean(ours) - published, 1) if ours else None
-            gaps.append(abs(gap) if ours else 0.0)
-            cells += [f"{published:.1f}", mean_and_sd(ours) if ours else "–"]
-            cells.append(f"{gap:+.1f}" if ours else "–")
+        name = row[0].config.method
+        for published, ours in zip(paper.TABLE_1[name], zip(*last_rows, strict=True), strict=True):
+            gap = round(100 * statistics.fmean(ours) - published, 1)
+            gaps.append(abs(gap))
+            cells += [f"{published:.1f}", mean_and_sd(ours), f"{gap:+.1f}"]
         verdict = "agrees" if max(gaps) <= 1 else "near" if max(gaps) <= 3 else "differs"
         title = get_method(name).title
-        rows.append([title, str(len(last_rows)), *cells, verdict if last_rows else "not run"])
-    return header, rows
+        rows.append([title, str(len(row)), *cells, verdict, row[0].fingerprint or "–"])
+    return [*header, "verdict", "fingerprint"], rows
 
 
 # The paper's claims on Table 1 as differences: what is better, than what, in which column.
@@ -72,96 +146,92 @@ _CLAIMS = [
 ]
 
 
-def claim_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str], list[list[str]]]:
+def claim_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the paper's claims: differences in points, ours paired by seed."""
-    _check_table_1(group, gallery)
+    _check_table_1(table, gallery)
     by_method: dict[str, dict[int, list[float]]] = {}
-    for record in group:
-        row = record["matrix"][gallery][-1]
-        by_seed = by_method.setdefault(record["config"]["method"], {})
-        by_seed[record["config"]["seed"]] = [*row, statistics.fmean(row)]
+    for record in (record for row in table.rows for record in row):
+        by_seed = by_method.setdefault(record.config.method, {})
+        by_seed[record.config.seed] = _last_row(record, gallery)
     rows = []
     for text, better, worse, column in _CLAIMS:
         published = paper.TABLE_1[better][column] - paper.TABLE_1[worse][column]
         first, second = by_method.get(better, {}), by_method.get(worse, {})
         ours = [first[seed][column] - second[seed][column] for seed in sorted({*first} & {*second})]
         if not ours:
-            holds = "not run"
-        elif len(ours) == 1:
+            continue
+        if len(ours) == 1:
             holds = "yes, one seed" if ours[0] > 0 else "no, one seed"
         else:  # two standard errors, the usual yardstick
             error = 2 * statistics.stdev(ours) / len(ours) ** 0.5
             mean = statistics.fmean(ours)
             holds = "yes" if mean > error else "no" if mean < -error else "not decided"
-        sign = "+" if ours and statistics.fmean(ours) > 0 else ""
-        rows.append([text, f"{published:+.1f}", sign + mean_and_sd(ours) if ours else "–", holds])
+        sign = "+" if statistics.fmean(ours) > 0 else ""
+        rows.append([text, f"{published:+.1f}", sign + mean_and_sd(ours), holds])
     return ["claim", "paper", "ours", "holds"], rows
 
 
-def render_paper(records: Sequence[dict[str, Any]], markdown: bool = False) -> str:
-    """Render the ledger: paper, ours, gap and verdict per cell, and what was not reproduced."""
+def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
+    """Render the ledger: a table for each experiment, and what was not reproduced.
+
+    Args:
+        groups: of ``paper_groups``.
+        markdown: write Markdown.
+    """
     checks.flag("markdown", markdown)
-    lines = []
-    groups = paper_groups(records)
+    checks.instance("groups", groups, (list, tuple), "what paper_groups returns")
+    lines: list[str] = []
+    older, recorded = False, set()
     for group in groups:
-        lines += [line for text in _headline(group) for line in (text, "")]
-        for gallery, title in GALLERIES.items():
-            lines += [f"Recall@1 in % after the last task, {title}", ""]
-            lines += [*format_table(*paper_rows(group, gallery), markdown), ""]
-        lines += ["The paper's claims, in points (gallery: all classes)", ""]
-        lines += [*format_table(*claim_rows(group, "seen"), markdown), ""]
+        checks.instance("groups", group, Group, "what paper_groups returns")
+        if not group.is_current and not older:
+            lines, older = [*lines, OLDER, ""], True
+        lines += [line for text in headline(group) for line in (text, "")]
+        for table in tables(group):
+            lines += _render_table(table, markdown)
+            if group.config.dataset == "cifar100":
+                recorded |= {table.name, (table.name, group.config.preset)}
     bullet = "* " if markdown else "  "
     lines += ["Not reproduced:", ""]
-    recorded = {group[0]["config"]["preset"] for group in groups}
     for preset in ("reference", "clean"):
-        if preset not in recorded:
+        if ("table1", preset) not in recorded:
             lines.append(f"{bullet}Table 1 with preset {preset}: no run recorded yet")
-    if not any(paper_groups(records, tasks) for tasks in (5, 10)):
-        lines.append(f"{bullet}Figure 3 (5 and 10 tasks): no run recorded yet")
+    for name, experiment in paper.EXPERIMENTS.items():
+        if name != "table1" and name not in recorded:
+            command = f"python -m csd_lib reproduce {name}"
+            lines.append(f"{bullet}{experiment.title}: no run recorded yet ({command})")
     lines += [f"{bullet}{what}: {why}" for what, why in paper.NOT_ATTEMPTED.items()]
-    return "\n".join(lines)
+    return plain("\n".join(lines))
 
 
-def _check_table_1(group: Sequence[dict[str, Any]], gallery: str) -> None:
-    checks.one_of("gallery", gallery, GALLERIES)
-    checks.records("group", group, ["matrix"], galleries=[gallery])
-    for record in group:
-        if len(record["matrix"][gallery][-1]) != 2:
-            raise InputError(
-                f"group has a run with tasks={record['config']['tasks']}: Table 1 has 2 tasks"
-            )
-
-
-def _headline(group: Sequence[dict[str, Any]]) -> list[str]:
-    """Say all that one must know to believe a group of records."""
-    needed = ("history", "device", "versions", "code", "date", "peak_memory_mb")
-    checks.records("records", group, needed, ("preset", "epochs", "precision"))
-    config = group[0]["config"]
-
-    def all_of(values: Iterable[Any]) -> str:
-        return ", ".join(map(str, sorted(set(values))))
-
-    # A first task that several methods share is in each one's history, and counts once.
-    epochs = {
-        (record["config"]["seed"], epoch["task"], epoch["epoch"], epoch["seconds"])
-        for record in group
-        for epoch in record["history"]
-    }
-    hours = sum(seconds for *_, seconds in epochs) / 3600
-    lines = [
-        f"CIFAR-100, {config['tasks']} tasks, preset {config['preset']}: {config['epochs']} epochs "
-        f"a task, seeds {all_of(r['config']['seed'] for r in group)}, "
-        f"{all_of(r['device'] for r in group)}, {config['precision']}, "
-        f"torch {all_of(r['versions']['torch'] for r in group)}, "
-        f"code {all_of(r['code'] for r in group)}, {all_of(r['date'] for r in group)}, "
-        f"{hours:.1f} hours, at most {max(r['peak_memory_mb'] for r in group)} MB"
-    ]
-    changed = changed_settings(config)
-    if changed:
-        lines.append(f"changed from the preset: {changed}")
-    if config["preset"] == "class":
-        lines.append(
-            "This is a short schedule, and new head rows start from class means, not at random as "
-            "in the paper: the gaps show how far it stays behind the full protocol."
-        )
+def _render_table(table: Table, markdown: bool) -> list[str]:
+    lines = [f"**{table.title}**" if markdown else table.title, ""]
+    if table.is_papers:
+        for gallery, title in GALLERIES.items():
+            lines += [f"Recall@1 in % after the last task, {title}", ""]
+            lines += [*format_table(*paper_rows(table, gallery), markdown), ""]
+        claims = claim_rows(table, "seen")
+        if claims[1]:
+            lines += ["The paper's claims, in points (gallery: all classes)", ""]
+            lines += [*format_table(*claims, markdown), ""]
+    else:
+        lines += render_rows(table.rows, markdown, table.columns)
+    if table.missing:
+        lines += [f"not run: {'; '.join(map(table.label, table.missing))}", ""]
     return lines
+
+
+def _recipe(config: TrainConfig) -> str:
+    return str(sorted(config.key("seed").items()))
+
+
+def _last_row(record: Record, gallery: str) -> list[float]:
+    row = getattr(record.matrix, gallery)[-1].tolist()
+    return [*row, statistics.fmean(row)]
+
+
+def _check_table_1(table: Table, gallery: str) -> None:
+    checks.one_of("gallery", gallery, GALLERIES)
+    checks.instance("table", table, Table, "one of tables")
+    if not table.is_papers:
+        raise InputError(f"table={table.title!r} has no numbers in the paper: give Table 1's")

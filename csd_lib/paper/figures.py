@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
 from csd_lib import InputError, checks
 from csd_lib.files import make_folder
-from csd_lib.methods import METHODS, get_method
-from csd_lib.paper.comparison import paper_groups
+from csd_lib.methods import METHODS, TERMS
+from csd_lib.paper.comparison import Table, tables
 from csd_lib.paper.published import TABLE_1
-from csd_lib.paper.report import GALLERIES
+from csd_lib.paper.report import GALLERIES, Group, shared_changes
 
 # Okabe and Ito's colours, which readers with any common colour blindness can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
@@ -38,14 +40,44 @@ METHOD_STYLE = {
     "joint": dict(color=GREY, marker="D", linestyle=":"),
 }
 TERM_STYLE = {
-    "ce": dict(label="cross entropy", color=ORANGE, marker="s"),
-    "triplet": dict(label="triplet", color=GREEN, marker="^"),
-    "kd": dict(label="KD", color=SKY, marker="v"),
-    "csd": dict(label="CSD", color=BLUE, marker="o"),
-    "csd_paper": dict(label="CSD, Eq. 8", color=BLUE, marker="*"),
-    "mmd": dict(label="MMD", color=PURPLE, marker="D"),
-    "fecd": dict(label="FECD", color=RED, marker="P"),
+    "ce": dict(color=ORANGE, marker="s"),
+    "triplet": dict(color=GREEN, marker="^"),
+    "kd": dict(color=SKY, marker="v"),
+    "csd": dict(color=BLUE, marker="o"),
+    "csd_paper": dict(color=BLUE, marker="*"),
+    "mmd": dict(color=PURPLE, marker="D"),
+    "fecd": dict(color=RED, marker="P"),
 }
+# For names that have no style above, in the order in which they come: the three lengths have no
+# common divisor, so that many are told apart.
+_MORE_COLORS = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY, BLACK)
+_MORE_MARKERS = ("*", "<", ">", "p", "h", "d", "8", "H", "X", "D", "1")
+_MORE_LINES = ("-", "--", "-.", ":")
+
+
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return a colour, marker and line for each of these methods, whoever registered them."""
+    return _styles(names, METHOD_STYLE)
+
+
+def term_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return a label, colour and marker for each of these loss terms, whoever registered them."""
+    styles = _styles(names, TERM_STYLE)
+    titles = {name: TERMS[name].title if name in TERMS else name for name in styles}
+    return {name: {"label": titles[name], **style} for name, style in styles.items()}
+
+
+def _styles(names: Iterable[str], known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    unknown = [name for name in dict.fromkeys(names) if name not in known]
+    made = {
+        name: dict(
+            color=_MORE_COLORS[i % len(_MORE_COLORS)],
+            marker=_MORE_MARKERS[i % len(_MORE_MARKERS)],
+            linestyle=_MORE_LINES[i % len(_MORE_LINES)],
+        )
+        for i, name in enumerate(unknown)
+    }
+    return {name: known.get(name) or made[name] for name in names}
 
 
 def use_style() -> None:
@@ -70,12 +102,10 @@ def method_curves(
     """One line per method over the stages: mean over seeds, bars of one sample sd.
 
     Args:
-        values: ``{method: [seeds, stages]}`` in %.
+        values: ``{method or other name: [seeds, stages]}`` in %.
         xlabels: one text per stage.
     """
     checks.mapping("values", values, "arrays [seeds, stages] by method")
-    for name in values:
-        checks.one_of("a method in values", name, METHOD_STYLE)
     values = {name: checks.table(f"values[{name!r}]", runs) for name, runs in values.items()}
     stages = {runs.shape[1] for runs in values.values()}
     if len(stages) > 1:
@@ -86,6 +116,7 @@ def method_curves(
     if xlabels:
         checks.names("xlabels", xlabels, *stages, more=False)
     figure, axis = plt.subplots(figsize=(7, 4.4))
+    styles = method_styles(values)
     for name, runs in values.items():
         sd = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(runs.shape[1])
         axis.errorbar(
@@ -93,26 +124,30 @@ def method_curves(
             runs.mean(axis=0),
             yerr=sd,
             capsize=5,
-            label=get_method(name).title,
-            **METHOD_STYLE[name],
+            label=METHODS[name].title if name in METHODS else name,
+            **styles[name],
         )
     axis.set(ylabel=ylabel, title=title)
     axis.set_xticks(range(len(xlabels)), xlabels)
     axis.margins(x=0.12)
-    axis.legend()
+    if len(values) > 6 or max(map(len, values)) > 20:  # too large for the picture
+        axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    else:
+        axis.legend()
     return figure
 
 
-def paper_against_ours(group: Sequence[dict[str, Any]]) -> Figure:
+def paper_against_ours(table: Table) -> Figure:
     """Table 1 as a picture: per method the paper's value and ours in both galleries.
 
     Args:
-        group: records of one preset, from ``comparison.paper_groups``; bars are one sample sd.
+        table: Table 1 of ``comparison.tables``; bars are one sample sd.
     """
-    checks.records("group", group, ["matrix"], galleries=GALLERIES)
-    names = [m for m in TABLE_1 if any(r["config"]["method"] == m for r in group)]
-    if not names or any(len(r["matrix"]["own"][-1]) != 2 for r in group):
-        raise InputError("group holds no run of Table 1, or one of other than 2 tasks")
+    checks.instance("table", table, Table, "one of comparison.tables")
+    if not table.is_papers:
+        raise InputError(f"table={table.title!r} has no numbers in the paper: give Table 1's")
+    rows = {row[0].config.method: row for row in table.rows}
+    names = [name for name in TABLE_1 if name in rows]
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.62 * len(names) + 1.9), sharey=True)
     places = np.arange(len(names))[::-1]
     ours = {
@@ -124,8 +159,8 @@ def paper_against_ours(group: Sequence[dict[str, Any]]) -> Figure:
         axis.scatter(published, places, marker="|", s=500, linewidths=3, color=BLACK, label="paper")
         for gallery, (label, color, marker, shift) in ours.items():
             for place, name in zip(places, names, strict=True):
-                runs = [r["matrix"][gallery][-1] for r in group if r["config"]["method"] == name]
-                values = 100 * np.array(runs)[:, column]
+                last = [getattr(record.matrix, gallery)[-1, column] for record in rows[name]]
+                values = 100 * np.array(last)
                 axis.errorbar(
                     values.mean(),
                     place + shift,
@@ -142,53 +177,74 @@ def paper_against_ours(group: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def first_task_curves(records: Sequence[dict[str, Any]], gallery: str, tasks: int) -> Figure:
-    """Figure 3: Recall@1 on the first task after every task, one line per method."""
+def first_task_curves(table: Table, gallery: str) -> Figure:
+    """Recall@1 on the first task after every task, as in Figure 3: a line for each row.
+
+    Rows of joint training, which has only a last stage, are lines at its height.
+    """
     checks.one_of("gallery", gallery, GALLERIES)
-    checks.records("records", records, ["matrix"], galleries=[gallery])
-    checks.whole("tasks", tasks, 1)
-    if all(len(r["matrix"][gallery]) != tasks for r in records):
-        raise InputError(f"tasks={tasks}: there is no record with a matrix of so many rows")
-    names = [m for m in METHODS if any(r["config"]["method"] == m for r in records)]
-    values = {
-        name: 100
-        * np.array(
-            [
-                np.array(r["matrix"][gallery])[:, 0]
-                for r in records
-                if r["config"]["method"] == name and len(r["matrix"][gallery]) == tasks
-            ]
-        )
-        for name in names
-    }
-    figure = method_curves(
-        {name: runs for name, runs in values.items() if len(runs)},
-        "Recall@1 on task 1 (%)",
-        f"{tasks} tasks",
-        [str(i + 1) for i in range(tasks)],
-    )
+    checks.instance("table", table, Table, "one of comparison.tables")
+    tasks, values = table.group.config.tasks, {}
+    for row in table.rows:
+        config = row[0].config
+        label = config.method if not table.settings and table.name else table.label(config)
+        if label in values:  # made by other code
+            label = f"{label}, {row[0].fingerprint or 'older'}"
+        stages = np.array([getattr(record.matrix, gallery)[:, 0] for record in row])
+        values[label] = 100 * np.broadcast_to(stages, (len(row), tasks))
+    after = [str(i + 1) for i in range(tasks)]
+    figure = method_curves(values, "Recall@1 on task 1 (%)", f"{tasks} tasks", after)
     figure.axes[0].set_xlabel("after task")
     return figure
 
 
-def paper_figures(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Draw every figure that the records suffice for, into files named after preset and gallery."""
-    checks.records("records", records, ["matrix"], ("preset", "epochs", "precision"), GALLERIES)
+def paper_figures(groups: Sequence[Group], folder: str | Path) -> list[Path]:
+    """Draw every table of the groups, into files that are named after what differs between them.
+
+    A file of another group is never overwritten: the new one then gets a longer name.
+
+    Args:
+        groups: of ``comparison.paper_groups``.
+        folder: where to draw.
+    """
+    checks.instance("groups", groups, (list, tuple), "what comparison.paper_groups returns")
+    for group in groups:
+        checks.instance("groups", group, Group, "what comparison.paper_groups returns")
     checks.instance("folder", folder, (str, Path), "a folder")
     folder = make_folder(folder)
     use_style()
-    figures = {f"table1-{_name(g)}": paper_against_ours(g) for g in paper_groups(records)}
-    for tasks in (5, 10):
-        for group in paper_groups(records, tasks):
-            for gallery in GALLERIES:
-                name = f"figure3-{tasks}tasks-{gallery}-{_name(group)}"
-                figures[name] = first_task_curves(group, gallery, tasks)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=100)
-        plt.close(figure)
-    return [folder / f"{name}.png" for name in figures]
+    paths = []
+    for table in (table for group in groups for table in tables(group)):
+        for gallery in (None,) if table.is_papers else GALLERIES:
+            title, identity = _name(table, gallery)
+            path = folder / f"{title}.png"
+            if path in paths or (path.exists() and _drawn_from(path) != identity):
+                path = folder / f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.png"
+            figure = first_task_curves(table, gallery) if gallery else paper_against_ours(table)
+            figure.savefig(path, dpi=100, metadata={"Description": identity})
+            plt.close(figure)
+            paths.append(path)
+    return paths
 
 
-def _name(group: Sequence[dict[str, Any]]) -> str:
-    config = group[0]["config"]
-    return f"{config['preset']}-{config['epochs']}epochs-{config['precision']}"
+def _name(table: Table, gallery: str | None) -> tuple[str, str]:
+    """Return a name for a figure, and a text that no other group's figure has."""
+    config, group = table.group.config, table.group
+    shared = shared_changes(group.records)
+    parts = [table.name or "other", *([] if config.tasks == 2 else [f"{config.tasks}tasks"])]
+    parts += [gallery] if gallery else []
+    parts += [] if config.dataset == "cifar100" else [config.dataset]
+    parts += [config.preset, f"{config.epochs}epochs", config.precision]
+    unsaid = shared.keys() - {"precision", *table.settings}
+    parts += [f"{name}={shared[name]}" for name in sorted(unsaid)]
+    name = "".join(c if c.isalnum() or c in "-_=." else "_" for c in "-".join(parts))
+    return name[:150], f"{name}; {group.key}"
+
+
+def _drawn_from(path: Path) -> str:
+    """Return what ``paper_figures`` wrote into a figure about its records, if it drew it."""
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get("Description", ""))
+    except (OSError, ValueError, SyntaxError):
+        return ""

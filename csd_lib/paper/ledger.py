@@ -1,17 +1,18 @@
-"""The ledger: recorded runs of the paper's experiments, and what they say beside its numbers.
+"""The ledger: recorded runs of the paper's experiments, made once and found again.
 
-A record is a folder under ``data/results/`` with one ``results.json``: config, hash of the code,
-device, versions, precision, hours, peak memory, the three matrices and the history of a run. One
-seed also keeps the last model and its test features, with their SHA-256 in that file.
+A record is a folder under ``data/results/`` with one ``results.json`` (``record.Record``). One seed
+also keeps the last model and its test features, with their SHA-256 in that file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,82 +23,163 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import REPOSITORY, TAG, InputError, runs
+from csd_lib import REPOSITORY, TAG, InputError, checks, runs
 from csd_lib.config import TrainConfig
-from csd_lib.data import load_dataset
-from csd_lib.download import data_folder
+from csd_lib.data import Dataset, load_dataset
 from csd_lib.engine import pick_device
-from csd_lib.experiment import Experiment, read_results, run_experiment, run_name
+from csd_lib.experiment import FinishedRun, run_experiment, run_name
 from csd_lib.files import (
+    Busy,
     make_folder,
+    only_one,
     read_arrays,
-    read_json,
     read_tensors,
     write_atomically,
-    write_json,
     write_tensors,
     writing,
 )
+from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import get_method
-from csd_lib.model import FEATURE_SIZE, ResNet
+from csd_lib.model import Network, freeze, load_state, make_network
+from csd_lib.paper.report import describe
+from csd_lib.paths import data_folder, results_folder, runs_folder, variable
+from csd_lib.record import Record, read_records
 from csd_lib.retrieval import embed
-from csd_lib.runs import restore_model
 
-# Where a run was made does not change what it is a run of.
-_HOW = ("device", "cuda_graph")
 # Records that an installed csd_lib brings along, without their models and features. A checkout has
 # no such folder: they are its data/results/.
 PACKAGED = Path(__file__).resolve().parent.parent / "recorded"
 MAX_FETCHED = 100_000_000  # bytes of one recorded file; the largest has 2 MB
+PAUSE = 2.0  # seconds between two looks at what other processes hold
 
 
-def results_folder() -> Path:
-    """Where records are written: ``$CSD_RESULTS``, else ``data/results/``."""
-    return Path(os.environ.get("CSD_RESULTS") or data_folder() / "results")
-
-
-def read_folders() -> list[Path]:
+def record_folders() -> list[Path]:
     """Where records are read, first things first: ``results_folder()``, then ``PACKAGED``.
 
     If ``$CSD_RESULTS`` is set, only that.
     """
-    return [results_folder()] if os.environ.get("CSD_RESULTS") else [results_folder(), PACKAGED]
+    return [results_folder()] if variable("CSD_RESULTS") else [results_folder(), PACKAGED]
 
 
 def find_file(name: str) -> Path:
     """Return a file that lies beside the records.
 
     Raises:
-        InputError: if it is in none of the ``read_folders()``.
+        InputError: if it is in none of the ``record_folders()``.
     """
-    for folder in read_folders():
+    for folder in record_folders():
         if (folder / name).is_file():
             return folder / name
     raise InputError(f"there is no {name} in {results_folder()}: copy it from the kit")
 
 
-def load_records(folder: str | Path | None = None) -> list[dict[str, Any]]:
-    """Read every record under a folder, the oldest first; each gets its ``folder``.
+def read_ledger(folder: str | Path | None = None) -> tuple[list[Record], list[str]]:
+    """Read every record under a folder, the oldest first.
 
     Args:
-        folder: default: all ``read_folders()``; of two records of one name the first counts.
+        folder: default: all ``record_folders()``; of two records of one name the first counts.
 
-    Raises:
-        InputError: if a file is damaged or is not a record.
+    Returns:
+        The records, and a line for each file that cannot be read.
     """
-    folders = [Path(folder)] if folder else read_folders()
+    folders = [Path(folder)] if folder else record_folders()
     found = {p.relative_to(f): p for f in reversed(folders) for p in f.rglob("results.json")}
-    records = []
-    for path in sorted(found.values()):
-        records.append({**read_results(path), "folder": path.parent})
-    code = runs.code_hash()  # of records of one day, those that this code made are the newest
-    return sorted(records, key=lambda r: (r["date"], r["code"] == code, str(r["folder"])))
+    records, problems = read_records(sorted(found.values()))
+    return sorted(records, key=lambda record: record.date), problems
 
 
-def what_it_is(config: TrainConfig | dict[str, Any]) -> str:
-    """Key of a config: equal for two runs of the same thing on different machines."""
-    values = asdict(config) if isinstance(config, TrainConfig) else dict(config)
-    return json.dumps({k: v for k, v in values.items() if k not in _HOW}, sort_keys=True)
+def load_records(folder: str | Path | None = None) -> list[Record]:
+    """Return the records of ``read_ledger``; each file that is left out becomes a warning."""
+    records, problems = read_ledger(folder)
+    for problem in problems:
+        warnings.warn(problem, stacklevel=2)
+    return records
+
+
+class Cell:
+    """One config of an experiment: its run, and its record.
+
+    Args:
+        config: of the run.
+        data: hash of the images and labels.
+        fingerprint: of what today's code computes.
+        folder: of all records.
+    """
+
+    def __init__(self, config: TrainConfig, data: str, fingerprint: str, folder: Path):
+        self.config, self.data, self.fingerprint = config, data, fingerprint
+        self.run = runs_folder() / run_name(config, data)
+        self.place = folder / config.dataset / run_name(config, data)
+        self.first = config.first_task()
+        self.first_run = runs_folder() / run_name(self.first, data) if self.first else None
+        method = get_method(config.method)
+        self.stages = 1 if method.joint or not method.learns_later else config.tasks
+        self.share = 1 if method.joint else 1 / config.tasks  # of the images, in an epoch
+        self.record: Record | None = None
+
+    def is_done(self, again: bool) -> bool:
+        """Say whether nothing is left to run."""
+        return self.record is not None and (self.is_current or not again)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether today's code computes what made the record."""
+        return self.record is not None and self.record.fingerprint == self.fingerprint
+
+    def is_of(self, record: Record) -> bool:
+        """Say whether a record is this cell's; older ones do not say what their images were."""
+        return record.data in ("", self.data) and record.config.key() == self.config.key()
+
+    def look_for_record(self) -> None:
+        """See whether another process has recorded this cell since."""
+        for place in (self.place, self._place_of_this_code()):
+            records, _ = read_records([place / "results.json"]) if place.is_dir() else ([], [])
+            if records and records[0].fingerprint == self.fingerprint and self.is_of(records[0]):
+                self.record = records[0]
+
+    def place_to_write(self) -> Path:
+        """Return the folder for a new record: never one that other code has made."""
+        path = self.place / "results.json"
+        if not path.exists():
+            return self.place
+        records, _ = read_records([path])
+        is_same = records and records[0].fingerprint == self.fingerprint
+        return self.place if is_same else self._place_of_this_code()
+
+    def _place_of_this_code(self) -> Path:
+        return self.place.with_name(f"{self.place.name}-{self.fingerprint}")
+
+    def epochs_done(self) -> int:
+        """Count the epochs in the run's history, or of the first task that it will share."""
+        return len(_history(self.run) or (_history(self.first_run) if self.first_run else ()))
+
+    def state(self) -> str:
+        """Say in words how far this cell is."""
+        if self.record:
+            by = "" if self.is_current else f" by other code ({self.record.fingerprint or 'older'})"
+            return f"recorded on {self.record.date}{by}"
+        total, done = self.stages * self.config.epochs, len(_history(self.run))
+        return f"half done at epoch {done} of {total}" if done else "missing"
+
+
+def plan(
+    configs: Sequence[TrainConfig], dataset: Dataset, folder: str | Path | None = None
+) -> list[Cell]:
+    """Return a cell for each config, with the newest record that there is of it."""
+    data, (_, channels, *size) = dataset.sha256(), dataset.train_images.shape
+    known: dict[str, str] = {}
+    cells = []
+    for config in configs:
+        config = replace(config, device=str(pick_device(config.device)))
+        recipe = str(config.key("seed", "batch_size"))
+        if recipe not in known:
+            known[recipe] = fingerprint(config, channels, min(size))
+        cells.append(Cell(config, data, known[recipe], Path(folder or results_folder())))
+    for record in read_ledger(folder)[0]:
+        for cell in cells:
+            if cell.is_of(record) and not cell.is_current:  # else today's code has recorded it
+                cell.record = record
+    return cells
 
 
 def reproduce(
@@ -110,103 +192,195 @@ def reproduce(
 ) -> list[Path]:
     """Run what is missing, go on with what is half done, and record every result.
 
-    The first task is trained once for all methods that learn it alike. One line a cell shows how
-    far it is and how long it will take.
+    The first task is trained once for all methods that learn it alike. Several processes may do
+    this at the same time: each takes cells that no other one holds, and comes back to the others.
 
     Args:
-        configs: of ``paper.Experiment.configs``.
+        configs: of ``published.Experiment.configs``.
         folder: of the records; default: ``results_folder()``.
         keep_models: also keep the last model and its features of all test images.
-        again: run also what was recorded by an older version of the code; nothing is overwritten.
-        progress: show the lines.
+        again: run also what was recorded by code that computes other numbers; nothing is
+            overwritten.
+        progress: show a bar for each cell, with the time that is left for all.
 
     Returns:
         The folder of each config's record.
     """
-    recorded = {what_it_is(r["config"]): r for r in load_records(folder)}
-    folder = Path(folder or results_folder())
-    configs = [replace(config, device=str(pick_device(config.device))) for config in configs]
+    checks.sequence("configs", configs, TrainConfig, "one or more configs")
     dataset = load_dataset(configs[0].dataset)
-    places = []
-    for number, config in enumerate(configs, start=1):
-        title = f"[{number}/{len(configs)}] {describe(config)}"
-        record = recorded.get(what_it_is(config))
-        current = record and record["code"] == runs.code_hash()
-        if record and (current or not again):
-            by = "" if current else f" by an older version of the code ({record['code']})"
-            tqdm.write(f"{title}: recorded on {record['date']}{by}")
-            places.append(record["folder"])
-            continue
-        method = get_method(config.method)
-        stages = 1 if method.joint or not method.learns_later else config.tasks
-        with tqdm(
-            total=stages * config.epochs, desc=title, unit="epoch", disable=not progress
-        ) as bar:
+    cells = plan(configs, dataset, folder)
+    worker = _Worker(cells, dataset, keep_models, again, progress)
+    for cell in cells:
+        if cell.is_done(again):
+            tqdm.write(f"{worker.title(cell)}: {cell.state()}")
+    while waiting := worker.pending():
+        if not any(worker.try_cell(cell) for cell in waiting):
+            worker.say_that_it_waits(len(waiting))
+            time.sleep(PAUSE)
+    return [cell.record.folder for cell in cells]
 
-            def show(history: list[dict[str, float]], student: ResNet, bar: tqdm = bar) -> None:
+
+class _Worker:
+    """What one process does for an experiment."""
+
+    def __init__(
+        self, cells: list[Cell], dataset: Dataset, keep_models: bool, again: bool, progress: bool
+    ):
+        self.cells, self.dataset, self.keep_models = cells, dataset, keep_models
+        self.again, self.progress, self.said = again, progress, False
+        self.seconds = self.passes = 0.0
+
+    def title(self, cell: Cell) -> str:
+        """Name a cell, with its number."""
+        number, config = self.cells.index(cell) + 1, cell.config
+        return (
+            f"[{number}/{len(self.cells)}] {describe(config)}, {config.dataset}, preset "
+            f"{config.preset}, {config.tasks} tasks, seed {config.seed}"
+        )
+
+    def pending(self) -> list[Cell]:
+        """Return the cells that are not recorded yet."""
+        return [cell for cell in self.cells if not cell.is_done(self.again)]
+
+    def say_that_it_waits(self, count: int) -> None:
+        """Say it once."""
+        if not self.said:
+            tqdm.write(f"other processes hold the {count} cells that are left: waiting for them")
+        self.said = True
+
+    def try_cell(self, cell: Cell) -> bool:
+        """Run a cell and record it, unless another process holds it. Returns whether it is done."""
+        try:
+            if cell.first and not (cell.first_run / "results.json").exists():
+                with self._alone(cell.first, cell.first_run):
+                    self._run(cell, cell.first, share_first_task=False)
+            with self._alone(cell.config, cell.run):
+                cell.look_for_record()  # another process may just have finished it
+                if not cell.is_current:
+                    run = self._run(cell, cell.config, share_first_task=True)
+                    place = write_record(run, cell.place_to_write(), self.keep_models)
+                    cell.record = Record.read(place / "results.json")
+                else:
+                    tqdm.write(f"{self.title(cell)}: recorded by another process")
+        except Busy:
+            return False
+        return True
+
+    def _alone(self, config: TrainConfig, folder: Path) -> ExitStack:
+        wanted = runs.identity(config, self.dataset)
+        runs.set_aside_if_older(folder, wanted)
+        stack = ExitStack()
+        stack.enter_context(only_one(make_folder(folder), "training", wait=False))
+        return stack
+
+    def _run(self, cell: Cell, config: TrainConfig, share_first_task: bool) -> FinishedRun:
+        title = self.title(cell) + ("" if config is cell.config else ", first task")
+        stages = cell.stages if config is cell.config else 1
+        options = {} if self.progress else {"disable": True}  # else TQDM_DISABLE decides
+        if not self.progress:
+            tqdm.write(title)
+        with tqdm(total=stages * config.epochs, desc=title, unit="epoch", **options) as bar:
+
+            def show(history: list[dict[str, float]], student: Network) -> None:
                 if bar.n == 0:  # epochs of an earlier call do not count for the time left
                     bar.initial = bar.n = len(history) - 1
+                self.seconds += history[-1]["seconds"]
+                self.passes += cell.share
+                left = passes_left(self.pending()) * self.seconds / self.passes
+                bar.set_postfix_str(f"all cells: {_duration(left)} left", refresh=False)
                 bar.update(len(history) - bar.n)
 
-            experiment = run_experiment(
-                config, dataset, share_first_task=True, on_epoch=show, progress=False
+            return run_experiment(
+                config,
+                self.dataset,
+                share_first_task=share_first_task,
+                on_epoch=show,
+                progress=False,
             )
-        places.append(write_record(experiment, folder / config.dataset, keep_models))
-    return places
 
 
-def describe(config: TrainConfig) -> str:
-    """Name a cell for a progress line."""
-    usual = TrainConfig(dataset=config.dataset, preset=config.preset)
-    shown = ("method", "dataset", "preset", "tasks", "seed", *_HOW)
-    changed = [
-        f"{name}={value}"
-        for name, value in asdict(config).items()
-        if name not in shown and value != getattr(usual, name)
-    ]
-    return ", ".join(
-        [
-            f"{get_method(config.method).title}, {config.dataset}, preset {config.preset}",
-            f"{config.tasks} tasks, seed {config.seed}",
-            *changed,
-        ]
-    )
+def passes_left(cells: Sequence[Cell]) -> float:
+    """Return how often all images are still to be learned; what cells share counts once."""
+    left, shared = 0.0, set()
+    for cell in cells:
+        epochs, done = cell.config.epochs, cell.epochs_done()
+        if cell.first_run in shared:
+            done = max(done, epochs)
+        elif cell.first_run:
+            shared.add(cell.first_run)
+        left += max(0, cell.stages * epochs - done) * cell.share
+    return left
 
 
-def write_record(experiment: Experiment, folder: Path, keep_models: bool = False) -> Path:
+def hours_left(cells: Sequence[Cell], again: bool = False) -> float | None:
+    """Estimate the hours that one process needs for all cells, or None if nothing was measured.
+
+    What counts are the epochs of these cells that this machine has recorded or half done.
+    """
+    seconds = passes = 0.0
+    here = pick_device(cells[0].config.device)
+    name = torch.cuda.get_device_name(here) if here.type == "cuda" else f"{here.type}, "
+    for cell in cells:
+        history = _history(cell.run)
+        if not history and cell.record and cell.record.device.startswith(name):
+            history = [h for h in cell.record.history if isinstance(h, dict)]
+        for epoch in history:
+            if isinstance(epoch.get("seconds"), int | float):
+                seconds, passes = seconds + epoch["seconds"], passes + cell.share
+    left = passes_left([cell for cell in cells if not cell.is_done(again)])
+    return 0.0 if left == 0 else left * seconds / passes / 3600 if passes else None
+
+
+def render_plan(cells: Sequence[Cell], again: bool = False) -> str:
+    """List the cells and how far they are, and how long the rest takes."""
+    lines = []
+    for number, cell in enumerate(cells, start=1):
+        once_more = ", to run again" if cell.record and not cell.is_done(again) else ""
+        lines.append(
+            f"[{number}/{len(cells)}] {describe(cell.config)}, {cell.config.tasks} tasks, seed "
+            f"{cell.config.seed}: {cell.state()}{once_more}"
+        )
+    hours = hours_left(cells, again)
+    open_cells = sum(not cell.is_done(again) for cell in cells)
+    estimate = "unknown, nothing like it was measured here" if hours is None else f"{hours:.1f}"
+    return "\n".join([*lines, f"{open_cells} cells to run, hours for one process: {estimate}"])
+
+
+def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Path:
     """Write the record of a finished run into a folder of its own, and return that."""
-    place = make_folder(folder / run_name(experiment.config))
-    record = read_json(experiment.folder / "results.json")
-    record["history"] = experiment.history
+    place, files = make_folder(place), {}
     if keep_models:
-        model = experiment.models[-1]
+        model = run.models[-1]
         write_tensors(place / "model.pt", model.state_dict())
-        images = torch.cat([task.test_images for task in experiment.tasks])
-        labels = torch.cat([task.test_labels for task in experiment.tasks])
+        images = torch.cat([task.test_images for task in run.tasks])
+        labels = torch.cat([task.test_labels for task in run.tasks])
         features = embed(model, images).half().cpu().numpy()
-        arrays = dict(features=features, labels=labels.numpy().astype(np.uint8))
+        most = int(labels.max())
+        kind = np.uint8 if most < 256 else np.int64
+        arrays = dict(features=features, labels=labels.numpy().astype(kind))
         with writing(place / "features.npz"):
             np.savez(place / "features.npz", **arrays)
-        record["files"] = {name: _sha256(place / name) for name in ("model.pt", "features.npz")}
-    write_json(place / "results.json", record)
+        files = {name: _sha256(place / name) for name in ("model.pt", "features.npz")}
+    record = replace(run.record, history=tuple(run.history), files=files)
+    record.write(place / "results.json")
     return place
 
 
-def find_record(records: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+def find_record(records: Sequence[Record], **settings: Any) -> Record:
     """Return the newest record whose config has these values.
 
     Raises:
         InputError: if there is none.
     """
     for record in reversed(records):
-        if all(record["config"].get(name) == value for name, value in fields.items()):
+        if all(getattr(record.config, name) == value for name, value in settings.items()):
             return record
-    wanted = ", ".join(f"{name}={value}" for name, value in fields.items())
+    wanted = ", ".join(f"{name}={value}" for name, value in settings.items())
     raise InputError(f"no record with {wanted}: make it with 'python -m csd_lib reproduce'")
 
 
-def load_features(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the recorded test features, float32 ``[N, 64]``, and labels, int64 ``[N]``.
+def load_features(record: Record) -> tuple[Tensor, Tensor]:
+    """Return the recorded test features, float32 ``[N, D]``, and labels, int64 ``[N]``.
 
     Raises:
         InputError: if the record kept none, the file is not the one that was recorded, or it
@@ -217,12 +391,12 @@ def load_features(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
     features, labels = arrays.get("features"), arrays.get("labels")
     if (
         not (arrays.keys() == {"features", "labels"} and features.dtype == np.float16)
-        or not (labels.dtype == np.uint8 and features.shape == (len(labels), FEATURE_SIZE))
-        or not np.isfinite(features).all()
+        or not (labels.dtype in (np.uint8, np.int64) and features.ndim == 2)
+        or not (labels.shape == (len(features),) and np.isfinite(features).all())
     ):
         raise InputError(
-            f"{path} does not hold finite float16 features [N, {FEATURE_SIZE}] and uint8 labels "
-            f"[N]: fetch it again"
+            f"{path} does not hold finite float16 features [N, D] and whole labels [N]: fetch it "
+            f"again"
         )
     return (
         torch.from_numpy(features.astype(np.float32)),
@@ -230,7 +404,7 @@ def load_features(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
     )
 
 
-def load_model(record: dict[str, Any]) -> ResNet:
+def load_model(record: Record) -> Network:
     """Return the recorded last model of a run, frozen.
 
     Raises:
@@ -240,21 +414,25 @@ def load_model(record: dict[str, Any]) -> ResNet:
     path = _recorded_file(record, "model.pt")
     state = read_tensors(path)
     try:
-        config = TrainConfig(**record["config"])
-        channels, most = (1, 10) if config.dataset == "digits" else (3, 100)
-        classes = min(len(state["head.weight"]), most)  # fewer if it learned the first task only
-        return restore_model(ResNet(config.depth, 0, channels), state, classes)
+        mean, std = ([float(v) for v in state[name].flatten()] for name in ("mean", "std"))
+        network = make_network(record.config, mean, std)
+        network.grow_head(len(state["head.weight"]))
+        load_state(network, state)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is not the model of its record ({error}): fetch it again"
         ) from error
+    return freeze(network)
 
 
-def _recorded_file(record: dict[str, Any], name: str) -> Path:
-    path, files = record["folder"] / name, record.get("files", {})
-    if name not in files:
-        raise InputError(f"{record['folder'].name} kept no {name}: reproduce it with --keep-models")
-    if record["folder"].is_relative_to(PACKAGED):
+def _recorded_file(record: Record, name: str) -> Path:
+    checks.instance("record", record, Record, "a record of load_records")
+    folder, files = record.folder, record.files
+    if folder is None or name not in files:
+        where = folder.name if folder else "the record"
+        raise InputError(f"{where} kept no {name}: reproduce it with --keep-models")
+    path = folder / name
+    if folder.is_relative_to(PACKAGED):
         return _fetched_file(path.relative_to(PACKAGED), files[name])
     if not path.is_file() or _sha256(path) != files[name]:
         raise InputError(
@@ -273,7 +451,7 @@ def _fetched_file(name: Path, sha256: str) -> Path:
     if path.is_file() and _sha256(path) == sha256:
         return path
     remedy = "set CSD_FILES to the folder data/results of a whole copy of the kit, or its address"
-    source = os.environ.get("CSD_FILES", "")
+    source = variable("CSD_FILES")
     if not source and "_" in REPOSITORY.split("/")[0]:
         raise InputError(f"{name} is not installed, and {REPOSITORY} is no real address: {remedy}")
     source = source or f"https://raw.githubusercontent.com/{REPOSITORY}/{TAG}/data/results"
@@ -300,3 +478,17 @@ def _fetched_file(name: Path, sha256: str) -> Path:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _history(run: Path) -> list[dict[str, float]]:
+    """Return what a run's folder says of its epochs so far; while another process writes, less."""
+    try:
+        found = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+    return [epoch for epoch in found if isinstance(epoch, dict)]
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -36,11 +36,14 @@ class Experiment:
     tasks: tuple[int, ...] = (2,)
     variants: tuple[dict[str, Any], ...] = ({},)  # changes to the preset
 
-    def configs(self, seeds: tuple[int, ...], **settings: Any) -> list[TrainConfig]:
+    def configs(
+        self, seeds: tuple[int, ...], only_tasks: int | None = None, **settings: Any
+    ) -> list[TrainConfig]:
         """Return every config of the experiment, seed by seed.
 
         Args:
             seeds: run all cells with the first one, then all with the second, ...
+            only_tasks: leave out cells of another number of tasks.
             settings: fields of ``TrainConfig`` that all cells share, such as dataset and preset.
 
         Raises:
@@ -56,6 +59,7 @@ class Experiment:
             TrainConfig(**{**settings, "method": method, "tasks": tasks, "seed": seed, **variant})
             for seed in seeds
             for tasks in self.tasks
+            if only_tasks in (None, tasks)
             for method in self.methods
             for variant in self.variants
         ]

@@ -1,46 +1,158 @@
-"""From the results of many runs to one table."""
+"""From the records of many runs to one table."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from csd_lib import InputError, checks, runs
+from csd_lib import InputError, TrainingError, checks
 from csd_lib.config import TrainConfig
-from csd_lib.experiment import read_results
+from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
+from csd_lib.paths import runs_folder
+from csd_lib.record import Record, read_records
 from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
 
 GALLERIES = {
     "own": "gallery: the task's own classes",
     "seen": "gallery: all classes seen so far",
 }
+OLDER = (
+    "Made by code that computes other numbers than this one, or before records said what theirs "
+    "computes:"
+)
+# What a block of a table has in common; all else is said in its rows.
+_BLOCK = ("dataset", "class_order_seed", "tasks", "epochs")
+_IN_HEADLINE = ("method", "tasks", "epochs", "seed")
+MAX_CHANNELS = 1000  # of the images of a record whose code is tried
 
 
-def load_results(folder: str | Path | None = None) -> list[dict[str, Any]]:
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Records that may stand in one table: the newest of each run."""
+
+    records: list[Record]
+    is_current: bool  # whether today's code computes what made them
+    repeated: int = 0  # how many older records of the same runs are left out
+    key: str = ""  # a text that no other group has
+
+    @property
+    def config(self) -> TrainConfig:
+        """The first one's config, for what all have in common."""
+        return self.records[0].config
+
+
+def load_runs(
+    folder: str | Path | None = None, may_be_none: bool = False
+) -> tuple[list[Record], list[str]]:
     """Read every ``results.json`` under a folder (default: ``runs/`` or ``$CSD_RUNS``).
 
+    Args:
+        folder: all below it is looked through.
+        may_be_none: return an empty list if there is no record.
+
+    Returns:
+        The records, the oldest first, and a line for each file that cannot be read.
+
     Raises:
-        InputError: if there is none, or one is damaged.
+        InputError: if there is no record.
     """
+    checks.flag("may_be_none", may_be_none)
     checks.instance("folder", folder, (str, Path, type(None)), "a folder, or None")
-    folder = Path(folder or runs.runs_folder())
+    folder = Path(folder or runs_folder())
     try:
         paths = sorted(folder.rglob("results.json"))
     except OSError as error:
         raise InputError(f"folder={checks.shown(folder)}: {error.strerror}") from error
-    results = [read_results(path) for path in paths]
-    if not results:
+    records, problems = read_records(paths)
+    if not records and not may_be_none:
+        found = "; ".join(problems[:3]) or "make one with 'python -m csd_lib train'"
         raise InputError(
-            f"no finished run under {folder}: make one with 'python -m csd_lib train', or name "
-            f"another folder with --folder"
+            f"no finished run under {folder}: {found}, or name another folder with --folder"
         )
-    return results
+    return sorted(records, key=lambda record: record.date), problems
+
+
+def are_current(records: Sequence[Record]) -> list[bool]:
+    """Say of each record whether today's code computes what made it; each recipe is tried once."""
+    _check("records", records)
+    known: dict[str, str] = {}
+
+    def is_current(record: Record) -> bool:
+        shape = record.image_shape
+        if not (record.fingerprint and record.data and len(shape) == 3) or not all(
+            type(n) is int and n > 0 for n in shape
+        ):
+            return False
+        recipe = json.dumps([record.config.key("seed", "batch_size"), shape])
+        if recipe not in known:
+            try:
+                size = min(shape[1:])
+                possible = shape[0] <= MAX_CHANNELS
+                known[recipe] = fingerprint(record.config, shape[0], size) if possible else "?"
+            except (InputError, TrainingError):
+                known[recipe] = "?"
+        return known[recipe] == record.fingerprint
+
+    return [is_current(record) for record in records]
+
+
+def grouped(records: Sequence[Record], *without: str) -> list[Group]:
+    """Group records that differ in settings named in ``without`` only; current ones come first.
+
+    Machines never matter, but images and presets do. Of several records of one run, made by code
+    that computes the same, the newest counts.
+    """
+    groups: dict[tuple[Any, ...], dict[tuple[str, str], Record]] = {}
+    counts: dict[tuple[Any, ...], int] = {}
+    states = are_current(records)
+    newest_last = sorted(zip(records, states, strict=True), key=lambda pair: pair[0].date)
+    for record, is_current in newest_last:
+        key = (not is_current, record.config.preset, record.key(*without))
+        counts[key] = counts.get(key, 0) + 1
+        groups.setdefault(key, {})[record.key(), record.fingerprint] = record
+    return [
+        Group(list(found.values()), not key[0], counts[key] - len(found), json.dumps(key))
+        for key, found in sorted(groups.items(), key=lambda item: item[0][0])
+    ]
+
+
+def variants(records: Sequence[Record]) -> list[list[Record]]:
+    """Put the runs of one recipe, which differ in their seeds, together: one list for each row."""
+    _check("records", records)
+    rows: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        rows.setdefault((record.key("seed"), record.fingerprint), []).append(record)
+    named = list(METHODS)
+
+    def place(row: list[Record]) -> tuple[Any, ...]:
+        method = row[0].config.method
+        place = named.index(method) if method in METHODS else len(named)
+        return place, method, str(changed_settings(row[0].config))
+
+    return sorted(rows.values(), key=place)
+
+
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that differ from the preset's, without those that a headline has."""
+    checks.instance("config", config, TrainConfig, "a TrainConfig")
+    headline = {name: getattr(config, name) for name in _IN_HEADLINE}
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset, **headline).key()
+    return {name: value for name, value in config.key().items() if value != usual[name]}
+
+
+def describe(config: TrainConfig, without: Iterable[str] = ()) -> str:
+    """Name what a row is: the method, and what is changed from the preset."""
+    changed = changed_settings(config)
+    named = [f"{name}={value}" for name, value in changed.items() if name not in set(without)]
+    return ", ".join([get_method(config.method).title, *named])
 
 
 def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
@@ -58,96 +170,112 @@ def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def comparable_groups(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Group results that differ in method and seed only; no table mixes others in one block.
-
-    Raises:
-        InputError: for what are no results; so do all below.
-    """
-    checks.records("results", results, ("code", "device"))
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        shared = {k: v for k, v in result["config"].items() if k not in ("method", "seed")}
-        key = json.dumps([shared, result["code"], result["device"]], sort_keys=True)
-        groups.setdefault(key, []).append(result)
-    return list(groups.values())
-
-
-def table_rows(group: Sequence[dict[str, Any]], gallery: str) -> tuple[list[str], list[list[str]]]:
+def table_rows(
+    rows: Sequence[Sequence[Record]],
+    gallery: str,
+    columns: Callable[[TrainConfig], dict[str, str]] | None = None,
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one block: Recall@1 on the first task after each task, and the means.
 
     Args:
-        group: results that differ in method and seed only.
+        rows: of ``variants``, all of one number of tasks.
         gallery: ``"own"`` or ``"seen"``.
+        columns: what stands on the left of a row; default: ``describe``.
     """
     checks.one_of("gallery", gallery, GALLERIES)
-    checks.records("group", group, ("matrix", "average", "forgetting"), galleries=[gallery])
-    if not group:
-        raise InputError("group=[]: give at least one record")
-    tasks = group[0]["config"]["tasks"]
-    after = [f"task 1 after task {i + 1}" for i in range(tasks)]
-    header = ["method", *after, "average", "forgetting"]
-    rows = []
-    for name in _methods_of(group):
-        runs_of_method = [r for r in group if r["config"]["method"] == name]
-        matrices = [r["matrix"][gallery] for r in runs_of_method]
-        first_task = [mean_and_sd([m[i][0] for m in matrices]) for i in range(len(matrices[0]))]
-        rows.append(
-            [
-                get_method(name).title,
-                *["–"] * (tasks - len(first_task)),  # joint training has only a last stage
-                *first_task,
-                mean_and_sd([r["average"][gallery] for r in runs_of_method]),
-                mean_and_sd([r["forgetting"][gallery] for r in runs_of_method]),
-            ]
+    checks.sequence("rows", rows, (list, tuple), "one or more lists of records")
+    columns = columns or (lambda config: {"method": describe(config)})
+    table = []
+    for row in rows:
+        _check("rows", row)
+        tasks = row[0].config.tasks
+        matrices = [getattr(record.matrix, gallery) for record in row]
+        after = ["–"] * (tasks - len(matrices[0]))  # joint training has only a last stage
+        for stage in range(len(matrices[0])):
+            after.append(mean_and_sd([float(matrix[stage, 0]) for matrix in matrices]))
+        table.append(
+            {
+                **columns(row[0].config),
+                "n": str(len(row)),
+                **{f"after task {i + 1}": text for i, text in enumerate(after)},
+                "average": mean_and_sd([average(matrix) for matrix in matrices]),
+                "forgetting": mean_and_sd([forgetting(matrix) for matrix in matrices]),
+                "fingerprint": row[0].fingerprint or "–",
+            }
         )
-    return header, rows
+    return list(table[0]), [list(cells.values()) for cells in table]
 
 
-def _methods_of(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Methods that occur, those with a name first and in their order."""
-    found = {result["config"]["method"] for result in results}
-    return [*(name for name in METHODS if name in found), *sorted(found - set(METHODS))]
-
-
-def render(results: Sequence[dict[str, Any]], markdown: bool = False) -> str:
-    """Render results as text for a terminal, or as Markdown, one block per setting and gallery."""
-    checks.records("results", results, ("date", "versions"), ("preset", "epochs"))
-    checks.flag("markdown", markdown)
-    lines = []
-    for group in comparable_groups(results):
-        config = group[0]["config"]
-        seeds = sorted({result["config"]["seed"] for result in group})
-        dates = sorted({result["date"] for result in group})
+def headline(group: Group) -> list[str]:
+    """Say all that one must know to believe a group of records."""
+    records, config = group.records, group.config
+    shared = shared_changes(records)
+    # A first task that several methods share is in each one's history, and counts once.
+    seconds = {
+        (record.config.seed, epoch.get("task"), epoch.get("epoch"), epoch["seconds"])
+        for record in records
+        for epoch in record.history
+        if isinstance(epoch, dict) and isinstance(epoch.get("seconds"), int | float)
+    }
+    hours = sum(found[-1] for found in seconds)
+    hours += sum(record.training_seconds for record in records if not record.history)
+    facts = [
+        f"{config.dataset}, {config.tasks} tasks, preset {config.preset}: {config.epochs} epochs a "
+        f"task, seeds {_listed(record.config.seed for record in records)}",
+        _listed(record.device for record in records),
+        _listed(record.config.precision for record in records),
+        f"torch {_listed(record.versions.get('torch', '?') for record in records)}",
+        _listed(record.date for record in records),
+        f"{hours / 3600:.1f} hours, at most {max(r.peak_memory_mb for r in records)} MB",
+    ]
+    lines = [", ".join(facts)]
+    if shared:
+        changes = ", ".join(f"{name}={value}" for name, value in shared.items())
+        lines.append(f"changed from the preset: {changes}")
+    if group.repeated:
+        lines.append(f"left out: {group.repeated} older records of the same runs")
+    if config.preset == "class":
         lines.append(
-            f"Recall@1 in %, mean ± sd over seeds {', '.join(map(str, seeds))}: "
-            f"{config['dataset']}, {config['tasks']} tasks, preset {config['preset']}, "
-            f"{config['epochs']} epochs a task, {group[0]['device']}, "
-            f"torch {group[0]['versions']['torch']}, "
-            f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}"
+            "This is a short schedule, and new head rows start from class means, not at random as "
+            "in the paper: the gaps show how far it stays behind the full protocol."
         )
-        changed = changed_settings(config)
-        if changed:
-            lines.append(f"changed from the preset: {changed}")
-        for gallery, title in GALLERIES.items():
-            header, rows = table_rows(group, gallery)
-            lines += ["", title, "", *format_table(header, rows, markdown)]
-        lines.append("")
-    return "\n".join(lines)
+    return lines
 
 
-def changed_settings(config: dict[str, Any]) -> str:
-    """List the fields that differ from the defaults and are not in the headline already."""
-    if not isinstance(config, dict) or not {"dataset", "preset"} <= config.keys():
-        raise InputError(f"config={checks.shown(config)}: give the config of a record")
-    default = TrainConfig(dataset=config["dataset"], preset=config["preset"])
-    default = json.loads(json.dumps(asdict(default)))
-    in_headline = ("method", "tasks", "epochs", "seed", "device", "cuda_graph", "preset")
-    return ", ".join(
-        f"{name}={value}"
-        for name, value in config.items()
-        if name not in in_headline and value != default.get(name)
-    )
+def shared_changes(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the changed settings that all records have alike."""
+    first, *rest = [changed_settings(row[0].config) for row in variants(records)]
+    return {n: v for n, v in first.items() if all(n in other and other[n] == v for other in rest)}
+
+
+def render(records: Sequence[Record], markdown: bool = False) -> str:
+    """Render records as text for a terminal, or as Markdown: a row for each method and setting."""
+    checks.flag("markdown", markdown)
+    without = {field.name for field in fields(TrainConfig)} - {*_BLOCK}
+    lines, older = [], False
+    for group in grouped(records, *sorted(without)):
+        if not group.is_current and not older:
+            lines, older = [*lines, OLDER, ""], True
+        shared = shared_changes(group.records)
+        lines += [line for text in headline(group) for line in (text, "")]
+        rows = variants(group.records)
+        lines += render_rows(
+            rows, markdown, lambda config, s=shared: {"method": describe(config, s)}
+        )
+    return plain("\n".join(lines))
+
+
+def render_rows(
+    rows: Sequence[Sequence[Record]],
+    markdown: bool,
+    columns: Callable[[TrainConfig], dict[str, str]],
+) -> list[str]:
+    """Return the lines of two tables, one for each gallery."""
+    lines = []
+    for gallery, title in GALLERIES.items():
+        lines += [f"Recall@1 in % on task 1 after each task, {title}", ""]
+        lines += [*format_table(*table_rows(rows, gallery, columns), markdown), ""]
+    return lines
 
 
 def render_matrix(matrix: RetrievalMatrix) -> str:
@@ -192,3 +320,60 @@ def format_table(header: list[str], rows: list[list[str]], markdown: bool) -> li
         padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *padded]))
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return one flat dictionary for each record, for programs: every setting and every number."""
+    objects = []
+    for record, is_current in zip(records, are_current(records), strict=True):
+        matrices = vars(record.matrix)
+        found = asdict(record.config)
+        found |= {"fingerprint": record.fingerprint, "is_current": is_current, "data": record.data}
+        found |= {"date": record.date, "trained_on": record.device, "versions": record.versions}
+        found |= {"threads": record.threads, "peak_memory_mb": record.peak_memory_mb}
+        found |= {"training_seconds": record.training_seconds, "folder": str(record.folder)}
+        for name, values in matrices.items():
+            found[name] = [[None if math.isnan(v) else v for v in row] for row in values.tolist()]
+            summary = {"average": average(values), "forgetting": forgetting(values)}
+            for what, value in summary.items():
+                found[f"{what}_{name}"] = None if math.isnan(value) else value
+        objects.append(found)
+    return objects
+
+
+def render_json(records: Sequence[Record]) -> str:
+    """Write records as a JSON list of objects."""
+    return json.dumps(as_objects(records), indent=1)
+
+
+def render_csv(records: Sequence[Record]) -> str:
+    """Write records as CSV, one line each; matrices and other lists as JSON in one cell."""
+    text = io.StringIO()
+    objects = as_objects(records)
+    writer = csv.DictWriter(text, list(objects[0]) if objects else [], lineterminator="\n")
+    writer.writeheader()
+    for found in objects:
+        cells = {
+            name: json.dumps(v) if isinstance(v, list | tuple | dict) else v
+            for name, v in found.items()
+        }
+        writer.writerow(cells)
+    return plain(text.getvalue()).rstrip("\n")
+
+
+def plain(text: str) -> str:
+    """Leave out what could steer a terminal: records, and paths, may come from a stranger."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def _listed(values: Iterable[Any], most: int = 10) -> str:
+    """Name different values in order; of many the first and the last."""
+    different = sorted(set(values))
+    if len(different) > most:
+        return f"{different[0]} to {different[-1]} ({len(different)} of them)"
+    return ", ".join(map(str, different))
+
+
+def _check(name: str, records: Any) -> None:
+    if not isinstance(records, list | tuple) or not all(isinstance(r, Record) for r in records):
+        raise InputError(f"{name}={checks.shown(records)}: give a list of records")
