@@ -779,4 +779,4 @@ def test_a_learners_own_term_is_trained_with_and_leaves_no_trace(monkeypatch):
     monkeypatch.setattr(course.Session, "config", lambda self, m, s: replace(one_epoch, method=m))
     matrix = session.try_term(term)
     assert seen and matrix.own.shape == (2, 2)
-    assert "own" not in methods.STABILITY
+    assert "own" not in methods.TERMS

@@ -169,7 +169,7 @@ def test_a_folder_removed_during_the_run_is_named_and_the_run_can_start_again(tm
 
 
 def test_a_checkpoint_cut_off_at_any_length_is_named_and_the_one_before_it_is_used(whole, tmp_path):
-    identity = runs.identity(TrainConfig(**SETTINGS, device="cpu"))
+    identity = files.read_json(whole / "config.json")
     content = (whole / "checkpoint.pt").read_bytes()
     lengths = {0, 1, 4, 100, len(content) - 1, len(content) - 30}
     lengths |= {len(content) * part // 40 for part in range(40)}
@@ -178,22 +178,22 @@ def test_a_checkpoint_cut_off_at_any_length_is_named_and_the_one_before_it_is_us
         folder.mkdir()
         (folder / "checkpoint.pt").write_bytes(content[:length])
         with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*move it away"):
-            runs.Checkpoints(folder, identity).load()
+            runs.RunFolder(folder, identity).load()
         shutil.copy(whole / "checkpoint.previous.pt", folder)
         with pytest.warns(UserWarning, match=r"cannot be read.*the one before it is used"):
-            assert runs.Checkpoints(folder, identity).load()["history"]
+            assert runs.RunFolder(folder, identity).load()["history"]
 
 
 @pytest.mark.parametrize("part", range(12))
 def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed_or_harmless(whole, tmp_path, part):
-    identity = runs.identity(TrainConfig(**SETTINGS, device="cpu"))
+    identity = files.read_json(whole / "config.json")
     path = whole / "checkpoint.pt"
     expected, content = files.read_tensors(path), bytearray(path.read_bytes())
     place = len(content) * part // 12 + 7
     content[place] ^= 0x10
     (tmp_path / "checkpoint.pt").write_bytes(content)
     try:
-        found = runs.Checkpoints(tmp_path, identity).load()
+        found = runs.RunFolder(tmp_path, identity).load()
     except InputError:
         return
     # Between the arrays there is padding, and fields of the format that nobody reads.

@@ -17,8 +17,9 @@ from csd_lib import InputError, archive, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.course.widgets import load_recording
 from csd_lib.datasets import read_npz
-from csd_lib.experiment import read_results, run_experiment
+from csd_lib.experiment import run_experiment
 from csd_lib.paper import ledger
+from csd_lib.record import Record, read_records
 from csd_lib.train import train
 
 QUICK = dict(epochs=1)
@@ -177,7 +178,7 @@ STRANGE_CHECKPOINTS = {
     "an optimiser without state": (("learning", "optimizer"), {}),
     "moments of another shape": (("learning", "optimizer", "state", 0, "exp_avg"), torch.zeros(3)),
     "moments with NaN": (
-        ("optimizer", "state", 0, "exp_avg"),
+        ("learning", "optimizer", "state", 0, "exp_avg"),
         torch.full((16, 1, 3, 3), float("nan")),
     ),
 }
@@ -226,7 +227,6 @@ def test_a_zip_bomb_of_tensors_is_refused_before_it_is_unpacked(made, tmp_path):
 
 RESULTS = {
     "config": {"dataset": "digits", "method": "csd", "tasks": 2, "seed": 0},
-    "code": "abc",
     "date": "2026-01-01",
     "device": "cpu",
     "matrix": {name: [[1.0, 0.5], [0.9, 0.8]] for name in ("own", "seen", "accuracy")},
@@ -240,6 +240,15 @@ STRANGE_RESULTS = {
     "a ragged matrix": json.dumps({**RESULTS, "matrix": {"own": [[1, 2], [3]]}}),
     "an empty matrix": json.dumps({**RESULTS, "matrix": {"own": []}}),
     "a config that is text": json.dumps({**RESULTS, "config": "csd"}),
+    "a billion tasks": json.dumps({**RESULTS, "config": {**RESULTS["config"], "tasks": 10**9}}),
+    "a matrix of many tasks": json.dumps({**RESULTS, "matrix": {"own": [[0.5] * 200] * 200}}),
+    "versions that are a number": json.dumps({**RESULTS, "versions": 3}),
+    "a setting that no longer exists": json.dumps(
+        {**RESULTS, "config": {**RESULTS["config"], "replay": 3}}
+    ),
+    "a method that is gone": json.dumps(
+        {**RESULTS, "config": {**RESULTS["config"], "method": "ce+replay"}}
+    ),
     "a method that is a number": json.dumps(
         {**RESULTS, "config": {**RESULTS["config"], "method": 3}}
     ),
@@ -247,25 +256,27 @@ STRANGE_RESULTS = {
 
 
 @pytest.mark.parametrize("kind", STRANGE_RESULTS)
-def test_strange_results_are_refused(tmp_path, kind):
+def test_strange_results_are_refused_and_do_not_stop_the_others(tmp_path, kind):
     path = tmp_path / "x" / "results.json"
     path.parent.mkdir()
     path.write_bytes(STRANGE_RESULTS[kind].encode(errors="surrogateescape"))
-    for read in (read_results, lambda _: ledger.load_records(tmp_path)):
-        with pytest.raises(
-            InputError, match=r"results\.json (is not a record|cannot be read)"
-        ) as e:
-            read(path)
-        one_line(e)
+    with pytest.raises(InputError, match=r"results\.json (is not a record|cannot be read)") as e:
+        Record.read(path)
+    one_line(e)
+    good = tmp_path / "results.json"
+    good.write_text(json.dumps(RESULTS))
+    records, problems = read_records([path, good])
+    assert [r.folder for r in records] == [tmp_path] and len(problems) == 1
+    assert "x/results.json" in problems[0] and "\n" not in problems[0]
 
 
 def test_results_larger_than_any_run_makes_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(RESULTS))
-    assert read_results(path) == RESULTS
+    assert Record.read(path).matrix.own.tolist() == RESULTS["matrix"]["own"]
     monkeypatch.setattr(files, "MAX_JSON", 100)
     with pytest.raises(InputError, match="larger than"):
-        read_results(path)
+        Record.read(path)
 
 
 @pytest.fixture
@@ -296,7 +307,7 @@ def npz(**arrays):
     "content",
     [
         npz(features=np.zeros((4, 64), np.float32), labels=np.zeros(4, np.uint8)),
-        npz(features=np.zeros((4, 63), np.float16), labels=np.zeros(4, np.uint8)),
+        npz(features=np.zeros((4, 8, 8), np.float16), labels=np.zeros(4, np.uint8)),
         npz(features=np.full((4, 64), np.nan, np.float16), labels=np.zeros(4, np.uint8)),
         npz(features=np.zeros((4, 64), np.float16), labels=np.zeros(5, np.uint8)),
         npz(features=np.zeros((4, 64), np.float16)),
@@ -368,6 +379,6 @@ def test_a_link_in_an_archive_leads_nowhere(tmp_path):
 
 def test_a_run_of_somebody_else_in_my_folder_is_not_taken_for_mine(tmp_path):
     train(TrainConfig(**QUICK), folder=tmp_path, stop_after=1, progress=False)
-    identity = runs.identity(TrainConfig(**QUICK, seed=1))
-    with pytest.raises(InputError, match=r"belongs to another config.*seed 0 -> 1"):
-        runs.Checkpoints(tmp_path, identity).load()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"belongs to another run.*seed 0 -> 1"):
+        train(TrainConfig(**QUICK, seed=1), folder=tmp_path, progress=False)
