@@ -29,9 +29,9 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
-from csd_lib.course import source_hash
-from csd_lib.paper.report import comparable_groups, load_results, render
-from csd_lib.runs import code_hash, runs_folder
+from csd_lib.course import smoke_fingerprint, source_hash
+from csd_lib.paper.report import grouped, load_runs, render
+from csd_lib.paths import runs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -162,7 +162,7 @@ def main() -> None:
         if arguments.write:
             notebook.metadata["csd"] = {
                 "mode": mode,
-                "code": code_hash(),
+                "fingerprint": smoke_fingerprint(),
                 "source": source_hash(notebook),
                 "torch": torch.__version__,
                 "date": datetime.date.today().isoformat(),
@@ -173,7 +173,9 @@ def main() -> None:
         sys.exit(f"error: {', '.join(failed)} failed")
     if any(runs_folder().glob("*/results.json")):
         # The setting with the most runs is the one that the notebooks share.
-        print("\n" + render(max(comparable_groups(load_results()), key=len)))
+        records, _ = load_runs()
+        groups = grouped(records, "method", "seed")
+        print("\n" + render(max((group.records for group in groups), key=len)))
     print(f"The pages are in {build}; begin with {paths[0].stem}.html.")
 
 
