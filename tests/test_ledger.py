@@ -7,18 +7,25 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from made_up import quick_fingerprint, record, write
 
-from csd_lib import InputError, files, runs
+from csd_lib import InputError, files
+from csd_lib import train as training
 from csd_lib.config import TrainConfig
-from csd_lib.paper import comparison, ledger
+from csd_lib.data import class_incremental_split
+from csd_lib.experiment import run_name
+from csd_lib.methods import METHODS, Method
+from csd_lib.paper import comparison, figures, ledger, report
 from csd_lib.paper import published as paper
-from csd_lib.retrieval import embed, retrieval_matrix
+from csd_lib.retrieval import embed, recall_at_k, retrieval_matrix
 
 QUICK = dict(dataset="digits", preset="clean", epochs=1, device="cpu")
+LIMIT = 300  # seconds that another process may take
 
 
 @pytest.fixture
@@ -26,6 +33,24 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("CSD_RESULTS", str(tmp_path / "results"))
     return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """A list to which every task that is trained adds its number of classes and whether later."""
+    found, original = [], training.train_task
+
+    def spy(student, teacher, task, *rest, **more):
+        found.append((len(task.classes), teacher is not None))
+        return original(student, teacher, task, *rest, **more)
+
+    monkeypatch.setattr(training, "train_task", spy)
+    return found
+
+
+def other_code():
+    """A context in which the code computes other numbers for method csd."""
+    return patch.dict(METHODS, csd=Method("CSD", "ce+triplet+csd"))
 
 
 def table1(**changes):
@@ -40,8 +65,7 @@ def test_every_experiment_is_a_set_of_different_possible_configs():
     for name in paper.EXPERIMENTS:
         for preset in ("reference", "clean", "class"):
             configs = paper.get_experiment(name).configs((0, 1), dataset="cifar100", preset=preset)
-            keys = {ledger.what_it_is(config) for config in configs}
-            assert len(keys) == len(configs) > 1, name
+            assert len({run_name(config, "") for config in configs}) == len(configs) > 1, name
     assert {c.tasks for c in paper.get_experiment("figure3").configs((0,))} == {5, 10}
     grid = paper.get_experiment("table3").configs((0,), dataset="cifar100")
     assert {(c.lambda_kd, c.lambda_csd) for c in grid} == {
@@ -55,83 +79,111 @@ def test_the_papers_table_adds_up():
         assert average == pytest.approx((old + new) / 2, abs=0.051)
 
 
-def test_reproduce_trains_each_first_task_once_and_records_every_run(own_folders, monkeypatch):
-    trained = []
-    from csd_lib import train as training
-
-    original = training.train_task
-
-    def spy(student, teacher, task, *rest, **more):
-        trained.append((len(task.classes), teacher is not None))
-        return original(student, teacher, task, *rest, **more)
-
-    monkeypatch.setattr(training, "train_task", spy)
+def test_reproduce_trains_each_first_task_once_and_records_every_run(own_folders, trained):
     places = reproduce(table1())
     # initial: one first task for four methods; joint: all ten classes.
     assert trained == [(5, False), *[(5, True)] * 4, (10, False)]
     records = ledger.load_records()
     assert len(records) == len(places) == 6
-    for record in records:
-        assert {"code", "date", "device", "versions", "peak_memory_mb", "threads"} <= set(record)
-        assert record["config"]["precision"] == "fp32" and record["training_seconds"] > 0
-        stages = 1 if record["config"]["method"] in ("initial", "joint") else 2
-        assert len(record["history"]) == stages
-        assert np.array(record["matrix"]["own"]).shape[1] == 2
+    for found in records:
+        assert found.date and found.device and found.versions and found.threads
+        assert found.config.precision == "fp32" and found.training_seconds > 0
+        stages = 1 if found.config.method in ("initial", "joint") else 2
+        assert len(found.history) == stages and found.matrix.own.shape[1] == 2
+    assert all(report.are_current(records))
 
     trained.clear()
     assert reproduce(table1()) == places and trained == [], "what is recorded is not run again"
 
 
 def test_initial_model_is_searched_among_all_classes_at_the_end(own_folders):
-    (place,) = reproduce([TrainConfig(method="initial", **QUICK)])
-    matrix = files.read_json(place / "results.json")["matrix"]
-    assert matrix["own"][0] == matrix["own"][1], "the model does not change"
-    assert matrix["seen"][1][0] < matrix["own"][1][0], "but its gallery has grown"
-    assert matrix["seen"][0][0] == matrix["own"][0][0]
+    reproduce([TrainConfig(method="initial", **QUICK)])
+    (matrix,) = (found.matrix for found in ledger.load_records())
+    assert matrix.own[0].tolist() == matrix.own[1].tolist(), "the model does not change"
+    assert matrix.seen[1, 0] < matrix.own[1, 0], "but its gallery has grown"
+    assert matrix.seen[0, 0] == matrix.own[0, 0]
 
 
-def test_a_run_on_another_device_is_the_same_thing_but_other_settings_are_not():
-    config = TrainConfig(**QUICK)
-    on_gpu = {**json.loads(json.dumps(runs.asdict(config))), "device": "cuda", "cuda_graph": True}
-    assert ledger.what_it_is(config) == ledger.what_it_is(on_gpu)
-    for change in (
-        {"precision": "amp"},
-        {"preset": "reference"},
-        {"seed": 1},
-        {"csd_temperature": 1},
-    ):
-        assert ledger.what_it_is(config) != ledger.what_it_is({**on_gpu, **change})
+def test_a_run_on_another_device_is_the_same_thing_but_other_settings_are_not(digits):
+    on_gpu = {**QUICK, "device": "cuda", "cuda_graph": True}
+    data = digits.sha256()
+    cell = ledger.Cell(TrainConfig(**QUICK), data, "abc", ledger.results_folder())
+    assert cell.is_of(record(TrainConfig(**on_gpu), data=data))
+    assert not cell.is_of(record(TrainConfig(**on_gpu), data="1" * 64))
+    for change in ({"precision": "amp"}, {"seed": 1}, {"csd_temperature": 1}):
+        assert not cell.is_of(record(TrainConfig(**{**on_gpu, **change}), data=data))
 
 
 def test_what_older_code_recorded_is_kept_and_said_and_run_anew_on_demand(
-    own_folders, monkeypatch, capsys
+    own_folders, trained, capsys
 ):
     config = TrainConfig(**QUICK)
-    monkeypatch.setattr(runs, "code_hash", lambda: "older000")
-    (old,) = reproduce([config])
-    monkeypatch.undo()
-    monkeypatch.setenv("CSD_RUNS", str(own_folders / "runs"))
-    monkeypatch.setenv("CSD_RESULTS", str(own_folders / "results"))
-    before = (old / "results.json").read_bytes()
-    assert reproduce([config]) == [old]
-    assert "older version of the code (older000)" in capsys.readouterr().out
+    with other_code():
+        (old,) = reproduce([config])
+    before, (older,) = (old / "results.json").read_bytes(), ledger.load_records()
+    trained.clear()
+    assert reproduce([config]) == [old] and trained == []
+    assert f"other code ({older.fingerprint})" in capsys.readouterr().out
     (new,) = reproduce([config], again=True)
-    assert new != old and (old / "results.json").read_bytes() == before
-    assert ledger.find_record(ledger.load_records(), method="csd")["code"] == runs.code_hash()
+    assert new != old and (old / "results.json").read_bytes() == before and trained
+    made = {found.folder: found for found in ledger.load_records()}
+    assert made.keys() == {old, new} and made[old].fingerprint == older.fingerprint
+    assert report.are_current([made[old], made[new]]) == [False, True]
+    trained.clear()
+    assert reproduce([config], again=True) == [new] and trained == []
+
+
+def test_a_damaged_record_is_made_anew_and_kept(own_folders):
+    (place,) = reproduce([TrainConfig(**QUICK)])
+    (place / "results.json").write_text('{"config": {}}')
+    (new,) = reproduce([TrainConfig(**QUICK)])
+    assert new != place and (place / "results.json").read_text() == '{"config": {}}'
+    with pytest.warns(UserWarning, match=r"results\.json is not a record: it lacks matrix"):
+        (found,) = ledger.load_records()
+    assert found.folder == new
+
+
+def test_a_plan_says_of_each_cell_how_far_it_is_and_trains_nothing(own_folders, digits, trained):
+    recorded, half, missing, older = (
+        TrainConfig(**{**QUICK, "method": method, "epochs": 3})
+        for method in ("joint", "initial", "fine-tuning", "csd")
+    )
+    with other_code():
+        reproduce([older])  # and with it the first task, which is all of initial's
+    for path in (own_folders / "runs").glob("*initial*/*"):
+        if path.name == "history.jsonl":
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    reproduce([recorded])
+    trained.clear()
+    before = sorted(own_folders.rglob("*"))
+    cells = ledger.plan([recorded, half, missing, older], digits)
+    *lines, last = ledger.render_plan(cells).splitlines()
+    words = ("recorded on", "half done at epoch 2 of 3", "missing", "by other code")
+    for number, (line, word) in enumerate(zip(lines, words, strict=True), start=1):
+        assert line.startswith(f"[{number}/4]") and word in line
+    assert last.startswith("2 cells to run") and "unknown" not in last
+    assert ledger.render_plan(cells, again=True).splitlines()[-1].startswith("3 cells to run")
+    assert trained == [] and sorted(own_folders.rglob("*")) == before
+    nothing = ledger.plan([TrainConfig(**{**QUICK, "seed": 9})], digits)
+    assert "unknown" in ledger.render_plan(nothing)
+
+
+def test_a_plan_counts_a_shared_first_task_once(own_folders, digits):
+    cells = ledger.plan(table1(epochs=4), digits)
+    # Halves of the images: the first task once, and a later one for four methods; joint has all.
+    assert ledger.passes_left(cells) == 4 * (0.5 + 4 * 0.5 + 1)
 
 
 def test_kept_models_and_features_are_those_of_the_run(own_folders, digits):
     reproduce([TrainConfig(**QUICK)], keep_models=True)
-    (record,) = ledger.load_records()
-    model, (features, labels) = ledger.load_model(record), ledger.load_features(record)
-    from csd_lib.data import class_incremental_split
-
+    (found,) = ledger.load_records()
+    model, (features, labels) = ledger.load_model(found), ledger.load_features(found)
     tasks = class_incremental_split(digits, 2)
     images = torch.cat([task.test_images for task in tasks])
     assert torch.equal(labels, torch.cat([task.test_labels for task in tasks]))
     torch.testing.assert_close(embed(model, images), features, rtol=1e-3, atol=1e-3)
     last = retrieval_matrix([model], tasks).seen[-1]
-    np.testing.assert_allclose(last, record["matrix"]["seen"][-1])
+    np.testing.assert_allclose(last, found.matrix.seen[-1])
 
 
 @pytest.mark.parametrize("name", ["model.pt", "features.npz"])
@@ -140,128 +192,246 @@ def test_a_file_that_is_not_the_recorded_one_is_refused(own_folders, name):
     content = bytearray((place / name).read_bytes())
     content[len(content) // 2] ^= 1
     (place / name).write_bytes(content)
-    (record,) = ledger.load_records()
+    (found,) = ledger.load_records()
     load = ledger.load_model if name == "model.pt" else ledger.load_features
     with pytest.raises(InputError, match=f"{re.escape(name)} is not the file that was recorded"):
-        load(record)
+        load(found)
     (place / name).unlink()
     with pytest.raises(InputError, match="not the file that was recorded"):
-        load(record)
+        load(found)
 
 
 def test_a_record_without_models_says_how_to_get_them(own_folders):
     reproduce([TrainConfig(**QUICK)])
-    (record,) = ledger.load_records()
+    (found,) = ledger.load_records()
     with pytest.raises(InputError, match=r"kept no model\.pt.*--keep-models"):
-        ledger.load_model(record)
-
-
-def test_what_is_not_a_record_is_named(own_folders):
-    (own_folders / "results" / "x").mkdir(parents=True)
-    (own_folders / "results" / "x" / "results.json").write_text('{"config": {}}')
-    with pytest.raises(InputError, match=r"results\.json is not a record: it lacks code"):
-        ledger.load_records()
+        ledger.load_model(found)
+    with pytest.raises(InputError, match="no record with method=lwf"):
+        ledger.find_record([found], method="lwf")
+    assert ledger.find_record([found], method="csd") is found
 
 
 # --- paper against ours ------------------------------------------------------------------------
 
 
-def record(method, seed=0, last=(0.6, 0.5), preset="clean", **changes):
-    config = runs.asdict(
-        TrainConfig(dataset="cifar100", method=method, seed=seed, preset=preset, **changes)
-    )
-    matrix = [[0.7, 0.2], list(last)]
-    return {
-        "config": json.loads(json.dumps(config)),
-        "code": "abc",
-        "device": "a GPU",
-        "date": "2026-01-01",
-        "versions": {"torch": "2"},
-        "training_seconds": 3600.0,
-        "history": [{"task": 0, "epoch": 0, "seconds": 1800.0 + seed}],
-        "peak_memory_mb": 100,
-        "matrix": {"own": matrix, "seen": matrix},
-    }
+@pytest.fixture
+def computed_once(monkeypatch):
+    monkeypatch.setattr(report, "fingerprint", quick_fingerprint)
+
+
+def made(method, seed=0, last=(0.6, 0.5), **changes):
+    history = ({"task": 0, "epoch": 0, "seconds": 1800.0 + seed},)
+    return record(**{"method": method, "seed": seed, "last": last, "history": history, **changes})
+
+
+def table_of(records):
+    (group,) = comparison.paper_groups(records)
+    (table,) = comparison.tables(group)
+    return table
 
 
 def rows_of(records, gallery="own"):
-    (group,) = comparison.paper_groups(records)
-    header, rows = comparison.paper_rows(group, gallery)
+    header, rows = comparison.paper_rows(table_of(records), gallery)
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def test_each_cell_shows_paper_ours_gap_and_a_verdict():
-    records = [record("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
-    records.append(record("csd", 2, (0.641, 0.616)))
-    rows = rows_of([*records, record("lwf", 0, (0.64, 0.564)), record("mmd", 0, (0.5, 0.609))])
+def experiment_records(name, keep=lambda config: True, baselines=(), **changes):
+    configs = paper.EXPERIMENTS[name].configs((0, 1), dataset="cifar100", depth=8, **changes)
+    tasks = {config.tasks for config in configs}
+    others = [TrainConfig(method=m, tasks=t, dataset="cifar100", depth=8) for m in baselines
+              for t in tasks]  # fmt: skip
+    return [record(config) for config in [*filter(keep, configs), *others]]
+
+
+def test_each_cell_shows_paper_ours_gap_and_a_verdict(computed_once):
+    records = [made("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
+    records.append(made("csd", 2, (0.641, 0.616)))
+    records += [made("lwf", 0, (0.64, 0.564)), made("mmd", 0, (0.5, 0.609))]
+    rows = rows_of(records)
     csd = rows["CSD"]
     assert csd["1-50: paper"] == "65.1" and csd["n"] == "3" and csd["verdict"] == "agrees"
     assert rows["LwF"]["verdict"] == "near" and rows["MMD"]["verdict"] == "differs"
     assert rows["LwF"]["gap"] == "-1.5", "60.2 on average, where the paper has 61.7"
-    assert rows["Joint training"]["verdict"] == "not run"
-    table = comparison.render_paper(records, markdown=True)
-    assert "65.1 ± 1.0" in table and "+0.0" in table
+    text = comparison.render_paper(comparison.paper_groups(records), markdown=True)
+    assert "65.1 ± 1.0" in text and "+0.0" in text
+    (line,) = [line for line in text.splitlines() if "not run: " in line]
+    assert "Joint training" in line and "CSD" not in line
 
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(csd_temperature=0.1)],
+    [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(weight_decay=0.1)],
 )
-def test_presets_and_settings_never_share_a_table(changes):
-    groups = comparison.paper_groups([record("csd"), record("lwf", **changes)])
-    assert [len(group) for group in groups] == [1, 1]
+def test_presets_and_settings_never_share_a_table(computed_once, changes):
+    groups = comparison.paper_groups([made("csd"), made("lwf", **changes)])
+    assert [len(group.records) for group in groups] == [1, 1]
 
 
-def test_the_newest_of_two_records_of_one_thing_counts():
-    (group,) = comparison.paper_groups([record("csd", last=(0.1, 0.1)), record("csd")])
-    assert len(group) == 1 and group[0]["matrix"]["own"][-1] == [0.6, 0.5]
+def test_a_changed_weight_never_stands_in_the_papers_table(computed_once):
+    (group,) = comparison.paper_groups([made("csd"), made("csd", 1, csd_temperature=0.1)])
+    table, other = comparison.tables(group)
+    assert table.is_papers and [len(row) for row in table.rows] == [1]
+    assert not other.is_papers and other.rows[0][0].config.csd_temperature == 0.1
 
 
-def test_claims_are_compared_seed_by_seed():
-    records = [record("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
-    records += [record("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
-    records += [record("fine-tuning", 0, (0.3, 0.7))]
-    (group,) = comparison.paper_groups(records)
-    _, rows = comparison.claim_rows(group, "own")
+@pytest.mark.parametrize("machine", [dict(device="cuda:1"), dict(cuda_graph=True)])
+def test_the_machine_never_splits_a_table(computed_once, machine):
+    config = TrainConfig(dataset="cifar100", depth=8, seed=1, **machine)
+    assert [len(row) for row in table_of([made("csd"), record(config)]).rows] == [2]
+
+
+def test_claims_are_compared_seed_by_seed(computed_once):
+    records = [made("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
+    records += [made("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
+    records += [made("fine-tuning", 0, (0.3, 0.7))]
+    _, rows = comparison.claim_rows(table_of(records), "own")
     by_claim = {row[0]: row[1:] for row in rows}
     assert by_claim["CSD is above LwF on average"] == ["+1.7", "+1.0 ± 0.0", "yes"]
     assert by_claim["CSD keeps the old classes better than fine-tuning"][2] == "yes, one seed"
-    assert by_claim["Joint training stays above CSD on average"][2] == "not run"
-    noisy = [record("csd", s, (0.6 + (0.1 if s else -0.1), 0.6)) for s in (0, 1)]
-    noisy += [record("lwf", s) for s in (0, 1)]
-    (group,) = comparison.paper_groups(noisy)
-    holds = {row[0]: row[3] for row in comparison.claim_rows(group, "own")[1]}
+    assert not any("Joint" in claim for claim in by_claim), "it was not run"
+    noisy = [made("csd", s, (0.6 + (0.1 if s else -0.1), 0.6)) for s in (0, 1)]
+    noisy += [made("lwf", s) for s in (0, 1)]
+    holds = {row[0]: row[3] for row in comparison.claim_rows(table_of(noisy), "own")[1]}
     assert holds["CSD is above LwF on average"] == "not decided"
 
 
-def test_a_shared_first_task_is_not_counted_twice_in_the_hours():
-    shared = [record("initial"), record("csd")]
-    own = {"task": 1, "epoch": 0, "seconds": 5400.0}
-    shared[1]["history"] = [*shared[1]["history"], own]
-    assert ", 2.0 hours," in comparison.render_paper(shared)
+def test_a_shared_first_task_is_not_counted_twice_in_the_hours(computed_once):
+    shared, own = made("initial"), {"task": 1, "epoch": 0, "seconds": 5400.0}
+    both = [shared, made("csd", history=(*shared.history, own))]
+    assert ", 2.0 hours," in comparison.render_paper(comparison.paper_groups(both))
 
 
-def test_what_was_not_reproduced_is_said():
+def test_what_was_not_reproduced_is_said(computed_once):
     text = comparison.render_paper([])
     for words in ("with preset reference", "preset clean", "Figure 3", "Table 2", "CUB"):
         assert words in text
-    some = comparison.render_paper([record("csd", preset="reference")])
+    render = lambda r: comparison.render_paper(comparison.paper_groups([r]))  # noqa: E731
+    some = render(made("csd", preset="reference"))
     assert "with preset reference" not in some and "with preset clean" in some
+    assert "with preset clean" in render(made("csd", fingerprint="other000"))
 
 
-def test_class_preset_is_never_taken_for_the_papers_protocol():
-    assert "short schedule" in comparison.render_paper([record("csd", preset="class")])
+def test_class_preset_is_never_taken_for_the_papers_protocol(computed_once):
+    groups = comparison.paper_groups([made("csd", preset="class")])
+    assert "short schedule" in comparison.render_paper(groups)
 
 
-def test_figures_are_drawn_from_records(tmp_path):
-    from csd_lib.paper import figures
+@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compared_with(
+    computed_once, name
+):
+    records = experiment_records(name, baselines=comparison.BASELINES)
+    wanted = {json.dumps(found.config.key("seed"), sort_keys=True) for found in records}
+    for tasks in paper.EXPERIMENTS[name].tasks:
+        (group,) = comparison.paper_groups([r for r in records if r.config.tasks == tasks])
+        tables = {table.name: table for table in comparison.tables(group)}
+        table = tables.pop(name)
+        others = {"table1", "figure3", ""} - {name}  # of the baselines
+        assert tables.keys() <= others and not table.missing
+        shown = [json.dumps(row[0].config.key("seed"), sort_keys=True) for row in table.rows]
+        assert len(shown) == len(set(shown))
+        configs = paper.EXPERIMENTS[name].configs(
+            (0,), only_tasks=tasks, dataset="cifar100", depth=8
+        )
+        variants = {json.dumps(config.key("seed"), sort_keys=True) for config in configs}
+        assert variants <= {*shown} <= wanted
+        if name not in ("table1", "figure3"):
+            methods = {row[0].config.method for row in table.rows}
+            assert methods >= {*comparison.BASELINES}
+        labels = [table.label(row[0].config) for row in table.rows]
+        assert len(set(labels)) == len(labels)
+        covered = {id(r) for t in comparison.tables(group) for row in t.rows for r in row}
+        assert covered == {id(r) for r in group.records}, "every record is in some table"
 
-    records = [record(method) for method in paper.TABLE_1]
-    curves = [record(m, tasks=5) for m in ("csd", "lwf", "mmd", "fecd", "fine-tuning")]
-    for r in curves:
-        r["matrix"] = {g: [[0.5] * 5] * 5 for g in ("own", "seen")}
-    paths = figures.paper_figures(records + curves, tmp_path)
-    assert len(paths) == 3 and all(path.stat().st_size > 10_000 for path in paths)
+
+@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+def test_a_variant_that_was_not_run_is_named_once(computed_once, name):
+    some = paper.EXPERIMENTS[name].configs((0,), dataset="cifar100", depth=8)[1]
+    # Variants of the published settings are no experiment's own, so take one that is.
+    records = experiment_records(name, lambda c: c.tasks == some.tasks and c.key() != some.key())
+    records = [r for r in records if r.config.key("seed") != some.key("seed")]
+    text = comparison.render_paper(comparison.paper_groups(records))
+    (line,) = [line for line in text.splitlines() if line.startswith("not run: ")]
+    if name != "eq8":
+        assert ";" not in line
+
+
+def test_what_was_recorded_of_one_experiment_makes_no_table_of_another(computed_once):
+    (group,) = comparison.paper_groups(experiment_records("figure5"))
+    (table,) = comparison.tables(group)
+    assert table.name == "figure5" and len(table.rows) == 8 and not table.missing
+    assert comparison.tables(comparison.paper_groups([made("csd")])[0])[0].name == "table1"
+
+
+def test_older_codes_rows_never_stand_beside_current_ones_and_make_no_claims(
+    computed_once, tmp_path
+):
+    older = [made("csd", 0, (0.9, 0.123), fingerprint=text) for text in ("other000", "other111")]
+    older += [made("lwf", 0, (0.9, 0.124), fingerprint="")]
+    groups = comparison.paper_groups([*older, made("csd"), made("lwf")])
+    assert [(g.is_current, len(g.records)) for g in groups] == [(True, 2), (False, 3)]
+    current, rest = comparison.render_paper(groups).split(report.OLDER)
+    assert "12.3" not in current and "12.3" in rest and "CSD is above LwF" in current
+    assert "CSD is above LwF" not in rest
+    (table,) = comparison.tables(groups[1])
+    figure = figures.paper_against_ours(table)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(set(labels)) == 3 and sum("CSD" in label for label in labels) == 2
+
+
+def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own(computed_once):
+    mine = {name: Method(f"My {name}", "ce+triplet+fecd") for name in ("one", "two")}
+    with patch.dict(METHODS, mine):
+        (group,) = comparison.paper_groups([made(name) for name in ("csd", *mine)])
+        table, other = comparison.tables(group)
+        assert len(table.rows) == 1 and len(other.rows) == 2
+        text = comparison.render_paper([group])
+        assert "My one" in text and "My two" in text
+        figure = figures.first_task_curves(other, "own")
+        assert len(figure.axes[0].containers) == 2
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+def test_every_experiment_is_drawn_into_files_of_their_own(computed_once, tmp_path, name):
+    groups = comparison.paper_groups(experiment_records(name))
+    paths = figures.paper_figures(groups, tmp_path)
+    tables = [table for group in groups for table in comparison.tables(group)]
+    assert len(paths) == sum(1 if table.is_papers else 2 for table in tables)
+    assert len(set(paths)) == len(paths) and {*tmp_path.iterdir()} == {*paths}
+    assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_no_figure_overwrites_one_of_other_records(computed_once, tmp_path):
+    changes = [{}, {"preset": "class", "epochs": 800}, {"weight_decay": 0.1}, {"data": "1" * 64}]
+    changes += [{"precision": "amp"}, {"fingerprint": "other000"}, {"class_order_seed": 1}]
+    changes += [{"batch_size": 64}, {"tasks": 5, "last": None}, {"epochs": 3}]
+    records = [made("csd", **change) for change in changes]
+    groups = comparison.paper_groups(records)
+    assert len(groups) == len(changes)
+    together = figures.paper_figures(groups, tmp_path / "together")
+    count = len(changes) + 1  # one of them has two galleries
+    assert len(set(together)) == len(together) == count
+    assert len(list((tmp_path / "together").iterdir())) == count
+    drawn = {}
+    for group in [*groups, *reversed(groups)]:
+        for path in figures.paper_figures([group], tmp_path / "apart"):
+            assert drawn.setdefault(path, group.key) == group.key, "overwritten"
+    assert len(drawn) == len(list((tmp_path / "apart").iterdir())) == count
+
+
+def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_old(
+    computed_once, tmp_path
+):
+    draw = lambda *r: figures.paper_figures(comparison.paper_groups(r), tmp_path)  # noqa: E731
+    assert draw(made("csd")) == draw(made("csd"), made("csd", 1))
+    (tmp_path / "somebody.png").write_bytes(b"")
+    (path,) = draw(made("csd"))
+    path.write_bytes(b"a picture of somebody")
+    (other,) = draw(made("csd"))
+    assert other != path and path.read_bytes() == b"a picture of somebody"
 
 
 # --- the command line, and a kill --------------------------------------------------------------
@@ -278,68 +448,97 @@ def cli(*arguments, folder, **popen):
     )
 
 
+def ended(process):
+    """Wait for a process, and return what it said."""
+    try:
+        text, _ = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()
+    assert process.returncode == 0, text
+    return text
+
+
 def test_reproduce_killed_and_repeated_records_the_same_as_in_one_go(tmp_path):
     command = ["reproduce", "eq8", "--dataset", "digits", "--preset", "clean", "--epochs", "3"]
-    whole = cli(*command, folder=tmp_path / "whole")
-    text, _ = whole.communicate()
-    assert whole.returncode == 0, text
+    text = ended(cli(*command, folder=tmp_path / "whole"))
     assert "[1/2] CSD, digits, preset clean, 2 tasks, seed 0" in text and "gallery:" in text
 
     def epochs():
         files = (tmp_path / "killed" / "runs").glob("*/history.jsonl")
         return sum(len(path.read_text().splitlines()) for path in files)
 
-    process = cli(*command, folder=tmp_path / "killed")
-    while process.poll() is None and epochs() < 11:  # in the second run, after its shared task
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    process, end = cli(*command, folder=tmp_path / "killed"), time.monotonic() + LIMIT
+    try:  # in the second run, after its shared task
+        while process.poll() is None and epochs() < 11 and time.monotonic() < end:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    process.communicate(timeout=LIMIT)
     assert 11 <= epochs() < 15, "the kill came too late: nothing was tested"
-    process = cli(*command, folder=tmp_path / "killed")
-    process.communicate()
-    assert process.returncode == 0
-    results = [
+    ended(cli(*command, folder=tmp_path / "killed"))
+    whole, killed = (
         {
-            r["config"]["method"]: (r["matrix"], [h["loss"] for h in r["history"]])
-            for r in ledger.load_records(tmp_path / name / "results")
+            found.config.method: (vars(found.matrix), [h["loss"] for h in found.history])
+            for found in ledger.load_records(tmp_path / name / "results")
         }
         for name in ("whole", "killed")
-    ]
-    assert len(results[0]) == 2
-    np.testing.assert_equal(results[0], results[1])
+    )
+    assert len(whole) == 2
+    np.testing.assert_equal(whole, killed)
+
+
+def test_reproduce_in_two_processes_shares_the_cells(own_folders):
+    command = ["reproduce", "table1", "--dataset", "digits", "--preset", "clean", "--epochs", "1"]
+    command += ["--quiet", "--device", "cpu"]
+    processes = [cli(*command, folder=own_folders) for _ in range(2)]
+    try:
+        texts = [ended(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    records, problems = ledger.read_ledger()
+    assert not problems and sorted(r.config.method for r in records) == sorted(paper.TABLE_1)
+    assert all(report.are_current(records))
+    for found in records:  # an epoch that was trained twice has two lines
+        (history,) = (own_folders / "runs").glob(f"*-{found.config.method}-*/history.jsonl")
+        assert len(history.read_text().splitlines()) == len(found.history)
+    assert len(list((own_folders / "runs").iterdir())) == 6, "nothing was moved aside"
+    for text in texts:
+        assert all(METHODS[name].title in text for name in paper.TABLE_1), "both show the table"
+    again = ended(cli(*command, "--dry-run", folder=own_folders))
+    assert again.count("recorded on") == 6 and "0 cells to run" in again
 
 
 # --- the records in this repository ------------------------------------------------------------
 
 
-def recorded():
-    return [r for r in ledger.load_records() if "preset" in r["config"]]
-
-
 def test_recorded_configs_are_of_this_kit():
+    records, problems = ledger.read_ledger()
     known = {field.name for field in fields(TrainConfig)}
-    assert recorded() and all(set(r["config"]) == known for r in recorded())
+    assert records and not problems
+    for found in records:
+        assert set(files.read_json(found.folder / "results.json")["config"]) <= known
+
+
+def kept():
+    found = [r for r in ledger.load_records() if r.files]
+    assert found
+    return found
 
 
 def test_recorded_features_give_the_recorded_recall():
     """Half precision costs a little; a mixed-up file would cost everything."""
-    from csd_lib.retrieval import recall_at_k
-
-    kept = [r for r in recorded() if "files" in r]
-    assert kept
-    for r in kept:
-        features, labels = ledger.load_features(r)
+    for found in kept():
+        features, labels = ledger.load_features(found)
         first = labels < (labels.max() + 1) // 2
         for j, part in enumerate((first, ~first)):
             recall = recall_at_k(features[part], labels[part])[1]
-            assert recall == pytest.approx(r["matrix"]["own"][-1][j], abs=0.003), r["folder"]
+            assert recall == pytest.approx(found.matrix.own[-1, j], abs=0.003), found.folder
 
 
 def test_recorded_models_are_small_and_load():
-    kept = [r for r in recorded() if "files" in r]
-    size = sum((r["folder"] / name).stat().st_size for r in kept for name in r["files"])
-    assert size < 25e6
-    for r in kept:
-        model = ledger.load_model(r)
+    assert sum((r.folder / name).stat().st_size for r in kept() for name in r.files) < 25e6
+    for found in kept():
+        model = ledger.load_model(found)
         features, logits = model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
         assert features.shape == (2, 64) and torch.isfinite(logits).all()
