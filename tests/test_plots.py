@@ -1,6 +1,7 @@
 """All figures are in the one style: large type, and a marker of its own beside every colour."""
 
 import inspect
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from matplotlib.colors import to_hex
 
 from csd_lib.course import plots
-from csd_lib.methods import METHODS
+from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.model import ResNet
 from csd_lib.paper import figures, ledger
-from csd_lib.paper.comparison import paper_groups
+from csd_lib.paper.comparison import paper_groups, tables
 
 CIRCLE = torch.tensor([0.0, 60, 120, 180]).deg2rad()
 POINTS = torch.stack([CIRCLE.cos(), CIRCLE.sin()], dim=1)
@@ -28,8 +29,9 @@ def random_maps():
     return {title: generator.normal(size=(40, 2)) for title in ("before", "after")}
 
 
-def records():
-    return ledger.load_records()
+def recorded_table(dataset):
+    groups = paper_groups([r for r in ledger.load_records() if r.config.dataset == dataset])
+    return next(table for group in groups for table in tables(group) if table.name == "table1")
 
 
 # One call of every public function that returns a figure.
@@ -57,10 +59,8 @@ FIGURES = {
     "grouped_points": lambda d, t: plots.grouped_points(
         {"group": {name: [1.0, 2.0] for name in METHODS}}, "y", "title", bars=False
     ),
-    "paper_against_ours": lambda d, t: figures.paper_against_ours(paper_groups(records())[0]),
-    "first_task_curves": lambda d, t: figures.first_task_curves(
-        [r for r in records() if r["config"]["dataset"] == "digits"], "own", 2
-    ),
+    "paper_against_ours": lambda d, t: figures.paper_against_ours(recorded_table("cifar100")),
+    "first_task_curves": lambda d, t: figures.first_task_curves(recorded_table("digits"), "own"),
     "drift_maps": lambda d, t: plots.drift_maps(
         random_maps(), torch.arange(10).repeat(4), NAMES, start="before"
     ),
@@ -105,6 +105,59 @@ def test_drawn_methods_differ_in_marker_and_colour(style):
     curves = [c.lines[0] for c in FIGURES["method_curves"](None, None).axes[0].containers]
     assert len({curve.get_marker() for curve in curves}) == len(METHODS) == len(curves)
     assert len({to_hex(curve.get_color()) for curve in curves}) == len(METHODS)
+
+
+NEW = [f"new{i}" for i in range(12)]
+
+
+def assert_told_apart(styles):
+    looks = [(style["marker"], to_hex(style["color"])) for style in styles]
+    assert len(set(looks)) == len(looks)
+
+
+def test_terms_registered_at_run_time_get_styles_of_their_own(style):
+    new = {name: Term(f"My {name}", lambda o, s: o.logits.sum()) for name in NEW}
+    history = [{**epoch, **dict.fromkeys(new, 2)} for epoch in HISTORY]
+    with patch.dict(TERMS, new):
+        axis = plots.training_curves(history).axes[0]
+        assert_told_apart(figures.term_styles(new).values())
+    labels = {line.get_label() for line in axis.lines}
+    assert labels == {term.title for term in [*TERMS.values(), *new.values()]}
+    drawn = [dict(marker=line.get_marker(), color=line.get_color()) for line in axis.lines]
+    assert_told_apart(drawn)
+    assert figures.term_styles(["gone"])["gone"]["label"] == "gone"  # of somebody's history
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda values: figures.method_curves(values, "y"),
+        lambda values: plots.grouped_points(
+            {"group": {name: runs[:, 0].tolist() for name, runs in values.items()}},
+            "y",
+            "title",
+            bars=False,
+        ),
+    ],
+    ids=["method_curves", "grouped_points"],
+)
+def test_methods_registered_at_run_time_get_styles_of_their_own(style, draw):
+    new = {name: Method(f"My {name}", "ce+triplet") for name in NEW}
+    with patch.dict(METHODS, new):
+        figure = draw({name: np.random.rand(2, 3) for name in METHODS})
+        assert_told_apart(figures.method_styles(METHODS).values())
+    shown = {text.get_text() for text in figure.findobj(plt.Text)}
+    assert {f"My {name}" for name in NEW} <= shown
+
+
+def test_the_style_of_a_known_name_does_not_depend_on_others():
+    for styles, known in (
+        (figures.method_styles, figures.METHOD_STYLE),
+        (figures.term_styles, figures.TERM_STYLE),
+    ):
+        for name, own in known.items():
+            found = styles([*NEW, name])[name]
+            assert {key: found[key] for key in own} == own
 
 
 def test_arrows_on_a_map_run_from_the_old_centre_of_a_class_to_the_new(style):

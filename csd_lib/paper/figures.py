@@ -51,7 +51,7 @@ TERM_STYLE = {
 # For names that have no style above, in the order in which they come: the three lengths have no
 # common divisor, so that many are told apart.
 _MORE_COLORS = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY, BLACK)
-_MORE_MARKERS = ("*", "<", ">", "p", "h", "d", "8", "H", "X", "D", "1")
+_MORE_MARKERS = ("*", "<", ">", "p", "h", "d", "8", "H", "X")  # all can be filled
 _MORE_LINES = ("-", "--", "-.", ":")
 
 
@@ -68,7 +68,8 @@ def term_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _styles(names: Iterable[str], known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    unknown = [name for name in dict.fromkeys(names) if name not in known]
+    names = list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in known]
     made = {
         name: dict(
             color=_MORE_COLORS[i % len(_MORE_COLORS)],

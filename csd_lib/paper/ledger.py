@@ -305,10 +305,10 @@ def passes_left(cells: Sequence[Cell]) -> float:
     left, shared = 0.0, set()
     for cell in cells:
         epochs, done = cell.config.epochs, cell.epochs_done()
-        if cell.first_run in shared:
+        first_run = cell.first_run or cell.run  # method initial is what others share
+        if first_run in shared:
             done = max(done, epochs)
-        elif cell.first_run:
-            shared.add(cell.first_run)
+        shared.add(first_run)
         left += max(0, cell.stages * epochs - done) * cell.share
     return left
 
