@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from unittest.mock import patch
 
@@ -142,6 +144,57 @@ def test_a_damaged_record_is_made_anew_and_kept(own_folders):
     with pytest.warns(UserWarning, match=r"results\.json is not a record: it lacks matrix"):
         (found,) = ledger.load_records()
     assert found.folder == new
+
+
+def test_what_another_process_recorded_meanwhile_is_not_run_again(
+    own_folders, trained, monkeypatch, capsys
+):
+    configs, original = table1(), ledger.plan
+
+    def plan(*arguments):
+        cells = original(*arguments)
+        monkeypatch.setattr(ledger, "plan", original)
+        places = reproduce(configs)  # as another process would, right now
+        assert len(trained) == 6 and len(places) == len({*places}) == 6
+        trained.clear()
+        shutil.rmtree(own_folders / "runs")
+        return cells
+
+    monkeypatch.setattr(ledger, "plan", plan)
+    places = reproduce(configs)
+    assert [found for found in trained if found[1]] == [] and (10, False) not in trained
+    assert {found.folder for found in ledger.load_records()} == {*places}
+    assert capsys.readouterr().out.count("recorded by another process") == 6
+
+
+@pytest.mark.parametrize("with_a_first_task", [True, False])
+def test_a_cell_that_another_process_holds_is_left_for_later(
+    own_folders, digits, with_a_first_task, monkeypatch
+):
+    monkeypatch.setattr(ledger, "PAUSE", 0.05)
+    one, other = (TrainConfig(method=m, **QUICK) for m in ("csd", "joint"))
+    cell = ledger.plan([one], digits)[0]
+    held = files.make_folder(cell.first_run if with_a_first_task else cell.run)
+    code = (
+        "import sys, pathlib, csd_lib.files as f\nwith f.only_one(pathlib.Path(sys.argv[1]), 'x'):"
+    )
+    code += "\n print('held', flush=True); sys.stdin.readline()"
+    command = [sys.executable, "-c", code, held]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pool = ThreadPoolExecutor()
+    try:
+        assert pool.submit(holder.stdout.readline).result(LIMIT) == "held\n"
+        result, end = pool.submit(reproduce, [one, other]), time.monotonic() + LIMIT
+        while not ledger.load_records() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        (found,) = ledger.load_records()
+        assert found.config.method == "joint" and not result.done()
+        holder.communicate("\n", timeout=LIMIT)
+        assert len(result.result(LIMIT)) == len(ledger.load_records()) == 2
+    finally:
+        holder.kill()
+        pool.shutdown(wait=False)
 
 
 def test_a_plan_says_of_each_cell_how_far_it_is_and_trains_nothing(own_folders, digits, trained):
@@ -508,6 +561,10 @@ def test_reproduce_in_two_processes_shares_the_cells(own_folders):
         (history,) = (own_folders / "runs").glob(f"*-{found.config.method}-*/history.jsonl")
         assert len(history.read_text().splitlines()) == len(found.history)
     assert len(list((own_folders / "runs").iterdir())) == 6, "nothing was moved aside"
+    begun = [line for text in texts for line in text.splitlines()]
+    for number in range(1, 7):
+        runs = [line for line in begun if re.fullmatch(rf"\[{number}/6\] .* seed 0", line)]
+        assert len(runs) == 1, "every cell is run by one of them"
     for text in texts:
         assert all(METHODS[name].title in text for name in paper.TABLE_1), "both show the table"
     again = ended(cli(*command, "--dry-run", folder=own_folders))

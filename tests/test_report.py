@@ -140,6 +140,9 @@ def test_a_damaged_record_is_one_line_and_every_other_one_is_shown(tmp_path):
         assert "broken" in problem and "\n" not in problem
         assert {r.key() for r in records} == {r.key() for r in many} and len(records) == 9
         assert len(json.loads(report.render_json(records))) == 9
+        (group,) = report.grouped(records, "method", "seed")
+        assert {r.key() for r in group.records} == {r.key() for r in many}
+        assert report.render(records).count("  3  ") == 6, "n of three methods, two galleries"
 
 
 def test_a_record_of_another_shape_than_its_runs_is_left_out(tmp_path):
