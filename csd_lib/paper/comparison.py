@@ -211,7 +211,8 @@ def _render_table(table: Table, markdown: bool) -> list[str]:
             lines += [f"Recall@1 in % after the last task, {title}", ""]
             lines += [*format_table(*paper_rows(table, gallery), markdown), ""]
         claims = claim_rows(table, "seen")
-        if claims[1] and table.group.is_current:  # else rows of several codes would be paired
+        methods = {row[0].config.method for row in table.rows}
+        if claims[1] and len(methods) == len(table.rows):  # else rows of several older codes
             lines += ["The paper's claims, in points (gallery: all classes)", ""]
             lines += [*format_table(*claims, markdown), ""]
     else:
