@@ -210,6 +210,8 @@ def report(
     if markdown + json + csv > 1:
         raise InputError("choose one of --markdown, --json and --csv")
     if figures:
+        from csd_lib.paper.figures import paper_figures  # needs packages of the course
+
         make_folder(figures)
     recorded, problems = ([], []) if folder else ledger.read_ledger()
     own, more_problems = [], []
@@ -224,8 +226,6 @@ def report(
         groups = paper_groups(recorded)
         print(render_paper(groups, markdown))
         if figures:
-            from csd_lib.paper.figures import paper_figures
-
             for path in paper_figures(groups, figures):
                 print(f"figure: {path}")
     if own:

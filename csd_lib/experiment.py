@@ -76,6 +76,8 @@ def run_experiment(
         TrainingError: if training breaks down.
     """
     config = replace(config, device=str(pick_device(config.device)))
+    if folder is not None:
+        folder = make_folder(folder)  # now, not after the first task
     dataset = load_dataset(config.dataset) if dataset is None else dataset
     first = config.first_task() if share_first_task else None
     first_folder = None
@@ -85,7 +87,7 @@ def run_experiment(
     if folder is None:
         folder = runs_folder() / run_name(config, wanted["data"])
         runs.set_aside_if_older(folder, wanted)
-    folder = make_folder(folder)
+        make_folder(folder)
     with only_one(folder, "training"):
         run = train(
             config,
