@@ -50,6 +50,11 @@ def run_name(config: TrainConfig, data: str) -> str:
     return f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
 
+def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
+    """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
+    return runs_folder() / run_name(config, dataset.sha256())
+
+
 def run_experiment(
     config: TrainConfig,
     dataset: Dataset | None = None,

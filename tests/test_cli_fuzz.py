@@ -16,6 +16,7 @@ import csd_lib.experiment
 import csd_lib.train
 from csd_lib import __main__, commands, download, paths
 from csd_lib.config import TrainConfig
+from csd_lib.methods import LossSettings
 from csd_lib.paper import ledger
 
 VALUES = [
@@ -104,14 +105,10 @@ NUMBERS = {"0", "1", "1.5", "1e-30"}
 RATES = {"None", "1", "1.5", "1e-30"}
 ALLOWED = {
     "train": dict(
-        margin=NUMBERS,
-        kd_temperature={"1", "1.5"},
-        csd_temperature={"1", "1.5"},
-        fecd_temperature={"1", "1.5"},
-        lambda_kd=NUMBERS,
-        lambda_csd=NUMBERS,
-        lambda_mmd=NUMBERS,
-        lambda_fecd=NUMBERS,
+        **{
+            setting.name: {"1", "1.5"} if "temperature" in setting.name else NUMBERS
+            for setting in fields(LossSettings)
+        },
         tasks={"1"},
         class_order_seed={"None", "0", "1"},
         depth={"None"},

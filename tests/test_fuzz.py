@@ -20,7 +20,7 @@ import torch
 from test_checkers import RIGHT_NUMBERS
 from test_house import ORDER
 
-from csd_lib import InputError, checks, datasets, methods
+from csd_lib import InputError, checks, datasets, losses, methods
 from csd_lib.config import TrainConfig
 from csd_lib.course import plots, session, widgets
 from csd_lib.course.checkers import CHECKERS, Verdict
@@ -86,7 +86,8 @@ _WHY_EXEMPT = {
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """
-        train.train experiment.run_experiment experiment.run_name experiment.load_run
+        train.train experiment.run_experiment experiment.run_name experiment.run_folder
+        experiment.load_run
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
         ledger.render_plan ledger.reproduce ledger.write_record ledger.find_record
         ledger.load_model""",
@@ -215,6 +216,24 @@ SESSION = session.Session("class", "cpu", (0,))
 CONTROL = widgets.Control("k", range(3), 1)
 DATASET = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 
+# The arguments of losses, by name: a new loss with these names is tried as it is.
+LOSS_ARGUMENTS = {
+    **dict.fromkeys(("features", "student", "logits", "student_logits"), features),
+    "teacher": lambda: features(seed=1),
+    "teacher_logits": lambda: features()[:, :2],
+    "labels": lambda: LABELS,
+    **dict.fromkeys(("margin", "temperature"), lambda: 1.0),
+}
+LOSS_FUNCTIONS = {
+    f"losses.{name}": list(inspect.signature(function).parameters)
+    for name, function in vars(losses).items()
+    if getattr(function, "__module__", "") == losses.__name__ and not name.startswith("_")
+}
+LOSS_CALLS = {
+    name: lambda parameters=parameters: {p: LOSS_ARGUMENTS[p]() for p in parameters}
+    for name, parameters in LOSS_FUNCTIONS.items()
+}
+
 # What each is called with. A name with a dot twice is a method, of the object at "self".
 CALLS = {
     "data.Dataset": lambda: {
@@ -238,19 +257,7 @@ CALLS = {
         self=ResNet(8, 1, 1), new_classes=2, generator=torch.Generator()
     ),
     "model.freeze": lambda: dict(model=model()),
-    "losses.cross_entropy": lambda: dict(logits=features(), labels=LABELS),
-    "losses.triplet_loss": lambda: dict(features=features(), labels=LABELS, margin=1.0),
-    "losses.kd_loss": lambda: dict(
-        student_logits=features(), teacher_logits=features()[:, :2], temperature=2.0
-    ),
-    "losses.csd_loss": lambda: dict(
-        student=features(), teacher=features(seed=1), labels=LABELS, temperature=0.1
-    ),
-    "losses.csd_loss_paper": lambda: dict(
-        student=features(), teacher=features(seed=1), labels=LABELS
-    ),
-    "losses.mmd_loss": lambda: dict(student=features(), teacher=features(seed=1)),
-    "losses.fecd_loss": lambda: dict(student=features(), teacher=features(seed=1), temperature=4.0),
+    **LOSS_CALLS,
     "numerics.unit_length": lambda: dict(features=features()),
     "methods.get_method": lambda: dict(name="csd"),
     "methods.LossSettings": lambda: vars(methods.LossSettings()).copy(),
@@ -400,16 +407,24 @@ TABLES = {
     "nan matrix",
     "wrong length",
 }
-LOSS_SETTINGS = dict(
-    margin=WEIGHT,
-    kd_temperature={"half"},
-    csd_temperature={"half"},
-    fecd_temperature={"half"},
-    lambda_kd=WEIGHT,
-    lambda_csd=WEIGHT,
-    lambda_mmd=WEIGHT,
-    lambda_fecd=WEIGHT,
-)
+LOSS_SETTINGS = {
+    setting.name: {"half"} if "temperature" in setting.name else WEIGHT
+    for setting in fields(methods.LossSettings)
+}
+
+
+def allowed_for_a_loss(parameters):
+    matrices = [p for p in parameters if p not in ("labels", "margin", "temperature")]
+    others = {"labels": ANY_LABELS, "margin": WEIGHT, "temperature": {"half"}}
+    # Two must be of one type.
+    found = dict.fromkeys(matrices, ANY_MATRIX if len(matrices) > 1 else ANY_FLOATS)
+    found |= {p: others[p] for p in parameters if p in others}
+    if "logits" in parameters:  # labels are its columns
+        del found["labels"]
+    return found
+
+
+LOSSES_ALLOW = {name: allowed_for_a_loss(found) for name, found in LOSS_FUNCTIONS.items()}
 ALLOWED = {
     "data.Dataset": dict(name=TEXTS),
     "datasets.load_dataset": dict(root={"None", "empty text", "text"}),
@@ -419,17 +434,7 @@ ALLOWED = {
     "data.augment": dict(images={"two channels"}, padding={"0"}, flip={"True"}, generator={"None"}),
     "model.ResNet": dict(num_classes={"0"}, mean={"None"}, std={"None"}, seed={"0"}),
     "model.Network.grow_head": dict(new_classes={"0"}, generator={"None"}),
-    "losses.cross_entropy": dict(logits=ANY_FLOATS),
-    "losses.triplet_loss": dict(features=ANY_FLOATS, labels=ANY_LABELS, margin=WEIGHT),
-    "losses.kd_loss": dict(
-        student_logits=ANY_MATRIX, teacher_logits=ANY_MATRIX, temperature={"half"}
-    ),
-    "losses.csd_loss": dict(
-        student=ANY_MATRIX, teacher=ANY_MATRIX, labels=ANY_LABELS, temperature={"half"}
-    ),
-    "losses.csd_loss_paper": dict(student=ANY_MATRIX, teacher=ANY_MATRIX, labels=ANY_LABELS),
-    "losses.mmd_loss": dict(student=ANY_MATRIX, teacher=ANY_MATRIX),
-    "losses.fecd_loss": dict(student=ANY_MATRIX, teacher=ANY_MATRIX, temperature={"half"}),
+    **LOSSES_ALLOW,
     "numerics.unit_length": dict(
         features={
             "half precision",
