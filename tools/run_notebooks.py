@@ -30,8 +30,10 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from csd_lib.course import source_hash
-from csd_lib.paper.report import comparable_groups, load_results, render
-from csd_lib.runs import code_hash, runs_folder
+from csd_lib.config import TrainConfig
+from csd_lib.fingerprint import fingerprint
+from csd_lib.paper.report import grouped, load_runs, render
+from csd_lib.paths import runs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -162,7 +164,7 @@ def main() -> None:
         if arguments.write:
             notebook.metadata["csd"] = {
                 "mode": mode,
-                "code": code_hash(),
+                "code": fingerprint(TrainConfig(), 1, 8),
                 "source": source_hash(notebook),
                 "torch": torch.__version__,
                 "date": datetime.date.today().isoformat(),
@@ -173,7 +175,8 @@ def main() -> None:
         sys.exit(f"error: {', '.join(failed)} failed")
     if any(runs_folder().glob("*/results.json")):
         # The setting with the most runs is the one that the notebooks share.
-        print("\n" + render(max(comparable_groups(load_results()), key=len)))
+        groups = grouped(load_runs()[0], "method", "seed")
+        print("\n" + render(max((group.records for group in groups), key=len)))
     print(f"The pages are in {build}; begin with {paths[0].stem}.html.")
 
 
