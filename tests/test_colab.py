@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import csd_lib
-from csd_lib import InputError, course, fetch, files, paths, runs
+from csd_lib import InputError, course, fetch, files, paths
 from csd_lib.config import TrainConfig
 from csd_lib.paper import ledger
 
@@ -194,7 +194,7 @@ def test_an_installed_csd_lib_reads_its_own_records_and_writes_none_beside_them(
 import csd_lib
 from csd_lib.paper import ledger
 records = ledger.load_records()
-kept = [record for record in records if "files" in record]
+kept = [record for record in records if record.files]
 sums = [float(ledger.load_features(record)[0].double().sum()) for record in kept]
 ledger.load_model(kept[0])
 print(csd_lib.__file__, ledger.results_folder(), ledger.find_file("digits-epochs.npz"), sep="\\n")
@@ -217,7 +217,7 @@ print(len(records), *sums)
         assert epochs == str(installed / "csd_lib" / "recorded" / "digits-epochs.npz")
         count, *sums = numbers.split()
         here = ledger.load_records(ROOT / "data" / "results")
-        kept = [record for record in here if "files" in record]
+        kept = [record for record in here if record.files]
         assert int(count) == len(here)
         assert sums == [str(float(ledger.load_features(r)[0].double().sum())) for r in kept]
     left = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if path.is_file()}
@@ -257,7 +257,7 @@ def test_features_come_from_the_release_if_there_is_one(packaged, monkeypatch):
     monkeypatch.setattr(fetch.urllib.request, "urlopen", urlopen)
     with pytest.raises(InputError, match=r"no network.*set CSD_FILES"):
         ledger.load_features(packaged)
-    place = f"data/results/cifar100/{packaged['folder'].name}/features.npz"
+    place = f"data/results/cifar100/{packaged.folder.name}/features.npz"
     base = f"https://raw.githubusercontent.com/someone/csd-kit/v{csd_lib.__version__}"
     assert asked == [f"{base}/{place}"]
 
@@ -306,7 +306,7 @@ def test_features_that_did_not_arrive_whole_are_refused_and_not_kept(
     monkeypatch.setenv("CSD_FILES", f"{server}/good")
     assert ledger.load_features(packaged)[0].shape == (10_000, 64)
     (kept,) = paths.data_folder().rglob("features.npz*")
-    assert hashlib.sha256(kept.read_bytes()).hexdigest() == packaged["files"]["features.npz"]
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == packaged.files["features.npz"]
 
 
 def test_damaged_features_in_the_cache_are_fetched_again(packaged, monkeypatch):
@@ -326,10 +326,10 @@ def test_what_an_installed_csd_lib_has_recorded_is_not_run_again(packaged, monke
 
 
 def test_own_records_come_before_those_of_the_package(packaged):
-    own = paths.data_folder() / "results" / "cifar100" / packaged["folder"].name
+    own = paths.data_folder() / "results" / "cifar100" / packaged.folder.name
     files.make_folder(own)
-    files.write_json(own / "results.json", json.loads(json.dumps({**packaged, "folder": "own"})))
-    assert [record["folder"] for record in ledger.load_records()] == [own]
+    shutil.copy(packaged.folder / "results.json", own)
+    assert [record.folder for record in ledger.load_records()] == [own]
 
 
 def test_a_file_that_is_in_no_folder_of_records_is_named(packaged):
@@ -385,7 +385,7 @@ def test_outside_colab_nothing_is_loud_and_drive_is_ignored_with_a_note(capsys, 
     printed = capsys.readouterr().out
     assert MENU not in printed and "border" not in printed
     assert (
-        f"keep_in_drive is only for Google Colab: runs are kept in {runs.runs_folder()}" in printed
+        f"keep_in_drive is only for Google Colab: runs are kept in {paths.runs_folder()}" in printed
     )
     course.start()
     assert "keep_in_drive" not in capsys.readouterr().out
@@ -395,11 +395,11 @@ def test_drive_is_mounted_only_on_an_explicit_yes(colab, capsys):
     course.start()
     printed = capsys.readouterr().out
     assert colab == [] and "CSD_RUNS" not in os.environ
-    assert f"{runs.runs_folder()} and vanish with this runtime; keep_in_drive=True" in printed
+    assert f"{paths.runs_folder()} and vanish with this runtime; keep_in_drive=True" in printed
     course.start(keep_in_drive=True)
     folder = course.session.DRIVE / "MyDrive" / "csd-kit" / "runs"
     assert colab == [str(course.session.DRIVE)] and folder.is_dir()
-    assert runs.runs_folder() == folder
+    assert paths.runs_folder() == folder
     printed = capsys.readouterr().out
     assert f"Runs are kept in {folder}: a new runtime goes on" in printed
     assert "vanish" not in printed
@@ -424,13 +424,13 @@ def refuse(place):
 def test_a_drive_that_cannot_be_used_costs_one_line_and_nothing_else(
     target, broken, problem, colab, capsys, monkeypatch
 ):
-    before = runs.runs_folder()
+    before = paths.runs_folder()
     monkeypatch.setattr(target, broken)
     assert course.start(keep_in_drive=True).mode == "smoke"
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if "Google Drive cannot be used" in line]
     assert problem in line
-    assert runs.runs_folder() == before and "vanish with this runtime" in printed
+    assert paths.runs_folder() == before and "vanish with this runtime" in printed
 
 
 RUN_ON_COLAB = """
@@ -441,15 +441,15 @@ from csd_lib import course, runs
 
 course.session.DRIVE = Path("drive").absolute()
 session = course.start(keep_in_drive={keep})
-append = runs.append_history
+append = runs.RunFolder.append_history
 
-def append_and_die(folder, record):
-    append(folder, record)
-    if record["task"] == 1 and record["epoch"] == 1:
+def append_and_die(kept, record):
+    append(kept, record)
+    if kept.folder and record["task"] == 1 and record["epoch"] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if {dies}:
-    runs.append_history = append_and_die
+    runs.RunFolder.append_history = append_and_die
 print(session.run("csd", epochs=4).folder)
 """
 

@@ -166,16 +166,18 @@ def test_measured_numbers_are_those_of_the_records():
 
     def lost(method, gallery="own"):
         wanted = dict(dataset="digits", preset="clean", tasks=2, method=method)
-        runs = [r for r in records if wanted.items() <= r["config"].items()]
+        runs = [r for r in records if wanted.items() <= vars(r.config).items()]
         assert len(runs) == 8
-        matrices = [np.array(run["matrix"][gallery]) for run in runs]
+        matrices = [getattr(run.matrix, gallery) for run in runs]
         return 100 * np.mean([m[0, 0] - m[-1, 0] for m in matrices])
 
     forgotten = {method: f"{lost(method):.1f}" for method in ("fine-tuning", "lwf", "csd")}
     average = {}
     for method in ("lwf", "csd"):
         record = ledger.find_record(records, dataset="cifar100", preset="class", method=method)
-        average[method] = {kind: f"{100 * record['average'][kind]:.1f}" for kind in ("own", "seen")}
+        average[method] = {
+            kind: f"{100 * getattr(record.matrix, kind)[-1].mean():.1f}" for kind in ("own", "seen")
+        }
     guide, slides = (" ".join(text.split()) for text in (GUIDE, SLIDES))
     assert (
         f"mean of eight seeds: **fine-tuning** {forgotten['fine-tuning']}, **LwF** "

@@ -233,7 +233,7 @@ def test_verdict_is_that_of_recall_at_1(five_tasks, features, style):
 def test_the_recording_of_the_kit(recording):
     assert RECORDING.stat().st_size <= 300_000
     assert tuple(recording.about["methods"]) == METHODS
-    assert {"config", "code", "versions", "device", "date", "threads"} <= recording.about.keys()
+    assert {"config", "versions", "device", "date", "threads"} <= recording.about.keys()
     tasks, epochs = recording.about["config"]["tasks"], recording.about["config"]["epochs"]
     moments = [[task, e] for task in range(1, tasks + 1) for e in range(3, epochs + 1, 3)]
     assert recording.moments.tolist() == moments

@@ -34,6 +34,7 @@ STUDENT = (
     *(
         "csd_lib/*/*/*.py",
         "docs/*.png",
+        "docs/*.md",
         "data/README.md",
         "data/results/*.npz",
         "data/results/*/*.jsonl",

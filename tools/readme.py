@@ -16,7 +16,7 @@ import numpy as np
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import paper_groups, render_paper
 from csd_lib.paper.ledger import load_records
-from csd_lib.paper.report import render
+from csd_lib.paper.report import load_runs, render
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -89,10 +89,8 @@ def long_and_large() -> str:
 
 def main() -> None:
     """Rewrite or check the README."""
-    records = load_records(ROOT / "data" / "results")
-    digits = [record for record in records if record.config.dataset == "digits"]
-    cifar = [record for record in records if record.config.dataset == "cifar100"]
-    groups = paper_groups(cifar)
+    digits, _ = load_runs(ROOT / "data" / "results" / "digits")
+    groups = paper_groups(load_records(ROOT / "data" / "results" / "cifar100"))
     text = README.read_text("utf-8")
     rendered = between_marks(text, "digits", render(digits, markdown=True))
     rendered = between_marks(rendered, "ledger", render_paper(groups, markdown=True))
@@ -112,8 +110,6 @@ def main() -> None:
         first_task, "Recall@1 on task 1 (%)", xlabels=("after task 1", "after task 2")
     )
     figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
-    for drawn in (ROOT / "docs").glob("table1-*.png"):  # else it might be another group's
-        drawn.unlink()
     figures.paper_figures(groups, ROOT / "docs")
 
 

@@ -32,9 +32,10 @@ from csd_lib import drift, projection
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
+from csd_lib.fingerprint import fingerprint
 from csd_lib.model import ResNet
 from csd_lib.numerics import unit_length
-from csd_lib.paths import results_folder
+from csd_lib.paper.ledger import results_folder
 from csd_lib.retrieval import embed, retrieval_matrix
 from csd_lib.train import train
 
@@ -76,7 +77,7 @@ def record(tasks: int, every: int, seed: int) -> dict[str, np.ndarray]:
     about = {
         "methods": METHODS,
         "config": {**asdict(config), "method": "each of methods"},
-        "code": {m: fingerprint(replace(config, method=m), 1, 8) for m in METHODS},
+        "fingerprints": {m: fingerprint(replace(config, method=m), 1, 8) for m in METHODS},
         "map": "UMAP (cosine, 15 neighbours, seed 0) of joint training; features turned to fit it",
         "device": f"cpu, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),

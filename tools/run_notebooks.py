@@ -29,9 +29,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
-from csd_lib.course import source_hash
-from csd_lib.config import TrainConfig
-from csd_lib.fingerprint import fingerprint
+from csd_lib.course import smoke_fingerprint, source_hash
 from csd_lib.paper.report import grouped, load_runs, render
 from csd_lib.paths import runs_folder
 
@@ -164,7 +162,7 @@ def main() -> None:
         if arguments.write:
             notebook.metadata["csd"] = {
                 "mode": mode,
-                "code": fingerprint(TrainConfig(), 1, 8),
+                "fingerprint": smoke_fingerprint(),
                 "source": source_hash(notebook),
                 "torch": torch.__version__,
                 "date": datetime.date.today().isoformat(),
@@ -175,7 +173,8 @@ def main() -> None:
         sys.exit(f"error: {', '.join(failed)} failed")
     if any(runs_folder().glob("*/results.json")):
         # The setting with the most runs is the one that the notebooks share.
-        groups = grouped(load_runs()[0], "method", "seed")
+        records, _ = load_runs()
+        groups = grouped(records, "method", "seed")
         print("\n" + render(max((group.records for group in groups), key=len)))
     print(f"The pages are in {build}; begin with {paths[0].stem}.html.")
 

@@ -13,29 +13,27 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import REPOSITORY, TAG, InputError, checks, runs
+from csd_lib import REPOSITORY, TAG, InputError, checks, paths, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
 from csd_lib.engine import pick_device
 from csd_lib.experiment import FinishedRun, run_experiment, run_name
+from csd_lib.fetch import fetch
 from csd_lib.files import (
     Busy,
     make_folder,
     only_one,
     read_arrays,
     read_tensors,
-    write_atomically,
     write_tensors,
     writing,
 )
@@ -44,7 +42,7 @@ from csd_lib.methods import get_method
 from csd_lib.model import Network, freeze
 from csd_lib.networks import load_state, make_network
 from csd_lib.paper.report import describe
-from csd_lib.paths import data_folder, results_folder, runs_folder, variable
+from csd_lib.paths import results_folder, runs_folder, variable
 from csd_lib.record import Record, read_records
 from csd_lib.retrieval import embed
 
@@ -449,33 +447,19 @@ def _fetched_file(name: Path, sha256: str) -> Path:
     It comes from the release, or from ``$CSD_FILES``, a folder or the address of one that is like
     ``data/results/``, and is kept in ``data/results-cache/``.
     """
-    path = data_folder() / "results-cache" / name
-    if path.is_file() and _sha256(path) == sha256:
-        return path
     remedy = "set CSD_FILES to the folder data/results of a whole copy of the kit, or its address"
     source = variable("CSD_FILES")
     if not source and "_" in REPOSITORY.split("/")[0]:
         raise InputError(f"{name} is not installed, and {REPOSITORY} is no real address: {remedy}")
     source = source or f"https://raw.githubusercontent.com/{REPOSITORY}/{TAG}/data/results"
-    if "://" not in source:
-        source = Path(source).resolve().as_uri()
-    address = f"{source.rstrip('/')}/{name.as_posix()}"
-    try:
-        with urlopen(address, timeout=60) as answer:
-            content, announced = answer.read(MAX_FETCHED), answer.headers.get("Content-Length")
-            if len(content) < int(announced or 0):
-                raise ValueError(f"only {len(content)} of {announced} bytes arrived")
-    except (OSError, ValueError, HTTPException) as error:
-        raise InputError(
-            f"{name} cannot be fetched from {address} ({error}): check the network, or {remedy}"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(
-            f"{address} is not the file that was recorded (its SHA-256 differs): {remedy}"
-        )
-    make_folder(path.parent)
-    write_atomically(path, lambda partial: partial.write_bytes(content))
-    return path
+    return fetch(
+        str(name),
+        [f"{source.rstrip('/')}/{name.as_posix()}"],
+        paths.data_folder() / "results-cache" / name,
+        sha256,
+        remedy=remedy,
+        progress=False,
+    )
 
 
 def _sha256(path: Path) -> str:
