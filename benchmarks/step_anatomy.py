@@ -22,8 +22,9 @@ from bench import alternate, machine, synchronize, write
 
 from csd_lib.config import TrainConfig
 from csd_lib.data import Task
-from csd_lib.engine import CapturedStep, Precision, StepState, pick_device
-from csd_lib.model import freeze, make_network
+from csd_lib.engine import CapturedStep, Precision, StepState, pick_device, set_learning_rate
+from csd_lib.model import freeze
+from csd_lib.networks import make_network
 from csd_lib.train import TaskTraining
 
 BATCH = 128
@@ -57,8 +58,7 @@ class Loop:
         self.learning.student = student.train()
         if compiled:
             self.learning.student = torch.compile(student, dynamic=False)
-        for group in self.learning.optimizer.param_groups:
-            group["lr"] = torch.full_like(group["lr"], 1e-3) if device.type == "cuda" else 1e-3
+        set_learning_rate(self.learning.optimizer, 1e-3)
         self.batch = torch.arange(BATCH, device=device)
         self.step = self.learning.eager_step
 

@@ -77,9 +77,9 @@ def test_settings_are_named_above_the_table_if_all_have_them_and_else_in_the_row
 
 
 def test_of_two_records_of_one_run_the_newest_counts_and_it_is_said():
-    made = [record(date="2026-02-02"), record(own=[[0.1, 0.1], [0.1, 0.1]])]
+    made = [record(date="2026-02-02"), record(own=[[0.4, 0.4], [0.4, 0.4]])]
     text = report.render(made)
-    assert "80.0" in text and "10.0" not in text and "left out: 1 older" in text
+    assert "80.0" in text and "40.0" not in text and "left out: 1 older" in text
 
 
 def test_only_what_todays_code_computes_is_believed(monkeypatch):
