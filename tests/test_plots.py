@@ -110,11 +110,9 @@ def test_what_is_registered_is_drawn_with_a_look_and_a_name_of_its_own(style, mo
     plots.grouped_points({"a group": {name: [1.0, 2.0] for name in names}}, "y")
 
 
-def test_every_method_has_a_style_and_every_class_a_marker():
-    assert (
-        figures.METHOD_STYLE.keys() == METHODS.keys()
+def test_every_method_and_term_has_a_style_and_every_class_a_marker():
+    assert figures.METHOD_STYLE.keys() == METHODS.keys()
     assert figures.TERM_STYLE.keys() == TERMS.keys()
-    )
     assert len(set(plots.CLASS_MARKERS)) == len(set(plots.CLASS_COLORS)) == 10
 
 
