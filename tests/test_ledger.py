@@ -1,22 +1,24 @@
 """Records of the paper's experiments: made, found again, checked, and set beside the paper."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from test_report import record as any_record
 
-from csd_lib import InputError, files, runs
+from csd_lib import InputError, losses
 from csd_lib.config import TrainConfig
-from csd_lib.paper import comparison, ledger
+from csd_lib.data import class_incremental_split
+from csd_lib.paper import comparison, figures, ledger
 from csd_lib.paper import published as paper
-from csd_lib.retrieval import embed, retrieval_matrix
+from csd_lib.record import Record
+from csd_lib.retrieval import RetrievalMatrix, embed, retrieval_matrix
 
 QUICK = dict(dataset="digits", preset="clean", epochs=1, device="cpu")
 
@@ -40,7 +42,7 @@ def test_every_experiment_is_a_set_of_different_possible_configs():
     for name in paper.EXPERIMENTS:
         for preset in ("reference", "clean", "class"):
             configs = paper.get_experiment(name).configs((0, 1), dataset="cifar100", preset=preset)
-            keys = {ledger.what_it_is(config) for config in configs}
+            keys = {str(config.key()) for config in configs}
             assert len(keys) == len(configs) > 1, name
     assert {c.tasks for c in paper.get_experiment("figure3").configs((0,))} == {5, 10}
     grid = paper.get_experiment("table3").configs((0,), dataset="cifar100")
@@ -57,81 +59,89 @@ def test_the_papers_table_adds_up():
 
 def test_reproduce_trains_each_first_task_once_and_records_every_run(own_folders, monkeypatch):
     trained = []
-    from csd_lib import train as training
+    from csd_lib.train import TaskTraining
 
-    original = training.train_task
+    original = TaskTraining.run_epoch
 
-    def spy(student, teacher, task, *rest, **more):
-        trained.append((len(task.classes), teacher is not None))
-        return original(student, teacher, task, *rest, **more)
+    def spy(self, *rest):
+        trained.append((self.num_classes, self.teacher is not None, len(self.images) > 100))
+        return original(self, *rest)
 
-    monkeypatch.setattr(training, "train_task", spy)
+    monkeypatch.setattr(TaskTraining, "run_epoch", spy)
     places = reproduce(table1())
-    # initial: one first task for four methods; joint: all ten classes.
-    assert trained == [(5, False), *[(5, True)] * 4, (10, False)]
+    # initial: one first task for four methods; joint: all ten classes. The rest are fingerprints'.
+    assert [t[:2] for t in trained if t[2]] == [(5, False), *[(5, True)] * 4, (10, False)]
     records = ledger.load_records()
-    assert len(records) == len(places) == 6
+    assert {r.folder for r in records} == {*places} and len(places) == 6
     for record in records:
-        assert {"code", "date", "device", "versions", "peak_memory_mb", "threads"} <= set(record)
-        assert record["config"]["precision"] == "fp32" and record["training_seconds"] > 0
-        stages = 1 if record["config"]["method"] in ("initial", "joint") else 2
-        assert len(record["history"]) == stages
-        assert np.array(record["matrix"]["own"]).shape[1] == 2
+        assert record.fingerprint and len(record.data) == 64 and record.image_shape == (1, 8, 8)
+        assert record.config.precision == "fp32" and record.training_seconds > 0
+        assert len(record.history) == (1 if record.config.method in ("initial", "joint") else 2)
 
     trained.clear()
-    assert reproduce(table1()) == places and trained == [], "what is recorded is not run again"
+    assert reproduce(table1()) == places, "what is recorded is not run again"
+    assert not any(is_real for *_, is_real in trained)
 
 
 def test_initial_model_is_searched_among_all_classes_at_the_end(own_folders):
     (place,) = reproduce([TrainConfig(method="initial", **QUICK)])
-    matrix = files.read_json(place / "results.json")["matrix"]
-    assert matrix["own"][0] == matrix["own"][1], "the model does not change"
-    assert matrix["seen"][1][0] < matrix["own"][1][0], "but its gallery has grown"
-    assert matrix["seen"][0][0] == matrix["own"][0][0]
+    matrix = Record.read(place / "results.json").matrix
+    assert list(matrix.own[0]) == list(matrix.own[1]), "the model does not change"
+    assert matrix.seen[1, 0] < matrix.own[1, 0], "but its gallery has grown"
+    assert matrix.seen[0, 0] == matrix.own[0, 0]
 
 
-def test_a_run_on_another_device_is_the_same_thing_but_other_settings_are_not():
-    config = TrainConfig(**QUICK)
-    on_gpu = {**json.loads(json.dumps(runs.asdict(config))), "device": "cuda", "cuda_graph": True}
-    assert ledger.what_it_is(config) == ledger.what_it_is(on_gpu)
-    for change in (
-        {"precision": "amp"},
-        {"preset": "reference"},
-        {"seed": 1},
-        {"csd_temperature": 1},
-    ):
-        assert ledger.what_it_is(config) != ledger.what_it_is({**on_gpu, **change})
-
-
-def test_what_older_code_recorded_is_kept_and_said_and_run_anew_on_demand(
+def test_what_other_code_recorded_is_kept_and_said_and_run_anew_on_demand(
     own_folders, monkeypatch, capsys
 ):
     config = TrainConfig(**QUICK)
-    monkeypatch.setattr(runs, "code_hash", lambda: "older000")
-    (old,) = reproduce([config])
-    monkeypatch.undo()
-    monkeypatch.setenv("CSD_RUNS", str(own_folders / "runs"))
-    monkeypatch.setenv("CSD_RESULTS", str(own_folders / "results"))
+    original = losses.csd_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "csd_loss", lambda *a: 0.5 * original(*a))
+        (old,) = reproduce([config])
     before = (old / "results.json").read_bytes()
     assert reproduce([config]) == [old]
-    assert "older version of the code (older000)" in capsys.readouterr().out
-    (new,) = reproduce([config], again=True)
+    assert "by other code" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="code that computes other numbers"):
+        (new,) = reproduce([config], again=True)
+    assert reproduce([config], again=True) == [new], "the second time it is there"
     assert new != old and (old / "results.json").read_bytes() == before
-    assert ledger.find_record(ledger.load_records(), method="csd")["code"] == runs.code_hash()
+    records = {r.folder: r.fingerprint for r in ledger.load_records()}
+    assert len(records) == 2 and records[new] != records[old]
+
+
+def test_a_dry_run_says_how_far_each_cell_is_and_runs_nothing(own_folders, digits):
+    configs = table1(epochs=2)
+    cells = ledger.plan(configs, digits)
+    assert {cell.state() for cell in cells} == {"missing"} and ledger.hours_left(cells) is None
+    assert list(own_folders.iterdir()) == []
+    reproduce(configs[:1])
+    half = cells[1].run
+    half.mkdir()
+    (half / "history.jsonl").write_text('{"task": 0, "epoch": 0, "seconds": 7200}\n')
+    text = ledger.render_plan(ledger.plan(configs, digits))
+    assert "Initial model" in text.splitlines()[0] and text.count("recorded on") == 1
+    assert "half done at epoch 1 of 4" in text and text.count(": missing") == 4
+    assert "5 cells to run" in text and "unknown" not in text
+
+
+def test_time_left_counts_what_cells_share_once(own_folders, digits):
+    cells = ledger.plan(table1(epochs=4), digits)
+    # initial and the first task that it shares: 4 epochs of half the images; four methods' second
+    # tasks; joint training: 4 epochs of all.
+    assert ledger.passes_left(cells) == 4 * (0.5 + 4 * 0.5 + 1)
 
 
 def test_kept_models_and_features_are_those_of_the_run(own_folders, digits):
     reproduce([TrainConfig(**QUICK)], keep_models=True)
     (record,) = ledger.load_records()
     model, (features, labels) = ledger.load_model(record), ledger.load_features(record)
-    from csd_lib.data import class_incremental_split
-
     tasks = class_incremental_split(digits, 2)
     images = torch.cat([task.test_images for task in tasks])
     assert torch.equal(labels, torch.cat([task.test_labels for task in tasks]))
     torch.testing.assert_close(embed(model, images), features, rtol=1e-3, atol=1e-3)
     last = retrieval_matrix([model], tasks).seen[-1]
-    np.testing.assert_allclose(last, record["matrix"]["seen"][-1])
+    np.testing.assert_allclose(last, record.matrix.seen[-1])
 
 
 @pytest.mark.parametrize("name", ["model.pt", "features.npz"])
@@ -149,119 +159,158 @@ def test_a_file_that_is_not_the_recorded_one_is_refused(own_folders, name):
         load(record)
 
 
-def test_a_record_without_models_says_how_to_get_them(own_folders):
-    reproduce([TrainConfig(**QUICK)])
-    (record,) = ledger.load_records()
+def test_a_record_without_models_says_how_to_get_them(tmp_path):
+    record = replace(any_record(), folder=tmp_path)
     with pytest.raises(InputError, match=r"kept no model\.pt.*--keep-models"):
         ledger.load_model(record)
 
 
-def test_what_is_not_a_record_is_named(own_folders):
-    (own_folders / "results" / "x").mkdir(parents=True)
-    (own_folders / "results" / "x" / "results.json").write_text('{"config": {}}')
-    with pytest.raises(InputError, match=r"results\.json is not a record: it lacks code"):
-        ledger.load_records()
+def test_what_is_not_a_record_is_named_and_does_not_stop_the_others(own_folders):
+    for name in "xy":
+        (own_folders / "results" / name).mkdir(parents=True)
+    any_record().write(own_folders / "results" / "x" / "results.json")
+    (own_folders / "results" / "y" / "results.json").write_text('{"config": {}}')
+    with pytest.warns(UserWarning, match=r"left out: .*results\.json is not a record"):
+        assert len(ledger.load_records()) == 1
 
 
 # --- paper against ours ------------------------------------------------------------------------
 
 
-def record(method, seed=0, last=(0.6, 0.5), preset="clean", **changes):
-    config = runs.asdict(
-        TrainConfig(dataset="cifar100", method=method, seed=seed, preset=preset, **changes)
-    )
-    matrix = [[0.7, 0.2], list(last)]
-    return {
-        "config": json.loads(json.dumps(config)),
-        "code": "abc",
-        "device": "a GPU",
-        "date": "2026-01-01",
-        "versions": {"torch": "2"},
-        "training_seconds": 3600.0,
-        "history": [{"task": 0, "epoch": 0, "seconds": 1800.0 + seed}],
-        "peak_memory_mb": 100,
-        "matrix": {"own": matrix, "seen": matrix},
-    }
+def record(method="csd", seed=0, last=(0.6, 0.5), preset="clean", **changes):
+    changes = {"dataset": "cifar100", **changes}
+    made = any_record(method, seed, ((0.7, 0.2), last), preset=preset, **changes)
+    return replace(made, image_shape=(3, 32, 32))
+
+
+def all_experiments():
+    """A record for every cell of every experiment, each with a number of its own."""
+    made = {}
+    for experiment in paper.EXPERIMENTS.values():
+        for config in experiment.configs((0,), dataset="cifar100", preset="class"):
+            number = (len(made) + 1) / 1000
+            values = np.full((config.tasks, config.tasks), number)
+            matrix = RetrievalMatrix(values, values, values)
+            new = replace(record(), config=config, matrix=matrix)
+            made.setdefault(new.key(), new)
+    return list(made.values())
+
+
+def only_table(records, name="table1"):
+    (group,) = comparison.paper_groups(records)
+    (table,) = (table for table in comparison.tables(group) if table.name == name)
+    return table
 
 
 def rows_of(records, gallery="own"):
-    (group,) = comparison.paper_groups(records)
-    header, rows = comparison.paper_rows(group, gallery)
+    header, rows = comparison.paper_rows(only_table(records), gallery)
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def render(records, markdown=False):
+    return comparison.render_paper(comparison.paper_groups(records), markdown)
 
 
 def test_each_cell_shows_paper_ours_gap_and_a_verdict():
     records = [record("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
     records.append(record("csd", 2, (0.641, 0.616)))
-    rows = rows_of([*records, record("lwf", 0, (0.64, 0.564)), record("mmd", 0, (0.5, 0.609))])
+    records += [record("lwf", 0, (0.64, 0.564)), record("mmd", 0, (0.5, 0.609))]
+    rows = rows_of(records)
     csd = rows["CSD"]
     assert csd["1-50: paper"] == "65.1" and csd["n"] == "3" and csd["verdict"] == "agrees"
     assert rows["LwF"]["verdict"] == "near" and rows["MMD"]["verdict"] == "differs"
     assert rows["LwF"]["gap"] == "-1.5", "60.2 on average, where the paper has 61.7"
-    assert rows["Joint training"]["verdict"] == "not run"
-    table = comparison.render_paper(records, markdown=True)
-    assert "65.1 ± 1.0" in table and "+0.0" in table
+    text = render(records, markdown=True)
+    assert "65.1 ± 1.0" in text and "+0.0" in text
+    assert text.count("Joint training") == 1 and "not run: Initial model" in text
 
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(csd_temperature=0.1)],
+    [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(data="e" * 64)],
 )
 def test_presets_and_settings_never_share_a_table(changes):
     groups = comparison.paper_groups([record("csd"), record("lwf", **changes)])
-    assert [len(group) for group in groups] == [1, 1]
+    assert [len(group.records) for group in groups] == [1, 1]
 
 
-def test_the_newest_of_two_records_of_one_thing_counts():
-    (group,) = comparison.paper_groups([record("csd", last=(0.1, 0.1)), record("csd")])
-    assert len(group) == 1 and group[0]["matrix"]["own"][-1] == [0.6, 0.5]
+def test_a_changed_weight_is_not_taken_for_the_papers_method():
+    assert rows_of([record(), record(seed=1, lambda_csd=10)])["CSD"]["n"] == "1"
+
+
+def test_every_experiment_is_one_table_beside_its_baselines_and_no_record_is_dropped():
+    records = all_experiments()
+    text = render(records)
+    for experiment in paper.EXPERIMENTS.values():
+        # Figure 3 has two numbers of tasks
+        assert text.count(f"\n{experiment.title}\n") == len(experiment.tasks), experiment.title
+    assert "not run:" not in text and "Other runs" not in text
+    for made in records:
+        assert f" {100 * made.matrix.own[0, 0]:.1f}" in text, made.config
+    (group,) = (g for g in comparison.paper_groups(records) if g.config.tasks == 2)
+    by_name = {table.name: table for table in comparison.tables(group)}
+    assert len(by_name["table3"].rows) == 9 + 2  # fine-tuning and joint; CSD is in the grid
+    assert len(by_name["traps"].rows) == 4 + 2 and len(by_name["eq8"].rows) == 2 + 2
+    assert "lambda_kd" in text and "selection" in text
+
+
+def test_ones_own_variants_are_shown_too():
+    text = render([record(), record(lambda_csd=3.0), record("ce+kd")])
+    assert "Other runs" in text and "CSD, lambda_csd=3.0" in text and "ce + kd" in text
 
 
 def test_claims_are_compared_seed_by_seed():
     records = [record("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
     records += [record("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
     records += [record("fine-tuning", 0, (0.3, 0.7))]
-    (group,) = comparison.paper_groups(records)
-    _, rows = comparison.claim_rows(group, "own")
+    rows = comparison.claim_rows(only_table(records), "own")[1]
     by_claim = {row[0]: row[1:] for row in rows}
     assert by_claim["CSD is above LwF on average"] == ["+1.7", "+1.0 ± 0.0", "yes"]
     assert by_claim["CSD keeps the old classes better than fine-tuning"][2] == "yes, one seed"
-    assert by_claim["Joint training stays above CSD on average"][2] == "not run"
+    assert "Joint training stays above CSD on average" not in by_claim
     noisy = [record("csd", s, (0.6 + (0.1 if s else -0.1), 0.6)) for s in (0, 1)]
     noisy += [record("lwf", s) for s in (0, 1)]
-    (group,) = comparison.paper_groups(noisy)
-    holds = {row[0]: row[3] for row in comparison.claim_rows(group, "own")[1]}
+    holds = {row[0]: row[3] for row in comparison.claim_rows(only_table(noisy), "own")[1]}
     assert holds["CSD is above LwF on average"] == "not decided"
 
 
 def test_a_shared_first_task_is_not_counted_twice_in_the_hours():
-    shared = [record("initial"), record("csd")]
     own = {"task": 1, "epoch": 0, "seconds": 5400.0}
-    shared[1]["history"] = [*shared[1]["history"], own]
-    assert ", 2.0 hours," in comparison.render_paper(shared)
+    initial, csd = record("initial"), record("csd")
+    assert ", 2.0 hours," in render([initial, replace(csd, history=(*csd.history, own))])
 
 
-def test_what_was_not_reproduced_is_said():
-    text = comparison.render_paper([])
+def test_what_was_not_reproduced_is_said_once():
+    text = render([])
     for words in ("with preset reference", "preset clean", "Figure 3", "Table 2", "CUB"):
         assert words in text
-    some = comparison.render_paper([record("csd", preset="reference")])
+    some = render([record("csd", preset="reference")])
     assert "with preset reference" not in some and "with preset clean" in some
+    assert all(some.count(e.title) == 1 for e in paper.EXPERIMENTS.values())
 
 
-def test_class_preset_is_never_taken_for_the_papers_protocol():
-    assert "short schedule" in comparison.render_paper([record("csd", preset="class")])
+def test_figure5_alone_is_shown_and_drawn(tmp_path):
+    records = [r for r in all_experiments() if r.config.tasks == 10 and "+" in r.config.method]
+    assert "ce + triplet + kd" in render(records)
+    paths = figures.paper_figures(comparison.paper_groups(records), tmp_path)
+    assert [path.name.split("-")[0] for path in paths] == ["figure5", "figure5"]
 
 
-def test_figures_are_drawn_from_records(tmp_path):
-    from csd_lib.paper import figures
+def test_no_two_figures_share_a_name_and_no_other_figure_is_overwritten(tmp_path):
+    groups = comparison.paper_groups(all_experiments())
+    paths = figures.paper_figures(groups, tmp_path)
+    assert len({*paths}) == len(paths) == len([*tmp_path.iterdir()]) == 1 + 2 * (2 + 1 + 3)
+    assert figures.paper_figures(groups, tmp_path) == paths, "the same group's may be drawn again"
 
-    records = [record(method) for method in paper.TABLE_1]
-    curves = [record(m, tasks=5) for m in ("csd", "lwf", "mmd", "fecd", "fine-tuning")]
-    for r in curves:
-        r["matrix"] = {g: [[0.5] * 5] * 5 for g in ("own", "seen")}
-    paths = figures.paper_figures(records + curves, tmp_path)
-    assert len(paths) == 3 and all(path.stat().st_size > 10_000 for path in paths)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    one = comparison.paper_groups([record()])
+    (first,) = figures.paper_figures(one, mine)
+    before = first.read_bytes()
+    (other,) = figures.paper_figures(comparison.paper_groups([record(data="e" * 64)]), mine)
+    assert other != first and first.read_bytes() == before
+    first.write_text("a user's own")
+    assert figures.paper_figures(one, mine) != [first] and first.read_text() == "a user's own"
 
 
 # --- the command line, and a kill --------------------------------------------------------------
@@ -300,7 +349,7 @@ def test_reproduce_killed_and_repeated_records_the_same_as_in_one_go(tmp_path):
     assert process.returncode == 0
     results = [
         {
-            r["config"]["method"]: (r["matrix"], [h["loss"] for h in r["history"]])
+            r.config.method: (vars(r.matrix), [h["loss"] for h in r.history])
             for r in ledger.load_records(tmp_path / name / "results")
         }
         for name in ("whole", "killed")
@@ -309,35 +358,47 @@ def test_reproduce_killed_and_repeated_records_the_same_as_in_one_go(tmp_path):
     np.testing.assert_equal(results[0], results[1])
 
 
+def test_two_processes_share_the_cells_and_do_none_twice(tmp_path):
+    command = ["reproduce", "table1", "--dataset", "digits", "--preset", "clean", "--epochs", "2"]
+    both = [cli(*command, "--quiet", folder=tmp_path) for _ in range(2)]
+    texts = []
+    for process in both:
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+        texts.append(text)
+    assert all(text.count("Joint training") == 3 for text in texts), "two tables, one line"
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("[")]
+    done = [line for line in lines if "recorded" not in line and "first task" not in line]
+    # Whoever finds the initial model trained as the others' first task only measures it.
+    assert sorted(line[1] for line in done) == list("123456"), lines
+    records, problems = ledger.read_ledger(tmp_path / "results")
+    assert len(records) == 6 and problems == []
+
+
 # --- the records in this repository ------------------------------------------------------------
 
 
 def recorded():
-    return [r for r in ledger.load_records() if "preset" in r["config"]]
-
-
-def test_recorded_configs_are_of_this_kit():
-    known = {field.name for field in fields(TrainConfig)}
-    assert recorded() and all(set(r["config"]) == known for r in recorded())
+    return ledger.load_records()
 
 
 def test_recorded_features_give_the_recorded_recall():
     """Half precision costs a little; a mixed-up file would cost everything."""
     from csd_lib.retrieval import recall_at_k
 
-    kept = [r for r in recorded() if "files" in r]
+    kept = [r for r in recorded() if r.files]
     assert kept
     for r in kept:
         features, labels = ledger.load_features(r)
         first = labels < (labels.max() + 1) // 2
         for j, part in enumerate((first, ~first)):
             recall = recall_at_k(features[part], labels[part])[1]
-            assert recall == pytest.approx(r["matrix"]["own"][-1][j], abs=0.003), r["folder"]
+            assert recall == pytest.approx(r.matrix.own[-1, j], abs=0.003), r.folder
 
 
 def test_recorded_models_are_small_and_load():
-    kept = [r for r in recorded() if "files" in r]
-    size = sum((r["folder"] / name).stat().st_size for r in kept for name in r["files"])
+    kept = [r for r in recorded() if r.files]
+    size = sum((r.folder / name).stat().st_size for r in kept for name in r.files)
     assert size < 25e6
     for r in kept:
         model = ledger.load_model(r)

@@ -9,10 +9,10 @@ import torch
 from matplotlib.colors import to_hex
 
 from csd_lib.course import plots
-from csd_lib.methods import METHODS
+from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.model import ResNet
 from csd_lib.paper import figures, ledger
-from csd_lib.paper.comparison import paper_groups
+from csd_lib.paper.comparison import paper_groups, tables
 
 CIRCLE = torch.tensor([0.0, 60, 120, 180]).deg2rad()
 POINTS = torch.stack([CIRCLE.cos(), CIRCLE.sin()], dim=1)
@@ -28,8 +28,9 @@ def random_maps():
     return {title: generator.normal(size=(40, 2)) for title in ("before", "after")}
 
 
-def records():
-    return ledger.load_records()
+def table(dataset):
+    groups = paper_groups(ledger.load_records())
+    return next(t for g in groups for t in tables(g) if g.config.dataset == dataset)
 
 
 # One call of every public function that returns a figure.
@@ -57,10 +58,8 @@ FIGURES = {
     "grouped_points": lambda d, t: plots.grouped_points(
         {"group": {name: [1.0, 2.0] for name in METHODS}}, "y", "title", bars=False
     ),
-    "paper_against_ours": lambda d, t: figures.paper_against_ours(paper_groups(records())[0]),
-    "first_task_curves": lambda d, t: figures.first_task_curves(
-        [r for r in records() if r["config"]["dataset"] == "digits"], "own", 2
-    ),
+    "paper_against_ours": lambda d, t: figures.paper_against_ours(table("cifar100")),
+    "first_task_curves": lambda d, t: figures.first_task_curves(table("digits"), "own"),
     "drift_maps": lambda d, t: plots.drift_maps(
         random_maps(), torch.arange(10).repeat(4), NAMES, start="before"
     ),
@@ -96,8 +95,24 @@ def test_every_method_and_every_loss_term_has_a_marker_of_its_own(styles):
     assert len(set(markers)) == len(styles)
 
 
-def test_every_method_has_a_style_and_every_class_a_marker():
+def test_what_is_registered_is_drawn_with_a_look_and_a_name_of_its_own(style, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", Method("My method", "ce"))
+    monkeypatch.setitem(TERMS, "new", Term("new term", lambda o, s: 0))
+    names = [*METHODS, *(f"recipe {i}" for i in range(9))]
+    looks = figures.method_styles(names).values()
+    assert len({(s["marker"], s["color"], s["linestyle"]) for s in looks}) == len(names)
+    assert len({s["marker"] for s in list(looks)[len(METHODS) - 1 :]}) == 10
+    curves = figures.method_curves({name: np.random.rand(2, 3) for name in names}, "y")
+    assert "My method" in [text.get_text() for text in curves.axes[0].get_legend().texts]
+    history = [dict(task=0, epoch=e, ce=1.0, new=0.5, gone=0.1, seconds=9.0) for e in (0, 1)]
+    legend = plots.training_curves(history).axes[0].get_legend()
+    assert [text.get_text() for text in legend.texts] == ["cross entropy", "new term", "gone"]
+    plots.grouped_points({"a group": {name: [1.0, 2.0] for name in names}}, "y")
+
+
+def test_every_method_and_term_has_a_style_and_every_class_a_marker():
     assert figures.METHOD_STYLE.keys() == METHODS.keys()
+    assert figures.TERM_STYLE.keys() == TERMS.keys()
     assert len(set(plots.CLASS_MARKERS)) == len(set(plots.CLASS_COLORS)) == 10
 
 

@@ -68,7 +68,8 @@ def term_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _styles(names: Iterable[str], known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    unknown = [name for name in dict.fromkeys(names) if name not in known]
+    names = list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in known]
     made = {
         name: dict(
             color=_MORE_COLORS[i % len(_MORE_COLORS)],

@@ -304,10 +304,10 @@ def passes_left(cells: Sequence[Cell]) -> float:
     left, shared = 0.0, set()
     for cell in cells:
         epochs, done = cell.config.epochs, cell.epochs_done()
-        if cell.first_run in shared:
+        first = cell.first_run or cell.run  # the initial model is the others' first task
+        if first in shared:
             done = max(done, epochs)
-        elif cell.first_run:
-            shared.add(cell.first_run)
+        shared.add(first)
         left += max(0, cell.stages * epochs - done) * cell.share
     return left
 
