@@ -444,7 +444,7 @@ def grouped_points(
                 marker=style["marker"],
                 edgecolors=BLACK,
                 zorder=3,
-                label=METHODS[name].title if g == 0 else None,
+                label=(METHODS[name].title if name in METHODS else name) if g == 0 else None,
             )
     if bars:
         axis.axhline(0, color=BLACK, lw=1)
