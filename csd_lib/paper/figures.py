@@ -51,13 +51,18 @@ TERM_STYLE = {
 # For names that have no style above, in the order in which they come: the three lengths have no
 # common divisor, so that many are told apart.
 _MORE_COLORS = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY, BLACK)
-_MORE_MARKERS = ("*", "<", ">", "p", "h", "d", "8", "H", "X", "D", "1")
+_MORE_MARKERS = ("*", "<", ">", "p", "h", "d", "8", "H", "X", "D", "P")
 _MORE_LINES = ("-", "--", "-.", ":")
 
 
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return a colour, marker and line for each of these methods, whoever registered them."""
     return _styles(names, METHOD_STYLE)
+
+
+def method_title(name: str) -> str:
+    """Return what stands in a legend for a method; any other name stands for itself."""
+    return METHODS[name].title if name in METHODS else name
 
 
 def term_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -125,7 +130,7 @@ def method_curves(
             runs.mean(axis=0),
             yerr=sd,
             capsize=5,
-            label=METHODS[name].title if name in METHODS else name,
+            label=method_title(name),
             **styles[name],
         )
     axis.set(ylabel=ylabel, title=title)
