@@ -13,6 +13,7 @@ import numpy as np
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.files import read_json, write_json
+from csd_lib.methods import get_method
 from csd_lib.retrieval import RetrievalMatrix, average, forgetting
 
 MAX_ENTRIES = 10_000  # of a matrix, in tasks times stages
@@ -73,6 +74,9 @@ class Record:
         )
         if matrix.own.shape[1] != config.tasks:
             raise ValueError(f"its matrix has {matrix.own.shape[1]} columns, not {config.tasks}")
+        stages = 1 if get_method(config.method).joint else config.tasks
+        if len(matrix.own) != stages:
+            raise ValueError(f"its matrix has {len(matrix.own)} rows, not {stages}")
         others = {name: content[name] for name in optional if name in content}
         for name in ("history", "image_shape"):
             others[name] = tuple(others.get(name, ()))

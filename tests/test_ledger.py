@@ -1,26 +1,33 @@
 """Records of the paper's experiments: made, found again, checked, and set beside the paper."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from test_report import record as any_record
+from made_up import quick_fingerprint, record
 
-from csd_lib import InputError, losses
+from csd_lib import InputError, files
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
-from csd_lib.paper import comparison, figures, ledger
+from csd_lib.experiment import run_name
+from csd_lib.methods import METHODS, Method
+from csd_lib.paper import comparison, figures, ledger, report
 from csd_lib.paper import published as paper
-from csd_lib.record import Record
-from csd_lib.retrieval import RetrievalMatrix, embed, retrieval_matrix
+from csd_lib.retrieval import embed, recall_at_k, retrieval_matrix
 
 QUICK = dict(dataset="digits", preset="clean", epochs=1, device="cpu")
+training = sys.modules["csd_lib.train"]  # csd_lib.train is its function
+LIMIT = 300  # seconds that another process may take
 
 
 @pytest.fixture
@@ -28,6 +35,25 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("CSD_RESULTS", str(tmp_path / "results"))
     return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """A list to which every task that is trained adds its number of classes and whether later."""
+    found, original = [], training.TaskTraining
+
+    def spy(student, teacher, tasks, *rest):
+        if len(tasks[-1].train_images) > 100:  # else it is the tiny run of a fingerprint
+            found.append((len(tasks[-1].classes), teacher is not None))
+        return original(student, teacher, tasks, *rest)
+
+    monkeypatch.setattr(training, "TaskTraining", spy)
+    return found
+
+
+def other_code():
+    """A context in which the code computes other numbers for method csd."""
+    return patch.dict(METHODS, csd=Method("CSD", "ce+triplet+csd"))
 
 
 def table1(**changes):
@@ -42,8 +68,7 @@ def test_every_experiment_is_a_set_of_different_possible_configs():
     for name in paper.EXPERIMENTS:
         for preset in ("reference", "clean", "class"):
             configs = paper.get_experiment(name).configs((0, 1), dataset="cifar100", preset=preset)
-            keys = {str(config.key()) for config in configs}
-            assert len(keys) == len(configs) > 1, name
+            assert len({run_name(config, "") for config in configs}) == len(configs) > 1, name
     assert {c.tasks for c in paper.get_experiment("figure3").configs((0,))} == {5, 10}
     grid = paper.get_experiment("table3").configs((0,), dataset="cifar100")
     assert {(c.lambda_kd, c.lambda_csd) for c in grid} == {
@@ -57,92 +82,162 @@ def test_the_papers_table_adds_up():
         assert average == pytest.approx((old + new) / 2, abs=0.051)
 
 
-def test_reproduce_trains_each_first_task_once_and_records_every_run(own_folders, monkeypatch):
-    trained = []
-    from csd_lib.train import TaskTraining
-
-    original = TaskTraining.run_epoch
-
-    def spy(self, *rest):
-        classes = len(self.labels.unique())
-        trained.append((classes, self.teacher is not None, len(self.images) > 100))
-        return original(self, *rest)
-
-    monkeypatch.setattr(TaskTraining, "run_epoch", spy)
+def test_reproduce_trains_each_first_task_once_and_records_every_run(own_folders, trained):
     places = reproduce(table1())
-    # initial: one first task for four methods; joint: all ten classes. The rest are fingerprints'.
-    assert [t[:2] for t in trained if t[2]] == [(5, False), *[(5, True)] * 4, (10, False)]
+    # initial: one first task for four methods; joint: all ten classes.
+    assert trained == [(5, False), *[(5, True)] * 4, (10, False)]
     records = ledger.load_records()
-    assert {r.folder for r in records} == {*places} and len(places) == 6
-    for record in records:
-        assert record.fingerprint and len(record.data) == 64 and record.image_shape == (1, 8, 8)
-        assert record.config.precision == "fp32" and record.training_seconds > 0
-        assert len(record.history) == (1 if record.config.method in ("initial", "joint") else 2)
+    assert len(records) == len(places) == 6
+    for found in records:
+        assert found.date and found.device and found.versions and found.threads
+        assert found.config.precision == "fp32" and found.training_seconds > 0
+        stages = 1 if found.config.method in ("initial", "joint") else 2
+        assert len(found.history) == stages and found.matrix.own.shape[1] == 2
+    assert all(report.are_current(records))
 
     trained.clear()
-    assert reproduce(table1()) == places, "what is recorded is not run again"
-    assert not any(is_real for *_, is_real in trained)
+    assert reproduce(table1()) == places and trained == [], "what is recorded is not run again"
 
 
 def test_initial_model_is_searched_among_all_classes_at_the_end(own_folders):
-    (place,) = reproduce([TrainConfig(method="initial", **QUICK)])
-    matrix = Record.read(place / "results.json").matrix
-    assert list(matrix.own[0]) == list(matrix.own[1]), "the model does not change"
+    reproduce([TrainConfig(method="initial", **QUICK)])
+    (matrix,) = (found.matrix for found in ledger.load_records())
+    assert matrix.own[0].tolist() == matrix.own[1].tolist(), "the model does not change"
     assert matrix.seen[1, 0] < matrix.own[1, 0], "but its gallery has grown"
     assert matrix.seen[0, 0] == matrix.own[0, 0]
 
 
-def test_what_other_code_recorded_is_kept_and_said_and_run_anew_on_demand(
-    own_folders, monkeypatch, capsys
+def test_a_run_on_another_device_is_the_same_thing_but_other_settings_are_not(digits):
+    on_gpu = {**QUICK, "device": "cuda", "cuda_graph": True}
+    data = digits.sha256()
+    cell = ledger.Cell(TrainConfig(**QUICK), data, "abc", ledger.results_folder())
+    assert cell.is_of(record(TrainConfig(**on_gpu), data=data))
+    assert not cell.is_of(record(TrainConfig(**on_gpu), data="1" * 64))
+    for change in ({"precision": "amp"}, {"seed": 1}, {"csd_temperature": 1}):
+        assert not cell.is_of(record(TrainConfig(**{**on_gpu, **change}), data=data))
+
+
+def test_what_older_code_recorded_is_kept_and_said_and_run_anew_on_demand(
+    own_folders, trained, capsys
 ):
     config = TrainConfig(**QUICK)
-    original = losses.csd_loss
-    with monkeypatch.context() as patch:
-        patch.setattr(losses, "csd_loss", lambda *a: 0.5 * original(*a))
+    with other_code():
         (old,) = reproduce([config])
-    before = (old / "results.json").read_bytes()
-    assert reproduce([config]) == [old]
-    assert "by other code" in capsys.readouterr().out
-    with pytest.warns(UserWarning, match="code that computes other numbers"):
-        (new,) = reproduce([config], again=True)
-    assert reproduce([config], again=True) == [new], "the second time it is there"
-    assert new != old and (old / "results.json").read_bytes() == before
-    records = {r.folder: r.fingerprint for r in ledger.load_records()}
-    assert len(records) == 2 and records[new] != records[old]
+    before, (older,) = (old / "results.json").read_bytes(), ledger.load_records()
+    trained.clear()
+    assert reproduce([config]) == [old] and trained == []
+    assert f"other code ({older.fingerprint})" in capsys.readouterr().out
+    (new,) = reproduce([config], again=True)
+    assert new != old and (old / "results.json").read_bytes() == before and trained
+    made = {found.folder: found for found in ledger.load_records()}
+    assert made.keys() == {old, new} and made[old].fingerprint == older.fingerprint
+    assert report.are_current([made[old], made[new]]) == [False, True]
+    trained.clear()
+    assert reproduce([config], again=True) == [new] and trained == []
 
 
-def test_a_dry_run_says_how_far_each_cell_is_and_runs_nothing(own_folders, digits):
-    configs = table1(epochs=2)
-    cells = ledger.plan(configs, digits)
-    assert {cell.state() for cell in cells} == {"missing"} and ledger.hours_left(cells) is None
-    assert list(own_folders.iterdir()) == []
-    reproduce(configs[:1])
-    half = cells[1].run
-    half.mkdir()
-    (half / "history.jsonl").write_text('{"task": 0, "epoch": 0, "seconds": 7200}\n')
-    text = ledger.render_plan(ledger.plan(configs, digits))
-    assert "Initial model" in text.splitlines()[0] and text.count("recorded on") == 1
-    assert "half done at epoch 1 of 4" in text and text.count(": missing") == 4
-    assert "5 cells to run" in text and "unknown" not in text
+def test_a_damaged_record_is_made_anew_and_kept(own_folders):
+    (place,) = reproduce([TrainConfig(**QUICK)])
+    (place / "results.json").write_text('{"config": {}}')
+    (new,) = reproduce([TrainConfig(**QUICK)])
+    assert new != place and (place / "results.json").read_text() == '{"config": {}}'
+    with pytest.warns(UserWarning, match=r"results\.json is not a record: it lacks matrix"):
+        (found,) = ledger.load_records()
+    assert found.folder == new
 
 
-def test_time_left_counts_what_cells_share_once(own_folders, digits):
+def test_what_another_process_recorded_meanwhile_is_not_run_again(
+    own_folders, trained, monkeypatch, capsys
+):
+    configs, original = table1(), ledger.plan
+
+    def plan(*arguments):
+        cells = original(*arguments)
+        monkeypatch.setattr(ledger, "plan", original)
+        places = reproduce(configs)  # as another process would, right now
+        assert len(trained) == 6 and len(places) == len({*places}) == 6
+        trained.clear()
+        shutil.rmtree(own_folders / "runs")
+        return cells
+
+    monkeypatch.setattr(ledger, "plan", plan)
+    places = reproduce(configs)
+    assert [found for found in trained if found[1]] == [] and (10, False) not in trained
+    assert {found.folder for found in ledger.load_records()} == {*places}
+    assert capsys.readouterr().out.count("recorded by another process") == 6
+
+
+@pytest.mark.parametrize("with_a_first_task", [True, False])
+def test_a_cell_that_another_process_holds_is_left_for_later(
+    own_folders, digits, with_a_first_task, monkeypatch
+):
+    monkeypatch.setattr(ledger, "PAUSE", 0.05)
+    one, other = (TrainConfig(method=m, **QUICK) for m in ("csd", "joint"))
+    cell = ledger.plan([one], digits)[0]
+    held = files.make_folder(cell.first_run if with_a_first_task else cell.run)
+    code = (
+        "import sys, pathlib, csd_lib.files as f\nwith f.only_one(pathlib.Path(sys.argv[1]), 'x'):"
+    )
+    code += "\n print('held', flush=True); sys.stdin.readline()"
+    command = [sys.executable, "-c", code, held]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pool = ThreadPoolExecutor()
+    try:
+        assert pool.submit(holder.stdout.readline).result(LIMIT) == "held\n"
+        result, end = pool.submit(reproduce, [one, other]), time.monotonic() + LIMIT
+        while not ledger.load_records() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        (found,) = ledger.load_records()
+        assert found.config.method == "joint" and not result.done()
+        holder.communicate("\n", timeout=LIMIT)
+        assert len(result.result(LIMIT)) == len(ledger.load_records()) == 2
+    finally:
+        holder.kill()
+        pool.shutdown(wait=False)
+
+
+def test_a_plan_says_of_each_cell_how_far_it_is_and_trains_nothing(own_folders, digits, trained):
+    recorded, half, missing, older = (
+        TrainConfig(**{**QUICK, "method": method, "epochs": 3})
+        for method in ("joint", "initial", "fine-tuning", "csd")
+    )
+    with other_code():
+        reproduce([older])  # and with it the first task, which is all of initial's
+    for path in (own_folders / "runs").glob("*initial*/*"):
+        if path.name == "history.jsonl":
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    reproduce([recorded])
+    trained.clear()
+    before = sorted(own_folders.rglob("*"))
+    cells = ledger.plan([recorded, half, missing, older], digits)
+    *lines, last = ledger.render_plan(cells).splitlines()
+    words = ("recorded on", "half done at epoch 2 of 3", "missing", "by other code")
+    for number, (line, word) in enumerate(zip(lines, words, strict=True), start=1):
+        assert line.startswith(f"[{number}/4]") and word in line
+    assert last.startswith("2 cells to run") and "unknown" not in last
+    assert ledger.render_plan(cells, again=True).splitlines()[-1].startswith("3 cells to run")
+    assert trained == [] and sorted(own_folders.rglob("*")) == before
+    nothing = ledger.plan([TrainConfig(**{**QUICK, "seed": 9})], digits)
+    assert "unknown" in ledger.render_plan(nothing)
+
+
+def test_a_plan_counts_a_shared_first_task_once(own_folders, digits):
     cells = ledger.plan(table1(epochs=4), digits)
-    # initial and the first task that it shares: 4 epochs of half the images; four methods' second
-    # tasks; joint training: 4 epochs of all.
+    # Halves of the images: the first task once, and a later one for four methods; joint has all.
     assert ledger.passes_left(cells) == 4 * (0.5 + 4 * 0.5 + 1)
 
 
 def test_kept_models_and_features_are_those_of_the_run(own_folders, digits):
     reproduce([TrainConfig(**QUICK)], keep_models=True)
-    (record,) = ledger.load_records()
-    model, (features, labels) = ledger.load_model(record), ledger.load_features(record)
+    (found,) = ledger.load_records()
+    model, (features, labels) = ledger.load_model(found), ledger.load_features(found)
     tasks = class_incremental_split(digits, 2)
     images = torch.cat([task.test_images for task in tasks])
     assert torch.equal(labels, torch.cat([task.test_labels for task in tasks]))
     torch.testing.assert_close(embed(model, images), features, rtol=1e-3, atol=1e-3)
     last = retrieval_matrix([model], tasks).seen[-1]
-    np.testing.assert_allclose(last, record.matrix.seen[-1])
+    np.testing.assert_allclose(last, found.matrix.seen[-1])
 
 
 @pytest.mark.parametrize("name", ["model.pt", "features.npz"])
@@ -151,167 +246,250 @@ def test_a_file_that_is_not_the_recorded_one_is_refused(own_folders, name):
     content = bytearray((place / name).read_bytes())
     content[len(content) // 2] ^= 1
     (place / name).write_bytes(content)
-    (record,) = ledger.load_records()
+    (found,) = ledger.load_records()
     load = ledger.load_model if name == "model.pt" else ledger.load_features
     with pytest.raises(InputError, match=f"{re.escape(name)} is not the file that was recorded"):
-        load(record)
+        load(found)
     (place / name).unlink()
     with pytest.raises(InputError, match="not the file that was recorded"):
-        load(record)
+        load(found)
 
 
-def test_a_record_without_models_says_how_to_get_them(tmp_path):
-    record = replace(any_record(), folder=tmp_path)
+def test_a_record_without_models_says_how_to_get_them(own_folders):
+    reproduce([TrainConfig(**QUICK)])
+    (found,) = ledger.load_records()
     with pytest.raises(InputError, match=r"kept no model\.pt.*--keep-models"):
-        ledger.load_model(record)
-
-
-def test_what_is_not_a_record_is_named_and_does_not_stop_the_others(own_folders):
-    for name in "xy":
-        (own_folders / "results" / name).mkdir(parents=True)
-    any_record().write(own_folders / "results" / "x" / "results.json")
-    (own_folders / "results" / "y" / "results.json").write_text('{"config": {}}')
-    with pytest.warns(UserWarning, match=r"left out: .*results\.json is not a record"):
-        assert len(ledger.load_records()) == 1
+        ledger.load_model(found)
+    with pytest.raises(InputError, match="no record with method=lwf"):
+        ledger.find_record([found], method="lwf")
+    assert ledger.find_record([found], method="csd") is found
 
 
 # --- paper against ours ------------------------------------------------------------------------
 
 
-def record(method="csd", seed=0, last=(0.6, 0.5), preset="clean", **changes):
-    changes = {"dataset": "cifar100", **changes}
-    made = any_record(method, seed, ((0.7, 0.2), last), preset=preset, **changes)
-    return replace(made, image_shape=(3, 32, 32))
+@pytest.fixture
+def computed_once(monkeypatch):
+    monkeypatch.setattr(report, "fingerprint", quick_fingerprint)
 
 
-def all_experiments():
-    """A record for every cell of every experiment, each with a number of its own."""
-    made = {}
-    for experiment in paper.EXPERIMENTS.values():
-        for config in experiment.configs((0,), dataset="cifar100", preset="class"):
-            number = (len(made) + 1) / 1000
-            values = np.full((config.tasks, config.tasks), number)
-            matrix = RetrievalMatrix(values, values, values)
-            new = replace(record(), config=config, matrix=matrix)
-            made.setdefault(new.key(), new)
-    return list(made.values())
+def made(method, seed=0, last=(0.6, 0.5), **changes):
+    history = ({"task": 0, "epoch": 0, "seconds": 1800.0 + seed},)
+    return record(**{"method": method, "seed": seed, "last": last, "history": history, **changes})
 
 
-def only_table(records, name="table1"):
+def table_of(records):
     (group,) = comparison.paper_groups(records)
-    (table,) = (table for table in comparison.tables(group) if table.name == name)
+    (table,) = comparison.tables(group)
     return table
 
 
 def rows_of(records, gallery="own"):
-    header, rows = comparison.paper_rows(only_table(records), gallery)
+    header, rows = comparison.paper_rows(table_of(records), gallery)
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def render(records, markdown=False):
-    return comparison.render_paper(comparison.paper_groups(records), markdown)
+def experiment_records(name, keep=lambda config: True, baselines=(), **changes):
+    configs = paper.EXPERIMENTS[name].configs((0, 1), dataset="cifar100", depth=8, **changes)
+    shared = [dict(dataset="cifar100", depth=8, tasks=t) for t in {c.tasks for c in configs}]
+    others = [TrainConfig(method=method, **each) for method in baselines for each in shared]
+    return [record(config) for config in [*filter(keep, configs), *others]]
 
 
-def test_each_cell_shows_paper_ours_gap_and_a_verdict():
-    records = [record("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
-    records.append(record("csd", 2, (0.641, 0.616)))
-    records += [record("lwf", 0, (0.64, 0.564)), record("mmd", 0, (0.5, 0.609))]
+def test_each_cell_shows_paper_ours_gap_and_a_verdict(computed_once):
+    records = [made("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
+    records.append(made("csd", 2, (0.641, 0.616)))
+    records += [made("lwf", 0, (0.64, 0.564)), made("mmd", 0, (0.5, 0.609))]
     rows = rows_of(records)
     csd = rows["CSD"]
     assert csd["1-50: paper"] == "65.1" and csd["n"] == "3" and csd["verdict"] == "agrees"
     assert rows["LwF"]["verdict"] == "near" and rows["MMD"]["verdict"] == "differs"
     assert rows["LwF"]["gap"] == "-1.5", "60.2 on average, where the paper has 61.7"
-    text = render(records, markdown=True)
+    text = comparison.render_paper(comparison.paper_groups(records), markdown=True)
     assert "65.1 ± 1.0" in text and "+0.0" in text
-    assert text.count("Joint training") == 1 and "not run: Initial model" in text
+    (line,) = [line for line in text.splitlines() if "not run: " in line]
+    assert "Joint training" in line and "CSD" not in line
 
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(data="e" * 64)],
+    [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(weight_decay=0.1)],
 )
-def test_presets_and_settings_never_share_a_table(changes):
-    groups = comparison.paper_groups([record("csd"), record("lwf", **changes)])
+def test_presets_and_settings_never_share_a_table(computed_once, changes):
+    groups = comparison.paper_groups([made("csd"), made("lwf", **changes)])
     assert [len(group.records) for group in groups] == [1, 1]
 
 
-def test_a_changed_weight_is_not_taken_for_the_papers_method():
-    assert rows_of([record(), record(seed=1, lambda_csd=10)])["CSD"]["n"] == "1"
+def test_a_changed_weight_never_stands_in_the_papers_table(computed_once):
+    (group,) = comparison.paper_groups([made("csd"), made("csd", 1, csd_temperature=0.1)])
+    table, other = comparison.tables(group)
+    assert table.is_papers and [len(row) for row in table.rows] == [1]
+    assert not other.is_papers and other.rows[0][0].config.csd_temperature == 0.1
 
 
-def test_every_experiment_is_one_table_beside_its_baselines_and_no_record_is_dropped():
-    records = all_experiments()
-    text = render(records)
-    for experiment in paper.EXPERIMENTS.values():
-        # Figure 3 has two numbers of tasks
-        assert text.count(f"\n{experiment.title}\n") == len(experiment.tasks), experiment.title
-    assert "not run:" not in text and "Other runs" not in text
-    for made in records:
-        assert f" {100 * made.matrix.own[0, 0]:.1f}" in text, made.config
-    (group,) = (g for g in comparison.paper_groups(records) if g.config.tasks == 2)
-    by_name = {table.name: table for table in comparison.tables(group)}
-    assert len(by_name["table3"].rows) == 9 + 2  # fine-tuning and joint; CSD is in the grid
-    assert len(by_name["traps"].rows) == 4 + 2 and len(by_name["eq8"].rows) == 2 + 2
-    assert "lambda_kd" in text and "selection" in text
+@pytest.mark.parametrize("machine", [dict(device="cuda:1"), dict(cuda_graph=True)])
+def test_the_machine_never_splits_a_table(computed_once, machine):
+    config = TrainConfig(dataset="cifar100", depth=8, seed=1, **machine)
+    assert [len(row) for row in table_of([made("csd"), record(config)]).rows] == [2]
 
 
-def test_ones_own_variants_are_shown_too():
-    text = render([record(), record(lambda_csd=3.0), record("ce+kd")])
-    assert "Other runs" in text and "CSD, lambda_csd=3.0" in text and "ce + kd" in text
-
-
-def test_claims_are_compared_seed_by_seed():
-    records = [record("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
-    records += [record("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
-    records += [record("fine-tuning", 0, (0.3, 0.7))]
-    rows = comparison.claim_rows(only_table(records), "own")[1]
+def test_claims_are_compared_seed_by_seed(computed_once):
+    records = [made("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
+    records += [made("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
+    records += [made("fine-tuning", 0, (0.3, 0.7))]
+    _, rows = comparison.claim_rows(table_of(records), "own")
     by_claim = {row[0]: row[1:] for row in rows}
     assert by_claim["CSD is above LwF on average"] == ["+1.7", "+1.0 ± 0.0", "yes"]
     assert by_claim["CSD keeps the old classes better than fine-tuning"][2] == "yes, one seed"
-    assert "Joint training stays above CSD on average" not in by_claim
-    noisy = [record("csd", s, (0.6 + (0.1 if s else -0.1), 0.6)) for s in (0, 1)]
-    noisy += [record("lwf", s) for s in (0, 1)]
-    holds = {row[0]: row[3] for row in comparison.claim_rows(only_table(noisy), "own")[1]}
+    assert not any("Joint" in claim for claim in by_claim), "it was not run"
+    noisy = [made("csd", s, (0.6 + (0.1 if s else -0.1), 0.6)) for s in (0, 1)]
+    noisy += [made("lwf", s) for s in (0, 1)]
+    holds = {row[0]: row[3] for row in comparison.claim_rows(table_of(noisy), "own")[1]}
     assert holds["CSD is above LwF on average"] == "not decided"
 
 
-def test_a_shared_first_task_is_not_counted_twice_in_the_hours():
-    own = {"task": 1, "epoch": 0, "seconds": 5400.0}
-    initial, csd = record("initial"), record("csd")
-    assert ", 2.0 hours," in render([initial, replace(csd, history=(*csd.history, own))])
+def test_a_shared_first_task_is_not_counted_twice_in_the_hours(computed_once):
+    shared, own = made("initial"), {"task": 1, "epoch": 0, "seconds": 5400.0}
+    both = [shared, made("csd", history=(*shared.history, own))]
+    assert ", 2.0 hours," in comparison.render_paper(comparison.paper_groups(both))
 
 
-def test_what_was_not_reproduced_is_said_once():
-    text = render([])
+def test_what_was_not_reproduced_is_said(computed_once):
+    text = comparison.render_paper([])
     for words in ("with preset reference", "preset clean", "Figure 3", "Table 2", "CUB"):
         assert words in text
-    some = render([record("csd", preset="reference")])
+    render = lambda r: comparison.render_paper(comparison.paper_groups([r]))  # noqa: E731
+    some = render(made("csd", preset="reference"))
     assert "with preset reference" not in some and "with preset clean" in some
-    assert all(some.count(e.title) == 1 for e in paper.EXPERIMENTS.values())
+    assert "with preset clean" in render(made("csd", fingerprint="other000"))
 
 
-def test_figure5_alone_is_shown_and_drawn(tmp_path):
-    records = [r for r in all_experiments() if r.config.tasks == 10 and "+" in r.config.method]
-    assert "ce + triplet + kd" in render(records)
-    paths = figures.paper_figures(comparison.paper_groups(records), tmp_path)
-    assert [path.name.split("-")[0] for path in paths] == ["figure5", "figure5"]
+def test_class_preset_is_never_taken_for_the_papers_protocol(computed_once):
+    groups = comparison.paper_groups([made("csd", preset="class")])
+    assert "short schedule" in comparison.render_paper(groups)
 
 
-def test_no_two_figures_share_a_name_and_no_other_figure_is_overwritten(tmp_path):
-    groups = comparison.paper_groups(all_experiments())
+@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compared_with(
+    computed_once, name
+):
+    records = experiment_records(name, baselines=comparison.BASELINES)
+    wanted = {json.dumps(found.config.key("seed"), sort_keys=True) for found in records}
+    for tasks in paper.EXPERIMENTS[name].tasks:
+        (group,) = comparison.paper_groups([r for r in records if r.config.tasks == tasks])
+        tables = {table.name: table for table in comparison.tables(group)}
+        table = tables.pop(name)
+        others = {"table1", "figure3", ""} - {name}  # of the baselines
+        assert tables.keys() <= others and not table.missing
+        shown = [json.dumps(row[0].config.key("seed"), sort_keys=True) for row in table.rows]
+        assert len(shown) == len(set(shown))
+        configs = paper.EXPERIMENTS[name].configs(
+            (0,), only_tasks=tasks, dataset="cifar100", depth=8
+        )
+        variants = {json.dumps(config.key("seed"), sort_keys=True) for config in configs}
+        assert variants <= {*shown} <= wanted
+        if name not in ("table1", "figure3"):
+            methods = {row[0].config.method for row in table.rows}
+            assert methods >= {*comparison.BASELINES}
+        labels = [table.label(row[0].config) for row in table.rows]
+        assert len(set(labels)) == len(labels)
+        covered = {id(r) for t in comparison.tables(group) for row in t.rows for r in row}
+        assert covered == {id(r) for r in group.records}, "every record is in some table"
+
+
+@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+def test_a_variant_that_was_not_run_is_named_once(computed_once, name):
+    missing = paper.EXPERIMENTS[name].configs((0,), dataset="cifar100", depth=8)[1]
+    records = experiment_records(
+        name, lambda c: c.tasks == missing.tasks and c.key("seed") != missing.key("seed")
+    )
+    (group,) = groups = comparison.paper_groups(records)
+    tables = {table.name: table for table in comparison.tables(group)}
+    text = comparison.render_paper(groups)
+    if name == "eq8":  # what is left is CSD, which Table 1 has
+        assert tables.keys() == {"table1"} and f"{paper.EXPERIMENTS[name].title}: no run" in text
+        return
+    assert [config.key() for config in tables[name].missing] == [missing.key()]
+    assert text.count(f"not run: {tables[name].label(missing)}\n") == 1
+    assert text.count("not run: ") == sum(1 for table in tables.values() if table.missing)
+
+
+def test_what_was_recorded_of_one_experiment_makes_no_table_of_another(computed_once):
+    (group,) = comparison.paper_groups(experiment_records("figure5"))
+    (table,) = comparison.tables(group)
+    assert table.name == "figure5" and len(table.rows) == 8 and not table.missing
+    assert comparison.tables(comparison.paper_groups([made("csd")])[0])[0].name == "table1"
+
+
+def test_older_codes_rows_never_stand_beside_current_ones_and_make_no_claims(
+    computed_once, tmp_path
+):
+    older = [made("csd", 0, (0.9, 0.123), fingerprint=text) for text in ("other000", "other111")]
+    older += [made("lwf", 0, (0.9, 0.124), fingerprint="")]
+    groups = comparison.paper_groups([*older, made("csd"), made("lwf")])
+    assert [(g.is_current, len(g.records)) for g in groups] == [(True, 2), (False, 3)]
+    current, rest = comparison.render_paper(groups).split(report.OLDER)
+    assert "12.3" not in current and "12.3" in rest and "CSD is above LwF" in current
+    assert "CSD is above LwF" not in rest
+    (table,) = comparison.tables(groups[1])
+    figure = figures.paper_against_ours(table)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(set(labels)) == 3 and sum("CSD" in label for label in labels) == 2
+
+
+def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own(computed_once):
+    mine = {name: Method(f"My {name}", "ce+triplet+fecd") for name in ("one", "two")}
+    with patch.dict(METHODS, mine):
+        (group,) = comparison.paper_groups([made(name) for name in ("csd", *mine)])
+        table, other = comparison.tables(group)
+        assert len(table.rows) == 1 and len(other.rows) == 2
+        text = comparison.render_paper([group])
+        assert "My one" in text and "My two" in text
+        figure = figures.first_task_curves(other, "own")
+        assert len(figure.axes[0].containers) == 2
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+def test_every_experiment_is_drawn_into_files_of_their_own(computed_once, tmp_path, name):
+    groups = comparison.paper_groups(experiment_records(name))
     paths = figures.paper_figures(groups, tmp_path)
-    assert len({*paths}) == len(paths) == len([*tmp_path.iterdir()]) == 1 + 2 * (2 + 1 + 3)
-    assert figures.paper_figures(groups, tmp_path) == paths, "the same group's may be drawn again"
+    tables = [table for group in groups for table in comparison.tables(group)]
+    assert len(paths) == sum(1 if table.is_papers else 2 for table in tables)
+    assert len(set(paths)) == len(paths) and {*tmp_path.iterdir()} == {*paths}
+    assert all(path.stat().st_size > 10_000 for path in paths)
 
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    one = comparison.paper_groups([record()])
-    (first,) = figures.paper_figures(one, mine)
-    before = first.read_bytes()
-    (other,) = figures.paper_figures(comparison.paper_groups([record(data="e" * 64)]), mine)
-    assert other != first and first.read_bytes() == before
-    first.write_text("a user's own")
-    assert figures.paper_figures(one, mine) != [first] and first.read_text() == "a user's own"
+
+def test_no_figure_overwrites_one_of_other_records(computed_once, tmp_path):
+    changes = [{}, {"preset": "class", "epochs": 800}, {"weight_decay": 0.1}, {"data": "1" * 64}]
+    changes += [{"precision": "amp"}, {"fingerprint": "other000"}, {"class_order_seed": 1}]
+    changes += [{"batch_size": 64}, {"tasks": 5, "last": None}, {"epochs": 3}]
+    records = [made("csd", **change) for change in changes]
+    groups = comparison.paper_groups(records)
+    assert len(groups) == len(changes)
+    together = figures.paper_figures(groups, tmp_path / "together")
+    count = len(changes) + 1  # one of them has two galleries
+    assert len(set(together)) == len(together) == count
+    assert len(list((tmp_path / "together").iterdir())) == count
+    drawn = {}
+    for group in [*groups, *reversed(groups)]:
+        for path in figures.paper_figures([group], tmp_path / "apart"):
+            assert drawn.setdefault(path, group.key) == group.key, "overwritten"
+    assert len(drawn) == len(list((tmp_path / "apart").iterdir())) == count
+
+
+def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_old(
+    computed_once, tmp_path
+):
+    draw = lambda *r: figures.paper_figures(comparison.paper_groups(r), tmp_path)  # noqa: E731
+    assert draw(made("csd")) == draw(made("csd"), made("csd", 1))
+    (tmp_path / "somebody.png").write_bytes(b"")
+    (path,) = draw(made("csd"))
+    path.write_bytes(b"a picture of somebody")
+    (other,) = draw(made("csd"))
+    assert other != path and path.read_bytes() == b"a picture of somebody"
 
 
 # --- the command line, and a kill --------------------------------------------------------------
@@ -328,80 +506,101 @@ def cli(*arguments, folder, **popen):
     )
 
 
+def ended(process):
+    """Wait for a process, and return what it said."""
+    try:
+        text, _ = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()
+    assert process.returncode == 0, text
+    return text
+
+
 def test_reproduce_killed_and_repeated_records_the_same_as_in_one_go(tmp_path):
     command = ["reproduce", "eq8", "--dataset", "digits", "--preset", "clean", "--epochs", "3"]
-    whole = cli(*command, folder=tmp_path / "whole")
-    text, _ = whole.communicate()
-    assert whole.returncode == 0, text
+    text = ended(cli(*command, folder=tmp_path / "whole"))
     assert "[1/2] CSD, digits, preset clean, 2 tasks, seed 0" in text and "gallery:" in text
 
     def epochs():
         files = (tmp_path / "killed" / "runs").glob("*/history.jsonl")
         return sum(len(path.read_text().splitlines()) for path in files)
 
-    process = cli(*command, folder=tmp_path / "killed")
-    while process.poll() is None and epochs() < 11:  # in the second run, after its shared task
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    process, end = cli(*command, folder=tmp_path / "killed"), time.monotonic() + LIMIT
+    try:  # in the second run, after its shared task
+        while process.poll() is None and epochs() < 11 and time.monotonic() < end:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    process.communicate(timeout=LIMIT)
     assert 11 <= epochs() < 15, "the kill came too late: nothing was tested"
-    process = cli(*command, folder=tmp_path / "killed")
-    process.communicate()
-    assert process.returncode == 0
-    results = [
+    ended(cli(*command, folder=tmp_path / "killed"))
+    whole, killed = (
         {
-            r.config.method: (vars(r.matrix), [h["loss"] for h in r.history])
-            for r in ledger.load_records(tmp_path / name / "results")
+            found.config.method: (vars(found.matrix), [h["loss"] for h in found.history])
+            for found in ledger.load_records(tmp_path / name / "results")
         }
         for name in ("whole", "killed")
-    ]
-    assert len(results[0]) == 2
-    np.testing.assert_equal(results[0], results[1])
+    )
+    assert len(whole) == 2
+    np.testing.assert_equal(whole, killed)
 
 
-def test_two_processes_share_the_cells_and_do_none_twice(tmp_path):
-    command = ["reproduce", "table1", "--dataset", "digits", "--preset", "clean", "--epochs", "2"]
-    both = [cli(*command, "--quiet", folder=tmp_path) for _ in range(2)]
-    texts = []
-    for process in both:
-        text, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, text
-        texts.append(text)
-    assert all(text.count("Joint training") == 3 for text in texts), "two tables, one line"
-    lines = [line for text in texts for line in text.splitlines() if line.startswith("[")]
-    done = [line for line in lines if "recorded" not in line and "first task" not in line]
-    # Whoever finds the initial model trained as the others' first task only measures it.
-    assert sorted(line[1] for line in done) == list("123456"), lines
-    records, problems = ledger.read_ledger(tmp_path / "results")
-    assert len(records) == 6 and problems == []
+def test_reproduce_in_two_processes_shares_the_cells(own_folders):
+    command = ["reproduce", "table1", "--dataset", "digits", "--preset", "clean", "--epochs", "1"]
+    command += ["--quiet", "--device", "cpu"]
+    processes = [cli(*command, folder=own_folders) for _ in range(2)]
+    try:
+        texts = [ended(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    records, problems = ledger.read_ledger()
+    assert not problems and sorted(r.config.method for r in records) == sorted(paper.TABLE_1)
+    assert all(report.are_current(records))
+    for found in records:  # an epoch that was trained twice has two lines
+        (history,) = (own_folders / "runs").glob(f"*-{found.config.method}-*/history.jsonl")
+        assert len(history.read_text().splitlines()) == len(found.history)
+    assert len(list((own_folders / "runs").iterdir())) == 6, "nothing was moved aside"
+    begun = [line for text in texts for line in text.splitlines()]
+    for number in range(1, 7):
+        runs = [line for line in begun if re.fullmatch(rf"\[{number}/6\] .* seed 0", line)]
+        assert len(runs) == 1, "every cell is run by one of them"
+    for text in texts:
+        assert all(METHODS[name].title in text for name in paper.TABLE_1), "both show the table"
+    again = ended(cli(*command, "--dry-run", folder=own_folders))
+    assert again.count("recorded on") == 6 and "0 cells to run" in again
 
 
 # --- the records in this repository ------------------------------------------------------------
 
 
-def recorded():
-    return ledger.load_records()
+def test_recorded_configs_are_of_this_kit():
+    records, problems = ledger.read_ledger()
+    known = {field.name for field in fields(TrainConfig)}
+    assert records and not problems
+    for found in records:
+        assert set(files.read_json(found.folder / "results.json")["config"]) <= known
+
+
+def kept():
+    found = [r for r in ledger.load_records() if r.files]
+    assert found
+    return found
 
 
 def test_recorded_features_give_the_recorded_recall():
     """Half precision costs a little; a mixed-up file would cost everything."""
-    from csd_lib.retrieval import recall_at_k
-
-    kept = [r for r in recorded() if r.files]
-    assert kept
-    for r in kept:
-        features, labels = ledger.load_features(r)
+    for found in kept():
+        features, labels = ledger.load_features(found)
         first = labels < (labels.max() + 1) // 2
         for j, part in enumerate((first, ~first)):
             recall = recall_at_k(features[part], labels[part])[1]
-            assert recall == pytest.approx(r.matrix.own[-1, j], abs=0.003), r.folder
+            assert recall == pytest.approx(found.matrix.own[-1, j], abs=0.003), found.folder
 
 
 def test_recorded_models_are_small_and_load():
-    kept = [r for r in recorded() if r.files]
-    size = sum((r.folder / name).stat().st_size for r in kept for name in r.files)
-    assert size < 25e6
-    for r in kept:
-        model = ledger.load_model(r)
+    assert sum((r.folder / name).stat().st_size for r in kept() for name in r.files) < 25e6
+    for found in kept():
+        model = ledger.load_model(found)
         features, logits = model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
         assert features.shape == (2, 64) and torch.isfinite(logits).all()

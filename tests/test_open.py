@@ -125,8 +125,8 @@ def test_all_four_are_in_the_help_train_and_appear_in_every_report(csd, tmp_path
     report = csd("report")
     assert "Cosine" in report and "lambda_cosine=3" in report and "ce + kd + cosine" in report
     assert "network=small" in report and "noise, 3 tasks" in report
-    found = {record["config"]["method"]: record for record in json.loads(csd("report", "--json"))}
-    assert found["cos"]["config"]["lambda_cosine"] == 3.0
+    found = {record["method"]: record for record in json.loads(csd("report", "--json"))}
+    assert found["cos"]["lambda_cosine"] == 3.0 and found["cos"]["is_current"]
     (history,) = (tmp_path / "runs").glob("*-cos-*/history.jsonl")
     assert "cosine" in json.loads(history.read_text().splitlines()[-1])
 

@@ -1,6 +1,7 @@
 """All figures are in the one style: large type, and a marker of its own beside every colour."""
 
 import inspect
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,9 +29,9 @@ def random_maps():
     return {title: generator.normal(size=(40, 2)) for title in ("before", "after")}
 
 
-def table(dataset):
-    groups = paper_groups(ledger.load_records())
-    return next(t for g in groups for t in tables(g) if g.config.dataset == dataset)
+def recorded_table(dataset):
+    groups = paper_groups([r for r in ledger.load_records() if r.config.dataset == dataset])
+    return next(table for group in groups for table in tables(group) if table.name == "table1")
 
 
 # One call of every public function that returns a figure.
@@ -58,8 +59,8 @@ FIGURES = {
     "grouped_points": lambda d, t: plots.grouped_points(
         {"group": {name: [1.0, 2.0] for name in METHODS}}, "y", "title", bars=False
     ),
-    "paper_against_ours": lambda d, t: figures.paper_against_ours(table("cifar100")),
-    "first_task_curves": lambda d, t: figures.first_task_curves(table("digits"), "own"),
+    "paper_against_ours": lambda d, t: figures.paper_against_ours(recorded_table("cifar100")),
+    "first_task_curves": lambda d, t: figures.first_task_curves(recorded_table("digits"), "own"),
     "drift_maps": lambda d, t: plots.drift_maps(
         random_maps(), torch.arange(10).repeat(4), NAMES, start="before"
     ),
@@ -95,24 +96,8 @@ def test_every_method_and_every_loss_term_has_a_marker_of_its_own(styles):
     assert len(set(markers)) == len(styles)
 
 
-def test_what_is_registered_is_drawn_with_a_look_and_a_name_of_its_own(style, monkeypatch):
-    monkeypatch.setitem(METHODS, "mine", Method("My method", "ce"))
-    monkeypatch.setitem(TERMS, "new", Term("new term", lambda o, s: 0))
-    names = [*METHODS, *(f"recipe {i}" for i in range(9))]
-    looks = figures.method_styles(names).values()
-    assert len({(s["marker"], s["color"], s["linestyle"]) for s in looks}) == len(names)
-    assert len({s["marker"] for s in list(looks)[len(METHODS) - 1 :]}) == 10
-    curves = figures.method_curves({name: np.random.rand(2, 3) for name in names}, "y")
-    assert "My method" in [text.get_text() for text in curves.axes[0].get_legend().texts]
-    history = [dict(task=0, epoch=e, ce=1.0, new=0.5, gone=0.1, seconds=9.0) for e in (0, 1)]
-    legend = plots.training_curves(history).axes[0].get_legend()
-    assert [text.get_text() for text in legend.texts] == ["cross entropy", "new term", "gone"]
-    plots.grouped_points({"a group": {name: [1.0, 2.0] for name in names}}, "y")
-
-
-def test_every_method_and_term_has_a_style_and_every_class_a_marker():
+def test_every_method_has_a_style_and_every_class_a_marker():
     assert figures.METHOD_STYLE.keys() == METHODS.keys()
-    assert figures.TERM_STYLE.keys() == TERMS.keys()
     assert len(set(plots.CLASS_MARKERS)) == len(set(plots.CLASS_COLORS)) == 10
 
 
@@ -120,6 +105,59 @@ def test_drawn_methods_differ_in_marker_and_colour(style):
     curves = [c.lines[0] for c in FIGURES["method_curves"](None, None).axes[0].containers]
     assert len({curve.get_marker() for curve in curves}) == len(METHODS) == len(curves)
     assert len({to_hex(curve.get_color()) for curve in curves}) == len(METHODS)
+
+
+NEW = [f"new{i}" for i in range(12)]
+
+
+def assert_told_apart(styles):
+    looks = [(style["marker"], to_hex(style["color"])) for style in styles]
+    assert len(set(looks)) == len(looks)
+
+
+def test_terms_registered_at_run_time_get_styles_of_their_own(style):
+    new = {name: Term(f"My {name}", lambda o, s: o.logits.sum()) for name in NEW}
+    history = [{**epoch, **dict.fromkeys(new, 2)} for epoch in HISTORY]
+    with patch.dict(TERMS, new):
+        axis = plots.training_curves(history).axes[0]
+        assert_told_apart(figures.term_styles(new).values())
+    labels = {line.get_label() for line in axis.lines}
+    assert labels == {term.title for term in [*TERMS.values(), *new.values()]}
+    drawn = [dict(marker=line.get_marker(), color=line.get_color()) for line in axis.lines]
+    assert_told_apart(drawn)
+    assert figures.term_styles(["gone"])["gone"]["label"] == "gone"  # of somebody's history
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda values: figures.method_curves(values, "y"),
+        lambda values: plots.grouped_points(
+            {"group": {name: runs[:, 0].tolist() for name, runs in values.items()}},
+            "y",
+            "title",
+            bars=False,
+        ),
+    ],
+    ids=["method_curves", "grouped_points"],
+)
+def test_methods_registered_at_run_time_get_styles_of_their_own(style, draw):
+    new = {name: Method(f"My {name}", "ce+triplet") for name in NEW}
+    with patch.dict(METHODS, new):
+        figure = draw({name: np.random.rand(2, 3) for name in METHODS})
+        assert_told_apart(figures.method_styles(METHODS).values())
+    shown = {text.get_text() for text in figure.findobj(plt.Text)}
+    assert {f"My {name}" for name in NEW} <= shown
+
+
+def test_the_style_of_a_known_name_does_not_depend_on_others():
+    for styles, known in (
+        (figures.method_styles, figures.METHOD_STYLE),
+        (figures.term_styles, figures.TERM_STYLE),
+    ):
+        for name, own in known.items():
+            found = styles([*NEW, name])[name]
+            assert {key: found[key] for key in own} == own
 
 
 def test_arrows_on_a_map_run_from_the_old_centre_of_a_class_to_the_new(style):

@@ -1,38 +1,35 @@
-"""Tables of records: what stands together, what is said above it, and what programs read."""
+"""One's own runs as a table, and records for programs."""
 
 import csv
 import io
 import json
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from made_up import quick_fingerprint, record, write
 
-from csd_lib import InputError, losses, methods
+from csd_lib import InputError
 from csd_lib.config import TrainConfig
+from csd_lib.experiment import run_experiment
 from csd_lib.fingerprint import fingerprint
+from csd_lib.methods import METHODS, Method
 from csd_lib.paper import report
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix
 
-
-def record(method="csd", seed=0, own=((0.9, 0.2), (0.8, 0.7)), device="cpu, 2 cores", **changes):
-    """A record as ``run_experiment`` makes it, with chosen numbers."""
-    more = {n: changes.pop(n) for n in list(changes) if n in Record.__dataclass_fields__}
-    config = TrainConfig(method=method, seed=seed, **changes)
-    values = np.array(own, dtype=float)
-    if values.shape[1] != config.tasks:
-        values = np.full((config.tasks, config.tasks), 0.5)
-    found = dict(data="d" * 64, image_shape=(1, 8, 8), date="2026-01-01", versions={"torch": "2"})
-    history = ({"task": 0, "epoch": 0, "seconds": 1800.0 + seed},)
-    found |= dict(history=history, peak_memory_mb=100)
-    matrix = RetrievalMatrix(values, values, values)
-    return Record(config=config, matrix=matrix, device=device, **{**found, **more})
+QUICK = dict(epochs=1, device="cpu")
 
 
-def of_today(**changes):
-    made = record(**changes)
-    return replace(made, fingerprint=fingerprint(made.config, 1, 8))
+@pytest.fixture(autouse=True)
+def computed_once(monkeypatch):
+    monkeypatch.setattr(report, "fingerprint", quick_fingerprint)
+
+
+def made(method="csd", seed=0, first_column=(0.9, 0.8), **changes):
+    changes = {"dataset": "digits", "depth": 8, **changes}
+    return record(method=method, seed=seed, first_column=first_column, **changes)
 
 
 def test_mean_and_sample_sd_over_seeds():
@@ -42,102 +39,175 @@ def test_mean_and_sample_sd_over_seeds():
 
 
 def test_table_shows_each_method_with_its_own_numbers():
-    found = [record("fine-tuning", s, [[0.98, 0], [0.8 + 0.02 * s, 1]]) for s in (0, 1, 2)]
-    found += [record("csd", 0, [[0.98, 0], [0.97, 1]]), record("joint", 0, [[0.99, 0.5]])]
-    _, rows = report.table_rows(report.variants(found), "own")
-    assert rows[0][:4] == ["Fine-tuning", "3", "98.0 ± 0.0", "82.0 ± 2.0"]
-    assert rows[1][:4] == ["CSD", "1", "98.0", "97.0"]
-    assert rows[2][:4] == ["Joint training", "1", "–", "99.0"]
+    records = [made("joint", 0, (0.99,))]
+    records += [made("csd", s, (0.98, 0.97)) for s in (0, 1, 2)]
+    records += [made("fine-tuning", s, (0.98, 0.8 + 0.02 * s)) for s in (0, 1, 2)]
+    header, rows = report.table_rows(report.variants(records), "own")
+    assert [row[:4] for row in rows] == [
+        ["Fine-tuning", "3", "98.0 ± 0.0", "82.0 ± 2.0"],
+        ["CSD", "3", "98.0 ± 0.0", "97.0 ± 0.0"],
+        ["Joint training", "1", "–", "99.0"],
+    ]
+    prints = [row[header.index("fingerprint")] for row in rows]
+    assert prints[1] == records[1].fingerprint and len(set(prints)) == 3
 
 
-@pytest.mark.parametrize("other", [dict(epochs=3), dict(tasks=5), dict(data="e" * 64)])
-def test_runs_of_other_lengths_or_images_never_share_a_table(other):
-    text = report.render([record(), record(seed=1, **other)])
-    assert text.count("Recall@1") == 4
+@pytest.mark.parametrize(
+    "other",
+    [
+        dict(epochs=3),
+        dict(csd_temperature=0.1),
+        dict(tasks=5, first_column=None),
+        dict(preset="reference"),
+        dict(precision="amp"),
+        dict(fingerprint="01234567"),
+        dict(fingerprint=""),
+        dict(data="1" * 64),
+    ],
+)
+def test_runs_with_other_settings_images_or_code_are_never_averaged(other):
+    records = [made(seed=0), made(**{"seed": 1, **other})]
+    for group in report.grouped(records, *vars(records[0].config)):
+        assert [len(row) for row in report.variants(group.records)] in ([1], [1, 1])
+    assert all(len(group.records) == 1 for group in report.grouped(records, "seed"))
 
 
-@pytest.mark.parametrize("other", [dict(csd_temperature=0.1), dict(fingerprint="0123abcd")])
-def test_other_settings_or_other_code_are_other_rows(other):
-    rows = report.variants([record(), record(seed=1, **other)])
-    assert [len(row) for row in rows] == [1, 1]
+@pytest.mark.parametrize("other", ["01234567", ""])
+def test_older_codes_records_stand_apart_at_the_end_and_are_announced(other):
+    records = [made("lwf", fingerprint=other, first_column=(0.9, 0.321)), made("csd")]
+    groups = report.grouped(records, "method", "seed")
+    assert [(g.is_current, g.records) for g in groups] == [
+        (True, records[1:]),
+        (False, records[:1]),
+    ]
+    current, older = report.render(records).split(report.OLDER)
+    assert "CSD" in current and "32.1" not in current and "32.1" in older
+    assert report.OLDER not in report.render(records[1:])
 
 
-def test_machines_never_split_a_table():
-    made = [record(seed=s, device=d) for s, d in enumerate(("cpu", "cuda", "cuda:1"))]
-    made = [replace(r, config=replace(r.config, device=r.device)) for r in made]
-    ((_, n, *_),) = report.table_rows(report.variants(made), "own")[1]
-    assert n == "3" and "cpu, cuda, cuda:1" in report.render(made)
+def test_what_made_a_record_is_older_code_once_the_code_computes_something_else(monkeypatch):
+    monkeypatch.setattr(report, "fingerprint", fingerprint)
+    records = [made("csd"), made("fine-tuning")]
+    assert report.are_current(records) == [True, True]
+    original = METHODS["csd"]
+    with patch.dict(METHODS, csd=Method(original.title, "ce+triplet+csd")):
+        assert report.are_current(records) == [False, True]
+    assert report.are_current([replace(records[0], data="")]) == [False]
+    for shape in ((), (1, 8), (1, 0, 8), (10**6, 8, 8), (1, "8", 8)):
+        assert report.are_current([replace(records[0], image_shape=shape)]) == [False]
 
 
-def test_settings_are_named_above_the_table_if_all_have_them_and_else_in_the_row():
-    changed = record(csd_temperature=0.1)
-    assert "changed from the preset: csd_temperature=0.1" in report.render([changed])
-    both = report.render([changed, record()])
-    assert "changed from the preset" not in both and "CSD, csd_temperature=0.1" in both
+@pytest.mark.parametrize("machine", [dict(device="cuda:1"), dict(cuda_graph=True)])
+def test_the_machine_never_splits_a_table(machine):
+    config = TrainConfig(seed=1, **machine)
+    records = [made(seed=0), record(config, first_column=(0.9, 0.8))]
+    (group,) = report.grouped(records, "seed")
+    assert [len(row) for row in report.variants(group.records)] == [2]
 
 
-def test_of_two_records_of_one_run_the_newest_counts_and_it_is_said():
-    made = [record(date="2026-02-02"), record(own=[[0.4, 0.4], [0.4, 0.4]])]
-    text = report.render(made)
-    assert "80.0" in text and "40.0" not in text and "left out: 1 older" in text
+def test_the_newest_of_two_records_of_one_run_counts_and_the_other_is_mentioned():
+    newer = made(date="2026-02-02", first_column=(0.9, 0.777))
+    for records in ([newer, made()], [made(), newer]):
+        (group,) = report.grouped(records, "seed")
+        assert group.records == [newer] and group.repeated == 1
+        assert any("1 older" in line for line in report.headline(group))
 
 
-def test_only_what_todays_code_computes_is_believed(monkeypatch):
-    current, no_images, older = of_today(), record(data=""), of_today(seed=1, date="2026-01-02")
-    older = replace(older, fingerprint="01234567")
-    assert report.are_current([current, no_images, older]) == [True, False, False]
-    above, below = report.render([older, current]).split(report.OLDER)
-    assert current.fingerprint in above and "01234567" in below
-
-    original = losses.csd_loss
-    monkeypatch.setattr(losses, "csd_loss", lambda *a: -original(*a))
-    assert report.are_current([current]) == [False]
+def test_changed_settings_are_named():
+    alone = report.render([made(csd_temperature=0.1)])
+    assert "csd_temperature=0.1" in alone and "changed" not in report.render([made()])
+    beside = report.render([made(csd_temperature=0.1), made()])
+    assert "CSD, csd_temperature=0.1" in beside and "changed" not in beside
 
 
-def test_each_recipe_is_tried_once(monkeypatch):
-    tried = []
-    monkeypatch.setattr(report, "fingerprint", lambda config, *_: tried.append(config) or "f" * 8)
-    report.are_current(
-        [record(method=m, seed=s, fingerprint="x") for m in ("csd", "lwf") for s in (0, 1, 2)]
-    )
-    assert [config.method for config in tried] == ["csd", "lwf"]
+def test_a_method_registered_at_run_time_has_a_row_and_removed_is_one_line(tmp_path):
+    with patch.dict(METHODS, mine=Method("My method", "ce+triplet+fecd")):
+        write(tmp_path, [made("mine"), made("csd")])
+        records, problems = report.load_runs(tmp_path)
+        assert "My method" in report.render(records) and not problems
+    records, (problem,) = report.load_runs(tmp_path)
+    assert [found.config.method for found in records] == ["csd"]
+    assert "digits-0" in problem and "mine" in problem and "\n" not in problem
 
 
-@pytest.mark.parametrize("shape", [(1,), ("1", 8, 8), (10**9, 8, 8), (0, 8, 8)])
-def test_impossible_image_shapes_are_of_other_code(shape):
-    assert report.are_current([record(fingerprint="x", image_shape=shape)]) == [False]
+def test_a_damaged_record_is_one_line_and_every_other_one_is_shown(tmp_path):
+    many = [made(name, seed, None) for name in ("csd", "lwf", "joint") for seed in range(3)]
+    write(tmp_path, many)
+    (tmp_path / "broken").mkdir()
+    for content in ('{"config": {}}', "{", json.dumps({"config": {"method": "gone"}})):
+        (tmp_path / "broken" / "results.json").write_text(content)
+        records, (problem,) = report.load_runs(tmp_path)
+        assert "broken" in problem and "\n" not in problem
+        assert {r.key() for r in records} == {r.key() for r in many} and len(records) == 9
+        assert len(json.loads(report.render_json(records))) == 9
+        (group,) = report.grouped(records, "method", "seed")
+        assert {r.key() for r in group.records} == {r.key() for r in many}
+        assert report.render(records).count("  3  ") == 6, "n of three methods, two galleries"
 
 
-def test_a_registered_method_and_term_appear_by_themselves(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "mine", methods.Method("My method", "ce+csd"))
-    text = report.render([record("mine"), record("ce+kd"), record("csd")])
-    assert text.index("CSD") < text.index("My method") < text.index("ce + kd")
+def test_a_record_of_another_shape_than_its_runs_is_left_out(tmp_path):
+    write(tmp_path, [made(seed=0), made(seed=1)])
+    path = tmp_path / "digits-1" / "results.json"
+    content = json.loads(path.read_text())
+    content["matrix"] = {name: rows[:1] for name, rows in content["matrix"].items()}
+    path.write_text(json.dumps(content))
+    records, problems = report.load_runs(tmp_path)
+    assert len(records) == len(problems) == 1 and report.render(records)
 
 
-def test_programs_read_every_setting_and_number():
-    made = [record("joint", own=[[0.9, 0.7]]), of_today(csd_temperature=0.5)]
-    objects = json.loads(report.render_json(made))
-    lines = list(csv.DictReader(io.StringIO(report.render_csv(made))))
-    assert len(objects) == len(lines) == 2 and objects[0]["forgetting_own"] is None
-    for found in (objects[1], lines[1]):
-        assert (
-            float(found["csd_temperature"]) == 0.5 and found["fingerprint"] == made[1].fingerprint
-        )
-        assert str(found["is_current"]) == "True" and found["data"] == "d" * 64
-        assert float(found["average_seen"]) == 0.75
-        own = found["own"] if isinstance(found["own"], list) else json.loads(found["own"])
-        assert own == [[0.9, 0.2], [0.8, 0.7]]
-    assert report.render_json([]) == "[]"
+def test_odd_values_in_a_history_do_not_stop_the_report():
+    epochs = ({"task": [0], "epoch": {}, "seconds": 3600.0}, 7, {"seconds": "long"})
+    assert ", 1.0 hours," in report.render([made(history=epochs)])
 
 
-def test_a_record_cannot_steer_the_terminal():
-    hostile = record(device="\x1b[2Jgpu\x07\x9b", date="2026\x1b]0;x")
-    for text in (
-        report.render([hostile]),
-        report.render_csv([hostile]),
-        report.render_json([hostile]),
-    ):
-        assert all(c.isprintable() or c == "\n" for c in text)
+def test_a_text_of_a_stranger_cannot_steer_the_terminal():
+    for text in (report.render([made(device="\x1b[2J")]), report.render_csv([made(device="\x1b")])):
+        assert "\x1b" not in text
+
+
+# --- for programs ------------------------------------------------------------------------------
+
+
+def from_csv(text):
+    def value(cell):
+        try:
+            return json.loads(cell)
+        except ValueError:
+            return {"": None, "True": True, "False": False}.get(cell, cell)
+
+    return [{k: value(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+
+@pytest.mark.parametrize(
+    "parsed",
+    [lambda r: json.loads(report.render_json(r)), lambda r: from_csv(report.render_csv(r))],
+    ids=["json", "csv"],
+)
+def test_programs_read_every_record_with_its_settings_and_numbers(parsed):
+    data = "f" * 64
+    records = [made("csd", 3, data=data), made("joint", first_column=(0.5,), data=data)]
+    records += [made("lwf", fingerprint="other000", data=data, training_seconds=float("nan"))]
+    objects = parsed(records)
+    assert len(objects) == 3 and [o["is_current"] for o in objects] == [True, True, False]
+    for found, of in zip(objects, records, strict=True):
+        assert (found["fingerprint"], found["data"]) == (of.fingerprint, of.data)
+        settings = json.loads(json.dumps(vars(of.config)))
+        assert {name: found[name] for name in settings} == settings
+        for name, values in vars(of.matrix).items():
+            np.testing.assert_allclose(found[name], values)
+            assert found[f"average_{name}"] == pytest.approx(values[-1].mean())
+    assert objects[0]["forgetting_own"] == pytest.approx(0.1)
+    assert objects[1]["forgetting_own"] is None and objects[2]["training_seconds"] is None
+    assert parsed([]) == []
+
+
+def test_json_has_no_number_that_json_does_not_know():
+    own = np.array([[0.9, np.nan], [np.inf, 0.8]])
+    text = report.render_json([made(matrix=RetrievalMatrix(own, own, own))])
+    json.loads(text, parse_constant=pytest.fail)
+
+
+# --- one run -----------------------------------------------------------------------------------
 
 
 def test_matrix_of_one_run_is_shown_with_its_summary():
@@ -147,16 +217,30 @@ def test_matrix_of_one_run_is_shown_with_its_summary():
     assert "after task 1    90.0       –" in text
 
 
-def test_what_cannot_be_read_is_named_and_does_not_stop_the_rest(tmp_path):
-    for name in ("good", "gone", "broken"):
-        (tmp_path / name).mkdir()
-        record(seed=3).write(tmp_path / name / "results.json")
-    gone = tmp_path / "gone" / "results.json"
-    gone.write_text(gone.read_text().replace('"csd"', '"removed"'))
-    (tmp_path / "broken" / "results.json").write_text('{"config": ')
-    (found,), problems = report.load_runs(tmp_path)
-    assert found.config.seed == 3 and len(problems) == 2
-    assert "removed" in " ".join(problems) and "broken" in " ".join(problems)
+def test_a_finished_run_is_loaded_and_not_measured_again(digits, tmp_path):
+    first = run_experiment(TrainConfig(**QUICK), digits, folder=tmp_path, progress=False)
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["matrix"]["own"][0][0] = 0.123
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    again = run_experiment(TrainConfig(**QUICK), digits, folder=tmp_path, progress=False)
+    assert again.matrix.own[0, 0] == 0.123
+    np.testing.assert_array_equal(again.matrix.seen, first.matrix.seen)
+
+
+def test_a_run_made_by_other_code_is_not_loaded(digits, tmp_path):
+    """A student who flips a sign in a loss must not be shown yesterday's result."""
+    with patch.dict(METHODS, csd=Method("CSD", "ce+triplet+csd")):
+        run_experiment(TrainConfig(**QUICK), digits, folder=tmp_path, progress=False)
+    with pytest.raises(InputError, match="code that computes other numbers"):
+        run_experiment(TrainConfig(**QUICK), digits, folder=tmp_path, progress=False)
+
+
+def test_records_are_found_where_reproduce_puts_them_the_oldest_first(tmp_path):
+    newer, older = made(seed=3, date="2026-03-03"), made(seed=4)
+    (found,), _ = report.load_runs(write(tmp_path / "digits", [newer]))
+    assert found.config.seed == 3 and isinstance(found, Record)
+    write(tmp_path / "x", [older])
+    assert [found.config.seed for found in report.load_runs(tmp_path)[0]] == [4, 3]
 
 
 def test_no_results_is_said(tmp_path):

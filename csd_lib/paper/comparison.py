@@ -189,7 +189,7 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
         lines += [line for text in headline(group) for line in (text, "")]
         for table in tables(group):
             lines += _render_table(table, markdown)
-            if group.config.dataset == "cifar100":
+            if group.config.dataset == "cifar100" and group.is_current:
                 recorded |= {table.name, (table.name, group.config.preset)}
     bullet = "* " if markdown else "  "
     lines += ["Not reproduced:", ""]
@@ -211,7 +211,7 @@ def _render_table(table: Table, markdown: bool) -> list[str]:
             lines += [f"Recall@1 in % after the last task, {title}", ""]
             lines += [*format_table(*paper_rows(table, gallery), markdown), ""]
         claims = claim_rows(table, "seen")
-        if claims[1]:
+        if claims[1] and table.group.is_current:  # else rows of several codes would be paired
             lines += ["The paper's claims, in points (gallery: all classes)", ""]
             lines += [*format_table(*claims, markdown), ""]
     else:

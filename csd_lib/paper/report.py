@@ -213,7 +213,7 @@ def headline(group: Group) -> list[str]:
     shared = shared_changes(records)
     # A first task that several methods share is in each one's history, and counts once.
     seconds = {
-        (record.config.seed, epoch.get("task"), epoch.get("epoch"), epoch["seconds"])
+        (record.config.seed, str(epoch.get("task")), str(epoch.get("epoch")), epoch["seconds"])
         for record in records
         for epoch in record.history
         if isinstance(epoch, dict) and isinstance(epoch.get("seconds"), int | float)
@@ -334,11 +334,10 @@ def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
         found |= {"threads": record.threads, "peak_memory_mb": record.peak_memory_mb}
         found |= {"training_seconds": record.training_seconds, "folder": str(record.folder)}
         for name, values in matrices.items():
-            found[name] = [[None if math.isnan(v) else v for v in row] for row in values.tolist()]
+            found[name] = [[_finite(v) for v in row] for row in values.tolist()]
             summary = {"average": average(values), "forgetting": forgetting(values)}
-            for what, value in summary.items():
-                found[f"{what}_{name}"] = None if math.isnan(value) else value
-        objects.append(found)
+            found |= {f"{what}_{name}": value for what, value in summary.items()}
+        objects.append({name: _finite(value) for name, value in found.items()})
     return objects
 
 
@@ -360,6 +359,11 @@ def render_csv(records: Sequence[Record]) -> str:
         }
         writer.writerow(cells)
     return plain(text.getvalue()).rstrip("\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return None for what JSON has no number for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(text: str) -> str:
