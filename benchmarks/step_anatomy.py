@@ -20,63 +20,61 @@ from typing import Any
 import torch
 from bench import alternate, machine, synchronize, write
 
-from csd_lib import train as training
 from csd_lib.config import TrainConfig
-from csd_lib.data import CIFAR100_MEAN, CIFAR100_STD, augment
-from csd_lib.engine import CapturedStep, Moving, Precision, adam, pick_device, set_learning_rate
-from csd_lib.methods import get_method
-from csd_lib.model import ResNet, freeze
+from csd_lib.data import Task
+from csd_lib.engine import CapturedStep, Precision, StepState, pick_device, set_learning_rate
+from csd_lib.model import freeze
+from csd_lib.networks import make_network
+from csd_lib.train import TaskTraining
 
 BATCH = 128
 
 
 class Loop:
-    """One training run of ResNet-32 on random images, ready to step."""
+    """One task of a ResNet-32 on random images, ready to step: training's own steps."""
 
     def __init__(self, device, later_task, precision="fp32", channels_last=True, compiled=False):
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(256, (4096, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        self.images = self.images.to(device)
-        self.labels = torch.randint(50, (4096,), generator=generator).to(device) + 50 * later_task
-        student = ResNet(32, 50, 3, CIFAR100_MEAN, CIFAR100_STD, seed=0)
+        images = torch.randint(256, (4096, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(50, (4096,), generator=generator) + 50 * later_task
+        classes = tuple(range(50 * later_task, 50 * later_task + 50))
+        names = tuple(map(str, classes))
+        task = Task(
+            *(int(later_task), classes, names, classes[0]),
+            *(images, labels, images[:0], labels[:0]),
+        )
+        config = TrainConfig(dataset="cifar100", precision=precision, device=str(device))
+        student = make_network(config, (0.5,) * 3, (0.25,) * 3)
+        student.grow_head(50, generator)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         student = student.to(device, memory_format=layout)
         teacher = None
         if later_task:
             teacher = freeze(student)
             student.grow_head(50, torch.Generator().manual_seed(0))
-        self.config = TrainConfig(dataset="cifar100", precision=precision, device=str(device))
         self.precision = Precision(precision, device)
-        self.precision.apply()
-        self.optimizer = adam(student, 5e-4, device)
-        set_learning_rate(self.optimizer, 1e-3)
-        self.generator = torch.Generator(device).manual_seed(0)
-        self.student, self.teacher = student.train(), teacher
-        self.total = torch.zeros((), device=device)
-        self.forward = torch.compile(student, dynamic=False) if compiled else student
+        steps = torch.Generator(device).manual_seed(0)
+        self.learning = TaskTraining(student, teacher, [task], config, self.precision, steps)
+        self.learning.student = student.train()
+        if compiled:
+            self.learning.student = torch.compile(student, dynamic=False)
+        set_learning_rate(self.learning.optimizer, 1e-3)
         self.batch = torch.arange(BATCH, device=device)
-        self.step = self.eager_step
-
-    def eager_step(self, batch):
-        """Take one step as training does, augmentation included."""
-        images = augment(self.images[batch], 4, True, self.generator)
-        terms, _ = training.training_step(
-            *(self.forward, self.teacher, self.optimizer, images, self.labels[batch]),
-            *(get_method("csd"), self.config, self.precision),
-        )
-        self.total.add_(sum(terms.values()))
+        self.step = self.learning.eager_step
 
     def capture(self):
         """Replay the step as a CUDA graph from now on."""
-        networks = [self.student] + ([self.teacher] if self.teacher is not None else [])
-        moving = Moving(networks, self.total, self.optimizer, self.precision.scaler, self.generator)
-        self.step = CapturedStep(self.eager_step, moving)
+        it = self.learning
+        networks = [it.student] + ([it.teacher] if it.teacher is not None else [])
+        parts = (it.totals, it.optimizer, self.precision.scaler, it.generator)
+        self.step = CapturedStep(it.eager_step, StepState(networks, *parts))
         return self
 
     def run(self, steps):
         """Take some steps."""
-        for _ in range(steps):
-            self.step(self.batch)
+        with self.precision.switches():
+            for _ in range(steps):
+                self.step(self.batch)
 
 
 def profile(loop: Loop) -> dict[str, Any]:
@@ -116,11 +114,12 @@ def side_by_side(device: torch.device, runs: int, steps: int) -> float:
         loop.run(2)
     synchronize()
     started = time.perf_counter()
-    for _ in range(steps):
-        for loop, stream in zip(loops, streams, strict=True):
-            with torch.cuda.stream(stream):
-                loop.step(loop.batch)
-    synchronize()
+    with loops[0].precision.switches():
+        for _ in range(steps):
+            for loop, stream in zip(loops, streams, strict=True):
+                with torch.cuda.stream(stream):
+                    loop.step(loop.batch)
+        synchronize()
     return round(1000 * (time.perf_counter() - started) / steps, 3)
 
 
@@ -133,9 +132,10 @@ def same_losses(device: torch.device, later_task: bool, steps: int = 50) -> dict
             loop.capture()
         values = []
         for number in range(steps):
-            before = loop.total.clone()
-            loop.step((loop.batch + BATCH * number) % 4096)
-            values.append(loop.total - before)
+            before = loop.learning.totals[0].clone()
+            with loop.precision.switches():
+                loop.step((loop.batch + BATCH * number) % 4096)
+            values.append(loop.learning.totals[0] - before)
         losses.append(torch.stack(values).double().cpu())
     difference = (losses[0] - losses[1]).abs()
     return {"steps": steps, "largest": difference.max().item(), "first": difference[0].item()}

@@ -37,8 +37,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.only_text = True
         for line in unknown_variables():
             print(f"note: {line}", file=sys.stderr)
-        for line in unknown_variables():
-            print(f"note: {line}", file=sys.stderr)
         function(*arguments, **options)
 
     return app.command(run)
@@ -64,33 +62,7 @@ def _settings() -> Any:
     }
     parts = {part.name: part for part in fields(TrainConfig)}
     shown = [(n, Annotated[str, c], field(default=parts[n].default)) for n, c in choices.items()]
-    # It checks nothing: _config makes a TrainConfig of it.
-    unchecked = {"__post_init__": lambda self: None}
-    options = dict(bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked)
-    return Annotated[make_dataclass("TrainConfig", shown, **options), tyro.conf.arg(name="")]
-
-
-# These are called when a command line is read, so they list what is registered by then.
-def _choice(what: str, *names: Iterable[str]) -> Any:
-    """Return a help text for tyro: what it is, and one of which names."""
-    return tyro.conf.arg(
-        help=f"{what}: {', '.join(dict.fromkeys(n for some in names for n in some))}"
-    )
-
-
-def _settings() -> Any:
-    """Return TrainConfig as the command line shows it: with all names that are registered now."""
-    presets = [PRESETS, *(spec.presets for spec in DATASETS.values())]
-    terms = f"a sum of terms of {'+'.join(TERMS)} in this order"
-    choices = {
-        "dataset": _choice("Data set", DATASETS),
-        "preset": _choice("Where settings left out come from", *presets),
-        "method": _choice("Method", METHODS, [terms]),
-        "network": _choice("Network", NETWORKS),
-    }
-    parts = {part.name: part for part in fields(TrainConfig)}
-    shown = [(n, Annotated[str, c], field(default=parts[n].default)) for n, c in choices.items()]
-    # It checks nothing: _config makes a TrainConfig of it.
+    # It checks nothing: train makes a TrainConfig of it.
     unchecked = {"__post_init__": lambda self: None}
     options = dict(bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked)
     return Annotated[make_dataclass("TrainConfig", shown, **options), tyro.conf.arg(name="")]
@@ -210,6 +182,8 @@ def report(
     if markdown + json + csv > 1:
         raise InputError("choose one of --markdown, --json and --csv")
     if figures:
+        from csd_lib.paper.figures import paper_figures  # needs packages of the course
+
         make_folder(figures)
     recorded, problems = ([], []) if folder else ledger.read_ledger()
     own, more_problems = [], []
@@ -224,8 +198,6 @@ def report(
         groups = paper_groups(recorded)
         print(render_paper(groups, markdown))
         if figures:
-            from csd_lib.paper.figures import paper_figures
-
             for path in paper_figures(groups, figures):
                 print(f"figure: {path}")
     if own:

@@ -50,6 +50,11 @@ def run_name(config: TrainConfig, data: str) -> str:
     return f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
 
+def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
+    """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
+    return runs_folder() / run_name(config, dataset.sha256())
+
+
 def run_experiment(
     config: TrainConfig,
     dataset: Dataset | None = None,
@@ -76,6 +81,8 @@ def run_experiment(
         TrainingError: if training breaks down.
     """
     config = replace(config, device=str(pick_device(config.device)))
+    if folder is not None:
+        folder = make_folder(folder)  # now, not after the first task
     dataset = load_dataset(config.dataset) if dataset is None else dataset
     first = config.first_task() if share_first_task else None
     first_folder = None
@@ -85,7 +92,7 @@ def run_experiment(
     if folder is None:
         folder = runs_folder() / run_name(config, wanted["data"])
         runs.set_aside_if_older(folder, wanted)
-    folder = make_folder(folder)
+        make_folder(folder)
     with only_one(folder, "training"):
         run = train(
             config,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from csd_lib import checks
 from csd_lib.numerics import at_least_float32, in_full_precision, rows_of_length_one
+from csd_lib.numerics import unit_length as unit_length  # belongs to the losses' vocabulary
 
 
 @in_full_precision

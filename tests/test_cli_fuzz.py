@@ -11,10 +11,12 @@ from dataclasses import fields
 
 import pytest
 
-import csd_lib.data
+import csd_lib.datasets
+import csd_lib.experiment
 import csd_lib.train
 from csd_lib import __main__, commands, download, paths
 from csd_lib.config import TrainConfig
+from csd_lib.methods import LossSettings
 from csd_lib.paper import ledger
 
 VALUES = [
@@ -33,7 +35,7 @@ def options(command):
     """Names of all options, as they are typed."""
     names = list(inspect.signature(getattr(commands, command)).parameters)
     if command == "train":
-        names = [field.name for field in fields(TrainConfig)] + ["folder"]
+        names = [field.name for field in fields(TrainConfig)] + ["folder", "quiet"]
     return [name for name in names if name != "experiment"]
 
 
@@ -51,9 +53,9 @@ def cli(monkeypatch, tmp_path, digits, capsys):
     def load(name, root=None):
         return digits if name == "digits" else started()
 
-    monkeypatch.setattr(csd_lib.train, "train_task", started)
-    monkeypatch.setattr(csd_lib.train, "load_dataset", load)
-    monkeypatch.setattr(csd_lib.data, "load_dataset", load)
+    monkeypatch.setattr(csd_lib.train, "TaskTraining", started)
+    for module in (csd_lib.train, csd_lib.experiment, csd_lib.datasets):
+        monkeypatch.setattr(module, "load_dataset", load)
     monkeypatch.setattr(ledger, "load_dataset", started)
     monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "data")
     monkeypatch.setattr(download, "ORIGIN", str(tmp_path / "no-origin"))
@@ -103,15 +105,10 @@ NUMBERS = {"0", "1", "1.5", "1e-30"}
 RATES = {"None", "1", "1.5", "1e-30"}
 ALLOWED = {
     "train": dict(
-        margin=NUMBERS,
-        kd_temperature={"1", "1.5"},
-        csd_temperature={"1", "1.5"},
-        fecd_temperature={"1", "1.5"},
-        lambda_kd=NUMBERS,
-        lambda_csd=NUMBERS,
-        lambda_mmd=NUMBERS,
-        lambda_fecd=NUMBERS,
-        preset={"None"},
+        **{
+            setting.name: {"1", "1.5"} if "temperature" in setting.name else NUMBERS
+            for setting in fields(LossSettings)
+        },
         tasks={"1"},
         class_order_seed={"None", "0", "1"},
         depth={"None"},
@@ -119,7 +116,7 @@ ALLOWED = {
         batch_size={"None"},
         learning_rate=RATES,
         later_learning_rate=RATES,
-        milestones={"None", "1e-30"},
+        milestones={"None", "1", "1e-30"},
         schedule={"None"},
         weight_decay=NUMBERS,
         crop_padding={"None", "0", "1"},

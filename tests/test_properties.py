@@ -43,7 +43,7 @@ from csd_lib.losses import (
     mmd_loss,
     triplet_loss,
 )
-from csd_lib.methods import METHODS, get_method
+from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
 from csd_lib.numerics import unit_length
 from csd_lib.retrieval import (
     average,
@@ -821,9 +821,11 @@ FIELDS = {
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:1", "mps"]),
     "precision": st.sampled_from(["fp32", "tf32", "amp"]),
     "cuda_graph": st.booleans(),
+    **{
+        setting.name: temperatures if "temperature" in setting.name else weights
+        for setting in fields(LossSettings)
+    },
     "margin": st.floats(0, 100),
-    **{f"{term}_temperature": temperatures for term in ("kd", "csd", "fecd")},
-    **{f"lambda_{term}": weights for term in ("kd", "csd", "mmd", "fecd")},
 }
 
 
@@ -856,6 +858,10 @@ READ_BY = {
     **{"kd_temperature": {"kd"}, "csd_temperature": {"csd"}, "fecd_temperature": {"fecd"}},
     **{"margin": {"triplet"}, "lambda_fecd": {"fecd"}, "lambda_csd": {"csd", "csd_paper"}},
 }
+# A term that is added has its line in TERMS only.
+for _name, _term in TERMS.items():
+    for _setting in filter(None, (_term.weight, *_term.settings)):
+        READ_BY.setdefault(_setting, {_name})
 
 
 def matters(name, config):
@@ -891,8 +897,8 @@ def test_configs_have_different_names_exactly_if_they_differ_in_what_is_read(con
 
 # What the first task does not depend on, by the definitions of the losses and of training.
 LATER = (
-    *("kd_temperature", "csd_temperature", "fecd_temperature", "later_learning_rate"),
-    *("lambda_kd", "lambda_csd", "lambda_mmd", "lambda_fecd", "head_init", "teacher_statistics"),
+    *("later_learning_rate", "head_init", "teacher_statistics"),
+    *(field.name for field in fields(LossSettings) if field.name != "margin"),
 )
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from csd_lib import InputError, checks
 from csd_lib.data import Task
-from csd_lib.methods import METHODS
 from csd_lib.model import ResNet
 from csd_lib.paper.figures import (
     BLACK,
@@ -31,6 +30,7 @@ from csd_lib.paper.figures import (
     RED,
     SKY,
     method_styles,
+    method_title,
     term_styles,
 )
 from csd_lib.paper.figures import method_curves as method_curves  # for the notebooks
@@ -444,7 +444,7 @@ def grouped_points(
                 marker=style["marker"],
                 edgecolors=BLACK,
                 zorder=3,
-                label=METHODS[name].title if g == 0 else None,
+                label=method_title(name) if g == 0 else None,
             )
     if bars:
         axis.axhline(0, color=BLACK, lw=1)

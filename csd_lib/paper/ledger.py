@@ -267,9 +267,8 @@ class _Worker:
         return True
 
     def _alone(self, config: TrainConfig, folder: Path) -> ExitStack:
-        with only_one(make_folder(folder), "training", wait=False):  # else two would move it
-            if (folder / "config.json").exists():
-                runs.set_aside_if_older(folder, runs.identity(config, self.dataset))
+        wanted = runs.identity(config, self.dataset)
+        runs.set_aside_if_older(folder, wanted)
         stack = ExitStack()
         stack.enter_context(only_one(make_folder(folder), "training", wait=False))
         return stack
@@ -305,10 +304,10 @@ def passes_left(cells: Sequence[Cell]) -> float:
     left, shared = 0.0, set()
     for cell in cells:
         epochs, done = cell.config.epochs, cell.epochs_done()
-        first_run = cell.first_run or cell.run  # method initial is what others share
-        if first_run in shared:
+        first = cell.first_run or cell.run  # the initial model is the others' first task
+        if first in shared:
             done = max(done, epochs)
-        shared.add(first_run)
+        shared.add(first)
         left += max(0, cell.stages * epochs - done) * cell.share
     return left
 

@@ -1,0 +1,149 @@
+"""A weighted term, a method, a data set and a network, added as docs/api.md says, in a copy."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "api.md").read_text()
+LOSS = '''
+
+@in_full_precision
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean cosine distance between each image's two features."""
+    checks.batch(student=student, teacher=teacher)
+    return 1 - F.cosine_similarity(student, teacher.detach()).mean()
+'''
+NETWORK = '''
+
+class Small(Network):
+    """One convolution."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(32, mean, std)
+        self.layer = nn.Conv2d(len(mean), 32, 3)
+
+    def backbone(self, images: Tensor) -> Tensor:
+        """Return features ``[B, 32]``."""
+        return self.layer(images).relu().mean(dim=(2, 3))
+'''
+DATA = """
+
+def _load_noise(root: Any = None) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 3, 16, 16), generator=generator).to(torch.uint8)
+    labels = torch.arange(60) % 6
+    names, three = tuple("abcdef"), (0.5,) * 3
+    return Dataset("noise", images, labels, images[:30], labels[:30], names, three, three)
+
+
+DATASETS["noise"] = DatasetSpec(
+    _load_noise, 6, {**DATASETS["cifar100"].defaults, "depth": 8, "epochs": 1}
+)
+"""
+
+
+def insert(path, before, text):
+    content = path.read_text()
+    assert content.count(before) == 1, f"{path.name} has no single {before!r}"
+    path.write_text(content.replace(before, text + before))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The kit with one function, one line and one documented field more, and so on."""
+    folder = tmp_path_factory.mktemp("copy")
+    for name in ("csd_lib", "tests", "docs", "tools", "notebooks", "benchmarks", "data"):
+        ignored = shutil.ignore_patterns("*.npz", "*.pt", "runs", "__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "data" / "results" / "digits-epochs.npz", folder / "data" / "results")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    library = folder / "csd_lib"
+    field, line = re.search(r"```text\n(.*?)\n\.\.\.\n(.*?)```", PAGE, re.DOTALL).groups()
+    with (library / "losses.py").open("a") as file:
+        file.write(LOSS)
+    insert(library / "methods.py", "    def __post_init__(self) -> None:\n", field + "\n\n")
+    insert(library / "methods.py", '    "fecd": Term(\n', line)
+    insert(
+        library / "methods.py",
+        '    "joint": Method(',
+        '    "cos": Method("Cosine", "ce+cosine"),\n',
+    )
+    with (library / "datasets.py").open("a") as file:
+        file.write(DATA)
+    with (library / "model.py").open("a") as file:
+        file.write(NETWORK)
+    networks = library / "networks.py"
+    networks.write_text(networks.read_text().replace("import Network, ", "import Network, Small, "))
+    insert(
+        networks,
+        '    "resnet": lambda',
+        '    "small": lambda config, mean, std: Small(mean, std),\n',
+    )
+    return folder
+
+
+@pytest.fixture
+def csd(copy, tmp_path):
+    """The command line of the copy."""
+
+    def run(*arguments):
+        names = {"PYTHONPATH": copy, "CSD_RUNS": tmp_path / "runs", "COLUMNS": "100"}
+        environment = {**os.environ, **{k: str(v) for k, v in names.items()}}
+        environment["CSD_RESULTS"] = str(tmp_path / "records")
+        command = [sys.executable, "-m", "csd_lib", *arguments]
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
+
+
+def test_all_four_are_in_the_help_train_and_appear_in_every_report(csd, tmp_path):
+    text = " ".join(csd("train", "--help").split())
+    for name in (
+        "--lambda-cosine",
+        "Weight of the mean cosine",
+        "noise",
+        "small",
+        "cos,",
+        "+cosine",
+    ):
+        assert name in text, name
+    quick = ("--epochs", "1", "--quiet")
+    csd("train", "--method", "cos", "--lambda-cosine", "3", *quick)
+    csd("train", "--method", "ce+kd+cosine", "--network", "small", *quick)
+    csd("train", "--dataset", "noise", "--network", "small", "--tasks", "3", "--quiet")
+    report = csd("report")
+    assert "Cosine" in report and "lambda_cosine=3" in report and "ce + kd + cosine" in report
+    assert "network=small" in report and "noise, 3 tasks" in report
+    found = {record["method"]: record for record in json.loads(csd("report", "--json"))}
+    assert found["cos"]["lambda_cosine"] == 3.0 and found["cos"]["is_current"]
+    (history,) = (tmp_path / "runs").glob("*-cos-*/history.jsonl")
+    assert "cosine" in json.loads(history.read_text().splitlines()[-1])
+
+
+def test_its_tests_try_the_new_loss_setting_and_options_by_themselves(copy, tmp_path):
+    tests = [
+        "tests/test_fuzz.py::test_every_public_function_is_tried_or_exempt_for_a_reason",
+        "tests/test_fuzz.py::test_a_bad_argument_is_named_in_one_line[losses.cosine_loss]",
+        "tests/test_fuzz.py::test_a_bad_argument_is_named_in_one_line[methods.LossSettings]",
+        "tests/test_cli_fuzz.py::test_a_wrong_value_is_refused_before_any_work[train-lambda_cosine]",
+        "tests/test_properties.py::test_every_field_of_a_config_is_drawn",
+        "tests/test_properties.py::test_configs_have_different_names_exactly_if_they_differ_in_what_is_read",
+        "tests/test_train.py::test_every_method_learns_and_leaves_a_model_per_stage[cos]",
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "CSD_EXAMPLES": "20"}
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and "7 passed" in done.stdout, done.stdout[-3000:]
