@@ -51,7 +51,7 @@ TERM_STYLE = {
 # For names that have no style above, in the order in which they come: the three lengths have no
 # common divisor, so that many are told apart.
 _MORE_COLORS = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY, BLACK)
-_MORE_MARKERS = ("*", "<", ">", "p", "h", "d", "8", "H", "X", "D", "P")
+_MORE_MARKERS = ("*", "<", ">", "p", "h", "d", "8", "H", "X")  # none is hollow
 _MORE_LINES = ("-", "--", "-.", ":")
 
 
