@@ -69,7 +69,7 @@ _WHY_EXEMPT = {
         report.Group report.are_current report.grouped report.describe report.table_rows
         report.headline report.shared_changes report.render_rows report.as_objects report.plain
         comparison.Table comparison.Table.columns comparison.Table.label
-        figures.method_styles figures.term_styles ledger.Cell
+        figures.method_styles figures.method_title figures.term_styles ledger.Cell
         ledger.Cell.is_done ledger.Cell.is_of ledger.Cell.look_for_record
         ledger.Cell.place_to_write ledger.Cell.epochs_done ledger.Cell.state
         ledger.passes_left ledger.hours_left""",
