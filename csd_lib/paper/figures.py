@@ -152,8 +152,11 @@ def paper_against_ours(table: Table) -> Figure:
     checks.instance("table", table, Table, "one of comparison.tables")
     if not table.is_papers:
         raise InputError(f"table={table.title!r} has no numbers in the paper: give Table 1's")
-    rows = [row for row in table.rows if row[0].config.method in TABLE_1]
-    names = [row[0].config.method for row in rows]
+    names = [row[0].config.method for row in table.rows]
+    labels = [METHODS[name].title for name in names]
+    for i, row in enumerate(table.rows):
+        if names.count(names[i]) > 1:  # made by several older codes
+            labels[i] += f", {row[0].fingerprint or 'older'}"
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.62 * len(names) + 1.9), sharey=True)
     places = np.arange(len(names))[::-1]
     ours = {
@@ -164,7 +167,7 @@ def paper_against_ours(table: Table) -> Figure:
         published = [TABLE_1[name][column] for name in names]
         axis.scatter(published, places, marker="|", s=500, linewidths=3, color=BLACK, label="paper")
         for gallery, (label, color, marker, shift) in ours.items():
-            for place, row in zip(places, rows, strict=True):
+            for place, row in zip(places, table.rows, strict=True):
                 last = [getattr(record.matrix, gallery)[-1, column] for record in row]
                 values = 100 * np.array(last)
                 axis.errorbar(
@@ -178,11 +181,6 @@ def paper_against_ours(table: Table) -> Figure:
                 )
         axis.set_title(f"classes {('1-50', '51-100')[column]}")
         axis.set(xlabel="Recall@1 (%)", ylim=(-0.6, len(names) - 0.4))
-    # Code that computed other numbers has rows of its own.
-    also = [
-        f" ({row[0].fingerprint})" if names.count(row[0].config.method) > 1 else "" for row in rows
-    ]
-    labels = [METHODS[name].title + text for name, text in zip(names, also, strict=True)]
     axes[0].set_yticks(places, labels)
     axes[1].legend(loc="upper center", bbox_to_anchor=(-0.1, -0.22), ncols=3, frameon=False)
     return figure

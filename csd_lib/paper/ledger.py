@@ -267,8 +267,9 @@ class _Worker:
         return True
 
     def _alone(self, config: TrainConfig, folder: Path) -> ExitStack:
-        wanted = runs.identity(config, self.dataset)
-        runs.set_aside_if_older(folder, wanted)
+        with only_one(make_folder(folder), "training", wait=False):  # else two would move it
+            if (folder / "config.json").exists():
+                runs.set_aside_if_older(folder, runs.identity(config, self.dataset))
         stack = ExitStack()
         stack.enter_context(only_one(make_folder(folder), "training", wait=False))
         return stack
