@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.files import (
@@ -164,6 +164,7 @@ class RunFolder:
         Raises:
             InputError: if it cannot be written, or holds another run.
         """
+        checks.instance("folder", folder, (str, Path, type(None)), "a path, or None")
         if folder is None:
             yield cls(None, {})
             return
@@ -182,6 +183,7 @@ class RunFolder:
         Raises:
             InputError: if that is nothing, or another run's.
         """
+        checks.instance("first_task", folder, (str, Path, type(None)), "a path, or None")
         if folder is None:
             return None
         first = config.first_task()

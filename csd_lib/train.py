@@ -95,26 +95,20 @@ def train(
     """Train one network on the tasks, one after the other, without keeping old images.
 
     Args:
-        config: everything that decides the run.
-        dataset: the images; default: loads ``config.dataset``.
-        folder: where to keep history, checkpoints and the model after every task. Called again with
-            the same config and images, a killed run goes on from there, on the CPU with the same
-            result bit for bit. None keeps nothing.
-        first_task: folder of a finished run of ``config.first_task()``, which is then not trained
-            again; the result is the same.
+        config, dataset: what decides the run; default: the images of ``config.dataset``.
+        folder: where to keep history, checkpoints and the model after every task, or None. Called
+            again, a killed run goes on from there, on the CPU to the same result bit for bit.
+        first_task: folder of a finished run of ``config.first_task()``, to begin after it.
         stop_after: train only this many tasks for now; a later call goes on from there.
-        on_epoch: called after every epoch with the history so far, for live curves, and with the
-            student as it is then, to look at and not to change: ``embed`` leaves it as it was.
+        on_epoch: called after every epoch with the history so far and with the student as it is
+            then, to look at and not to change: ``embed`` leaves it as it was.
         progress: show a progress bar.
 
     Raises:
-        InputError: if the config is impossible for this data set or machine, or the folder holds
-            another run.
+        InputError: if the config is impossible here, or the folder holds another run.
         TrainingError: if the loss is not finite or the features collapse.
     """
     checks.instance("config", config, TrainConfig, "a TrainConfig")
-    for name, value in {"folder": folder, "first_task": first_task}.items():
-        checks.instance(name, value, (str, Path, type(None)), "a path, or None")
     if stop_after is not None:
         checks.whole("stop_after", stop_after, 1)
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
@@ -126,7 +120,6 @@ def train(
     student.to(device, memory_format=torch.channels_last)
     generator = torch.Generator(device).manual_seed(config.seed)
     run = Run(config, tasks, [], [])
-
     with RunFolder.open(folder, config, dataset) as kept, precision.switches():
         saved = kept.load() or RunFolder.load_first_task(first_task, config, dataset)
         if saved:
@@ -145,18 +138,29 @@ def train(
                 saved.go_on(learning, run.history)
                 saved = None
             title = f"{method.title}, task {stage.index + 1} of {len(stages)}"
-            with learning.progress_bar(title if progress else None) as bar:
-                while learning.epoch < config.epochs:
-                    run.history.append(learning.run_epoch(bar))
-                    kept.append_history(run.history[-1])
-                    if on_epoch:
-                        on_epoch(run.history, student)
-                    if kept.is_due() and learning.epoch < config.epochs:
-                        kept.save(run.models, run.history, generator, learning.state_dict())
-            learning.finish()
+            _learn(learning, run, kept, on_epoch, title if progress else None)
             run.models.append(freeze(student))
             kept.save(run.models, run.history, generator)
     return run
+
+
+def _learn(
+    learning: TaskTraining,
+    run: Run,
+    kept: RunFolder,
+    on_epoch: Callable[[list[dict[str, float]], Network], None] | None,
+    title: str | None,
+) -> None:
+    """Learn a task to its last epoch."""
+    with learning.progress_bar(title) as bar:
+        while learning.epoch < run.config.epochs:
+            run.history.append(learning.run_epoch(bar))
+            kept.append_history(run.history[-1])
+            if on_epoch:
+                on_epoch(run.history, learning.student)
+            if kept.is_due() and learning.epoch < run.config.epochs:
+                kept.save(run.models, run.history, learning.generator, learning.state_dict())
+    learning.finish()
 
 
 def _restore(run: Run, saved: SavedState, student: Network, stages: Sequence[Task]) -> None:
