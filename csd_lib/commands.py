@@ -189,7 +189,7 @@ def report(
     own, more_problems = [], []
     if folder or any(runs_folder().glob("*/results.json")):
         own, more_problems = report.load_runs(folder, may_be_none=folder is None)
-    problems = [report.plain(problem) for problem in [*problems, *more_problems]]
+    problems = [printable(problem) for problem in [*problems, *more_problems]]
     if json or csv:
         print((report.render_json if json else report.render_csv)([*recorded, *own]))
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)

@@ -273,10 +273,10 @@ class TaskTraining:
             self.student.load_state_dict(self.selection.state)
 
     def progress_bar(self, title: str | None) -> tqdm:
-        """Return a bar that counts steps, beginning with those done; None shows none."""
+        """Return a bar that counts steps, beginning with those done; without a title, a hidden one."""
         steps = math.ceil(len(self.labels) / self.config.batch_size)
-        total, done = steps * self.config.epochs, steps * self.epoch
-        return tqdm(desc=title, disable=title is None, total=total, initial=done, unit="step")
+        size = dict(total=steps * self.config.epochs, initial=steps * self.epoch, unit="step")
+        return tqdm(desc=title, **size) if title else tqdm(disable=True, **size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that another object of the same arguments needs to go on from here."""

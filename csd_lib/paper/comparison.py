@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.methods import METHODS, LossSettings, get_method
+from csd_lib.output import printable
 from csd_lib.paper import published as paper
 from csd_lib.paper.report import (
     GALLERIES,
@@ -25,7 +26,6 @@ from csd_lib.paper.report import (
     grouped,
     headline,
     mean_and_sd,
-    plain,
     render_rows,
     shared_changes,
     variants,
@@ -201,7 +201,7 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
             command = f"python -m csd_lib reproduce {name}"
             lines.append(f"{bullet}{experiment.title}: no run recorded yet ({command})")
     lines += [f"{bullet}{what}: {why}" for what, why in paper.NOT_ATTEMPTED.items()]
-    return plain("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def _render_table(table: Table, markdown: bool) -> list[str]:

@@ -16,6 +16,7 @@ from csd_lib import InputError, TrainingError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
+from csd_lib.output import printable
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record, read_records
 from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
@@ -263,7 +264,7 @@ def render(records: Sequence[Record], markdown: bool = False) -> str:
         lines += render_rows(
             rows, markdown, lambda config, s=shared: {"method": describe(config, s)}
         )
-    return plain("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def render_rows(
@@ -358,17 +359,12 @@ def render_csv(records: Sequence[Record]) -> str:
             for name, v in found.items()
         }
         writer.writerow(cells)
-    return plain(text.getvalue()).rstrip("\n")
+    return printable(text.getvalue()).rstrip("\n")
 
 
 def _finite(value: Any) -> Any:
     """Return None for what JSON has no number for."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def plain(text: str) -> str:
-    """Leave out what could steer a terminal: records, and paths, may come from a stranger."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 def _listed(values: Iterable[Any], most: int = 10) -> str:
