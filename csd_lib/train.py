@@ -273,7 +273,7 @@ class TaskTraining:
             self.student.load_state_dict(self.selection.state)
 
     def progress_bar(self, title: str | None) -> tqdm:
-        """Return a bar that counts steps, beginning with those done; without a title, a hidden one."""
+        """Return a bar that counts steps, from those done on; without a title, a hidden one."""
         steps = math.ceil(len(self.labels) / self.config.batch_size)
         size = dict(total=steps * self.config.epochs, initial=steps * self.epoch, unit="step")
         return tqdm(desc=title, **size) if title else tqdm(disable=True, **size)
