@@ -190,3 +190,11 @@ def test_matrix_rows_are_models_columns_are_tasks_and_galleries_differ(digits):
     logits = second.eval()(tasks[1].test_images)[1]
     expected = (logits.argmax(1) == tasks[1].test_labels).double().mean().item()
     assert matrix.accuracy[1, 1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_network_that_returns_one_tensor_is_refused(count):
+    """With two images, its rows could be taken for features and logits."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    with pytest.raises(InputError, match="it must be features, logits"):
+        embed(network, torch.zeros(count, 1, 2, 2))
