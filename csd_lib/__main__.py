@@ -59,7 +59,7 @@ def _run(stopped_by: list[int]) -> int | str | None:
     except BaseException as error:
         # First, because an import that is interrupted may end in another error.
         if stopped_by or isinstance(error, KeyboardInterrupt):
-            line = "stopped; the same command goes on (train: from the last epoch)"
+            line = "stopped; the same command goes on (train: from the last checkpoint)"
             print(line, file=sys.stderr)
             return BY_SIGNAL + (stopped_by[0] if stopped_by else signal.SIGINT)
         if isinstance(error, SystemExit):  # of --help, and of an option that does not exist

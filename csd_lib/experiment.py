@@ -70,7 +70,7 @@ def run_experiment(
         config: everything that decides the run. ``device="auto"`` is resolved before it is stored.
         dataset: the images; default: loads ``config.dataset``.
         folder: where config, history, models and results are kept. Default: a folder of its own
-            under ``runs/`` (or ``$CSD_RUNS``). A killed run goes on from its last epoch.
+            under ``runs/`` (or ``$CSD_RUNS``). A killed run goes on from its last checkpoint.
         share_first_task: train the first task in a run of its own (method ``initial``), once for
             all methods that learn it alike. The result is the same.
         on_epoch, progress: as in ``train``.
