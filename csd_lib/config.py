@@ -8,7 +8,7 @@ from typing import Any
 from csd_lib import InputError, checks
 from csd_lib.checks import setting
 from csd_lib.datasets import DATASETS
-from csd_lib.methods import TERMS, LossSettings, get_method
+from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
 from csd_lib.networks import NETWORKS
 
 # What a field left at None becomes, from three sources; a later one counts more.
@@ -55,7 +55,8 @@ class TrainConfig(LossSettings):
     """Where settings left out come from: clean, reference (what the published code does, traps
     included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
     method: str = setting("csd", lambda name, value: get_method(value))
-    """Method: initial, fine-tuning, lwf, mmd, fecd, csd, joint, or a sum of terms such as ce+kd."""
+    """Method: initial, fine-tuning, lwf, mmd, mmd-kd, fecd, csd, joint, or a sum of terms such as
+    ce+kd."""
     tasks: int = setting(2, checks.whole, 1)
     """Number of tasks that the classes are split into."""
     class_order_seed: int | None = setting(None, checks.seed, optional=True)
@@ -66,16 +67,25 @@ class TrainConfig(LossSettings):
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, 8 for digits)."""
     epochs: int | None = setting(None, checks.whole, 1, MAX_EPOCHS)
     """Epochs per task (None: 800 for cifar100 as in the paper, 15 for digits)."""
+    later_epochs: int | None = setting(
+        None, checks.whole, 1, MAX_EPOCHS, optional=True, decides="later"
+    )
+    """Epochs of each later task (None: as the first)."""
+    stop_at_epoch: int | None = setting(None, checks.whole, 1, MAX_EPOCHS, optional=True)
+    """Stop each task at this epoch of its schedule (None: at its end). The run is then a prefix of
+    the whole one, which can go on from it."""
     batch_size: int | None = setting(
         None, checks.whole, 2, 16_384, "the losses compare images of one batch"
     )
     """Images per step (None: 128 for cifar100 as in the paper, 64 for digits)."""
     learning_rate: float | None = setting(None, checks.number, above=0, at_most=100)
-    """Adam's learning rate on the first task (None: 1e-3, as in the paper)."""
+    """Learning rate on the first task (None: 1e-3, as in the paper)."""
     later_learning_rate: float | None = setting(
         None, checks.number, above=0, at_most=100, decides="later"
     )
-    """Adam's learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, else 1e-2)."""
+    """Learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, else 1e-2)."""
+    optimizer: str = setting("adam", checks.one_of, ("adam", "sgd"))
+    """Optimiser: adam (paper) or sgd with momentum 0.9."""
     milestones: tuple[float, ...] | None = setting(None, _check_milestones)
     """When to divide the learning rate by 10, in fractions of a task's epochs or, from 1 on, in
     epochs (None: 0.25 0.5 0.75 for cifar100, the published code's 200, 400, 600 of 800; for digits
@@ -84,7 +94,7 @@ class TrainConfig(LossSettings):
     """Learning rate over a task: steps (at the milestones; paper) or one_cycle (rises for a fifth
     of the epochs, then falls to zero)."""
     weight_decay: float = setting(5e-4, checks.number, at_least=0, at_most=100)
-    """L2 penalty inside Adam, on every parameter (paper)."""
+    """L2 penalty inside the optimiser, on every parameter (paper)."""
     crop_padding: int | None = setting(None, checks.whole, 0, 64)
     """Black pixels around an image before the random crop (None: 4 for cifar100, 0 for digits)."""
     flip: bool | None = setting(None, checks.flag)
@@ -129,6 +139,10 @@ class TrainConfig(LossSettings):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         super().__post_init__()
+        method = get_method(self.method)
+        if self.method not in METHODS and method in METHODS.values():  # one recipe has one name
+            name = next(name for name in METHODS if METHODS[name] is method)
+            object.__setattr__(self, "method", name)
         # The command line reads whole epochs as 200.0, JSON makes lists of tuples.
         whole = [int(m) if m >= 1 else m for m in self.milestones]
         object.__setattr__(self, "milestones", tuple(whole))
@@ -155,12 +169,24 @@ class TrainConfig(LossSettings):
         that this method or selection does not read, and those named in ``without``.
         """
         left_out = {"preset", *get_method(self.method).unused_settings(), *without}
+        if self.later_epochs in (None, self.epochs):
+            left_out.add("later_epochs")
+        if all(self.epochs_to_run(t) == self.schedule_length(t) for t in range(self.tasks)):
+            left_out.add("stop_at_epoch")
         left_out |= {"last": {"select_every", "held_out"}, "test": {"held_out"}}.get(
             self.selection, set()
         )
         if not self.learns_later():
             left_out |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
         return self.settings(*left_out)
+
+    def schedule_length(self, task: int) -> int:
+        """Return the epochs of the schedule of a task, counted from 0."""
+        return self.epochs if task == 0 else self.later_epochs or self.epochs
+
+    def epochs_to_run(self, task: int) -> int:
+        """Return the epochs that a task, counted from 0, is trained for."""
+        return min(self.schedule_length(task), self.stop_at_epoch or MAX_EPOCHS)
 
     def learns_later(self) -> bool:
         """Say whether there is a second task that is learned after the first."""

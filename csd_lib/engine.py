@@ -115,16 +115,19 @@ def check_machine(name: str, precision: str, cuda_graph: bool) -> tuple[torch.de
     return device, Precision(precision, device)
 
 
-def adam(model: nn.Module, weight_decay: float, device: torch.device) -> torch.optim.Adam:
-    """Return a new Adam over all parameters, in the form that a CUDA graph can hold."""
+def make_optimizer(
+    name: str, model: nn.Module, weight_decay: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return a new optimiser over all parameters, in the form that a CUDA graph can hold."""
     graphable = device.type == "cuda"
-    return torch.optim.Adam(
-        model.parameters(),
+    common = dict(
         lr=torch.zeros((), device=device) if graphable else 0.0,
         weight_decay=weight_decay,
         fused=device.type in ("cuda", "cpu"),
-        capturable=graphable,
     )
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=0.9, **common)
+    return torch.optim.Adam(model.parameters(), capturable=graphable, **common)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

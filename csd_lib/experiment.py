@@ -45,7 +45,10 @@ def run_name(config: TrainConfig, data: str) -> str:
         config: of the run.
         data: hash of the images and labels.
     """
-    key = json.dumps([config.key(), data], sort_keys=True)
+    # What is as usual is left out, so that a new setting does not rename the runs before it.
+    usual = TrainConfig(dataset=config.dataset, method=config.method, tasks=config.tasks).key()
+    changed = {n: v for n, v in config.key().items() if n not in usual or usual[n] != v}
+    key = json.dumps([changed, data], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
@@ -70,7 +73,8 @@ def run_experiment(
         config: everything that decides the run. ``device="auto"`` is resolved before it is stored.
         dataset: the images; default: loads ``config.dataset``.
         folder: where config, history, models and results are kept. Default: a folder of its own
-            under ``runs/`` (or ``$CSD_RUNS``). A killed run goes on from its last checkpoint.
+            under ``runs/`` (or ``$CSD_RUNS``). A killed run goes on from its last checkpoint, and
+            one there that stopped earlier (``stop_at_epoch``) is gone on from, not trained again.
         share_first_task: train the first task in a run of its own (method ``initial``), once for
             all methods that learn it alike. The result is the same.
         on_epoch, progress: as in ``train``.
@@ -88,17 +92,20 @@ def run_experiment(
     first_folder = None
     if first:
         first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
-    wanted = runs.identity(config, dataset)
+    wanted, prefix = runs.identity(config, dataset), None
     if folder is None:
         folder = runs_folder() / run_name(config, wanted["data"])
         runs.set_aside_if_older(folder, wanted)
         make_folder(folder)
+        if first_folder is None and not (folder / "checkpoint.pt").exists():
+            prefix = runs.find_prefix(runs_folder(), config, dataset)
     with only_one(folder, "training"):
         run = train(
             config,
             dataset,
             folder=folder,
             first_task=first_folder,
+            prefix=prefix,
             on_epoch=on_epoch,
             progress=progress,
         )

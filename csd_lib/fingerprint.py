@@ -49,6 +49,8 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         config,
         tasks=min(config.tasks, 2),
         epochs=2,
+        later_epochs=None,
+        stop_at_epoch=None,
         batch_size=12,
         learning_rate=1e-3,
         later_learning_rate=1e-3,
@@ -57,7 +59,8 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         **{"device": "cpu", "precision": "fp32", "cuda_graph": False},
     )
     learned = (0, 1) if config.learns_later() else (0,)
-    numbers = [learning_rate(config, t, epoch) for t in learned for epoch in range(config.epochs)]
+    epochs = [(t, epoch) for t in learned for epoch in range(config.schedule_length(t))]
+    numbers = [learning_rate(config, *place) for place in epochs]
     network = make_network(tiny, (0.5,) * channels, (0.5,) * channels)
     dataset = _made_up_images(channels, min(size, max(16, network.smallest_image)))
     try:

@@ -96,11 +96,12 @@ class Record:
             for name, value in vars(self).items()
             if name not in ("config", "matrix", "folder") and value not in ((), {}, "")
         }
-        matrices = vars(self.matrix)
+        matrices = {n: values for n, values in vars(self.matrix).items() if values is not None}
         content["config"] = asdict(self.config)
         content["matrix"] = {name: values.tolist() for name, values in matrices.items()}
-        content["average"] = {name: average(values) for name, values in matrices.items()}
-        content["forgetting"] = {name: forgetting(values) for name, values in matrices.items()}
+        own = {name: values for name, values in matrices.items() if name != "old_gallery"}
+        content["average"] = {name: average(values) for name, values in own.items()}
+        content["forgetting"] = {name: forgetting(values) for name, values in own.items()}
         write_json(path, content)
 
     def identity(self) -> dict[str, Any]:

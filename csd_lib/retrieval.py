@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ def wrong_before_right(
     query_labels: Tensor,
     gallery: Tensor | None = None,
     gallery_labels: Tensor | None = None,
+    same_images: bool = False,
 ) -> Tensor:
     """Count, for each query, the gallery images of other classes that it finds too early.
 
@@ -81,12 +83,14 @@ def wrong_before_right(
     """
     if (gallery is None) != (gallery_labels is None):
         raise InputError("give gallery and gallery_labels together, or neither")
-    search_each_other = gallery is None
-    if search_each_other:
-        gallery, gallery_labels = queries, query_labels
+    checks.flag("same_images", same_images)
     _check("queries", queries, query_labels)
-    if not search_each_other:
+    if gallery is None:
+        gallery, gallery_labels, same_images = queries, query_labels, True
+    else:
         _check("gallery", gallery, gallery_labels)
+        if same_images and not torch.equal(query_labels.cpu(), gallery_labels.cpu()):
+            raise InputError("same_images=True: the labels of queries and gallery must be equal")
     if queries.shape[1] != gallery.shape[1]:
         raise InputError(
             f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}: "
@@ -102,7 +106,7 @@ def wrong_before_right(
         chunk = slice(first, first + rows_at_once)
         similarity = (queries[chunk] @ gallery.T).mul_(STEPS).round_().float()
         is_positive = query_labels[chunk, None] == gallery_labels[None, :]
-        if search_each_other:  # a query must not find itself
+        if same_images:  # a query must not find itself
             row = torch.arange(len(similarity), device=device)
             similarity[row, first + row] = -torch.inf
             is_positive[row, first + row] = False
@@ -119,6 +123,7 @@ def recall_at_k(
     gallery: Tensor | None = None,
     gallery_labels: Tensor | None = None,
     ks: Sequence[int] = (1,),
+    same_images: bool = False,
 ) -> Recall:
     """Recall@K: the share of queries with an image of their own class among the K nearest.
 
@@ -132,6 +137,8 @@ def recall_at_k(
         gallery: float ``[M, D]`` to search in. Without it each query searches all other queries.
         gallery_labels: int64 ``[M]``.
         ks: the values of K.
+        same_images: the gallery holds the queries' own images in the same order, as seen by another
+            model; each query's own image is left out.
 
     Returns:
         ``{k: share in [0, 1]}``; its attributes ``queries`` and ``left_out`` count the queries.
@@ -143,7 +150,7 @@ def recall_at_k(
     checks.sequence("ks", ks, int, "whole numbers from 1, such as (1, 5)")
     for k in ks:
         checks.whole("ks", k, 1)
-    counts = wrong_before_right(queries, query_labels, gallery, gallery_labels)
+    counts = wrong_before_right(queries, query_labels, gallery, gallery_labels, same_images)
     counted = counts[counts >= 0]
     if len(counted) == 0:
         raise InputError(
@@ -173,14 +180,29 @@ class RetrievalMatrix:
     """Recall@1 when the gallery holds all classes seen so far, and those of task j."""
     accuracy: np.ndarray
     """Classification accuracy over all classes seen so far; NaN for tasks not yet seen."""
+    old_gallery: np.ndarray | None = None
+    """``[stages, stages]``: row i, column j <= i: Recall@1 when the model after task i searches,
+    with the test images of the classes seen after task j, the gallery of the same images as the
+    model after task j indexed them. NaN for j > i. Older records have none."""
 
     def __post_init__(self) -> None:
-        shapes = {checks.table(name, values).shape for name, values in vars(self).items()}
+        tables = {n: checks.table(n, v) for n, v in vars(self).items() if v is not None}
+        old = tables.pop("old_gallery", None)
+        shapes = {values.shape for values in tables.values()}
         if len(shapes) > 1:
             raise InputError(
                 f"own, seen and accuracy have shapes {', '.join(map(str, sorted(shapes)))}: give "
                 f"three matrices of one shape"
             )
+        stages = len(self.own)
+        if old is not None and old.shape != (stages, stages):
+            raise InputError(f"old_gallery has shape {old.shape}: give ({stages}, {stages})")
+
+    def in_first_gallery(self) -> float:
+        """Return Recall@1 of the last model in the first one's gallery; NaN where there is none."""
+        if self.old_gallery is None or len(self.old_gallery) < 2:
+            return math.nan
+        return float(self.old_gallery[-1, 0])
 
 
 def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> RetrievalMatrix:
@@ -197,6 +219,8 @@ def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> Retrie
     checks.sequence("tasks", tasks, Task, "the list of class_incremental_split")
     shape = (len(models), len(tasks))
     own, seen, accuracy = (np.full(shape, np.nan) for _ in range(3))
+    old = np.full((len(models), len(models)), np.nan)
+    galleries: list[tuple[Tensor, Tensor]] = []  # as each model indexed what it had seen
     for i, model in enumerate(models):
         # The i-th saw i + 1 tasks arrive, even if it learned from fewer; the joint one learned all.
         arrived = [t for t in tasks if t.index <= i or t.end_label <= model.num_classes]
@@ -217,7 +241,12 @@ def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> Retrie
             if task.end_label <= model.num_classes:
                 correct = outputs[j][1].argmax(dim=1) == labels[j]
                 accuracy[i, j] = correct.double().mean().item()
-    return RetrievalMatrix(own, seen, accuracy)
+        n = sum(len(labels[task.index]) for task in arrived)
+        galleries.append((torch.cat(features)[:n], torch.cat(labels)[:n]))
+        for j, (gallery, its_labels) in enumerate(galleries):
+            queries = torch.cat(features)[: len(gallery)]
+            old[i, j] = recall_at_k(queries, its_labels, gallery, its_labels, same_images=True)[1]
+    return RetrievalMatrix(own, seen, accuracy, old)
 
 
 def average(matrix: np.ndarray) -> float:
@@ -236,6 +265,24 @@ def forgetting(matrix: np.ndarray) -> float:
     if stages != tasks or tasks < 2:
         return float("nan")
     return float(np.mean([matrix[j:-1, j].max() - matrix[-1, j] for j in range(tasks - 1)]))
+
+
+def average_compatibility(old_gallery: np.ndarray) -> float:
+    """Share of pairs of models, an old and a newer one, in which the newer one is compatible.
+
+    It is compatible if it searches the old one's gallery better than the old one itself did (Shen
+    et al., CVPR 2020); averaged over all pairs as in Biondi et al. (TOMM 2023). Equal is not better
+    here; code of that group exists with and without ties. NaN for a single model.
+    """
+    matrix = checks.table("old_gallery", old_gallery)
+    pairs = [(i, j) for i in range(len(matrix)) for j in range(i)]
+    return float(np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])) if pairs else math.nan
+
+
+def average_multi_model(old_gallery: np.ndarray) -> float:
+    """Mean Recall@1 of all models on their own gallery and on all older ones (Biondi et al.)."""
+    matrix = checks.table("old_gallery", old_gallery)
+    return float(np.mean(matrix[np.tril_indices(len(matrix))]))
 
 
 def backward_transfer(matrix: np.ndarray) -> float:

@@ -7,8 +7,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,18 +110,21 @@ class SavedState(dict):
                 f"{self.path} does not fit its run ({error}): move it away to start this run again"
             ) from error
 
-    def history(self, epochs: int) -> list[dict[str, float]]:
+    def history(self, config: TrainConfig) -> list[dict[str, float]]:
         """Return the records, one of numbers for every epoch, in order.
 
         Raises:
             ValueError: if they are not.
         """
-        for number, record in enumerate(self["history"]):
+        places = [(t, e) for t in range(config.tasks) for e in range(config.epochs_to_run(t))]
+        if len(self["history"]) > len(places):
+            raise ValueError(f"it has {len(self['history'])} epochs, the run has {len(places)}")
+        for number, (record, place) in enumerate(zip(self["history"], places, strict=False)):
             if not isinstance(record, dict) or not all(
                 isinstance(value, int | float) for value in record.values()
             ):
                 raise ValueError(f"what it says of epoch {number + 1} is not only numbers")
-            if (record.get("task"), record.get("epoch")) != divmod(number, epochs):
+            if (record.get("task"), record.get("epoch")) != place:
                 raise ValueError(f"its epoch {number + 1} is not the {number + 1}th of the run")
             if not {"loss", "spread", "seconds"} <= record.keys():
                 raise ValueError(f"its epoch {number + 1} has no loss, spread or seconds")
@@ -196,6 +199,37 @@ class RunFolder:
             )
         return saved
 
+    @classmethod
+    def load_prefix(
+        cls, path: str | Path | None, config: TrainConfig, dataset: Dataset
+    ) -> SavedState | None:
+        """Return a checkpoint within the first task of a run that differs in where it stops.
+
+        Raises:
+            InputError: if it is another run's, or already further than this one goes.
+        """
+        checks.instance("prefix", path, (str, Path, type(None)), "a path, or None")
+        if path is None:
+            return None
+        path = Path(path)
+        try:
+            saved = SavedState(read_tensors(path), path)
+        except ValueError as error:
+            raise InputError(f"prefix={str(path)!r} is no checkpoint: {error}") from error
+        stop = saved["identity"].get("config", {}).get("stop_at_epoch")
+        if what := difference(
+            saved["identity"], identity(replace(config, stop_at_epoch=stop), dataset)
+        ):
+            raise InputError(f"prefix={str(path)!r} belongs to another run ({what})")
+        if saved["models"] or "learning" not in saved:
+            raise InputError(f"prefix={str(path)!r} is not within the first task")
+        if not 0 < saved["learning"]["epoch"] < config.epochs_to_run(0):
+            raise InputError(
+                f"prefix={str(path)!r} is at epoch {saved['learning']['epoch']}: this run stops at "
+                f"{config.epochs_to_run(0)}"
+            )
+        return saved
+
     def is_due(self) -> bool:
         """Say whether it is time for another checkpoint: they may take up to 5 % of the time."""
         return bool(self.folder) and time.monotonic() - self._saved_at >= 20 * self._seconds
@@ -220,6 +254,7 @@ class RunFolder:
         history: Sequence[dict[str, float]],
         generator: torch.Generator,
         learning: dict[str, Any] | None = None,
+        name: str = "checkpoint.pt",
     ) -> None:
         """Store all that the loop needs to go on from here; a kill leaves an older one in place.
 
@@ -241,11 +276,11 @@ class RunFolder:
             "generator": generator.get_state(),
         }
         packed = pack_tensors(content | ({"learning": learning} if learning else {}))
-        path = self.folder / "checkpoint.pt"
+        path = self.folder / name
 
         def write(partial: Path) -> None:
             partial.write_bytes(packed)
-            if path.exists():
+            if path.exists() and name == "checkpoint.pt":
                 path.replace(path.with_name("checkpoint.previous.pt"))
 
         write_atomically(path, write)
@@ -294,6 +329,27 @@ class RunFolder:
         if damage:
             raise damage[1]
         return None
+
+
+def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | None:
+    """Look in a folder of runs for one that differs only in where it stops.
+
+    Returns:
+        Of the checkpoints that this config can go on from the one that is furthest, or None.
+    """
+    found: list[tuple[int, Path]] = []
+    wanted = json.loads(json.dumps(config.key("stop_at_epoch")))
+    for settings in folder.glob(f"{config.dataset}-{config.method}-*/config.json"):
+        with suppress(InputError, LookupError, TypeError):
+            other = TrainConfig(**read_json(settings)["config"])
+            if json.loads(json.dumps(other.key("stop_at_epoch"))) != wanted:
+                continue
+            for name in ("prefix.pt", "checkpoint.pt"):
+                path = settings.with_name(name)
+                if path.exists():
+                    saved = RunFolder.load_prefix(path, config, dataset)
+                    found.append((saved["learning"]["epoch"], path))
+    return max(found, default=(0, None))[1]
 
 
 def check_owner(folder: Path, wanted: dict[str, Any]) -> None:

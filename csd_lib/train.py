@@ -22,9 +22,9 @@ from csd_lib.engine import (
     CapturedStep,
     Precision,
     StepState,
-    adam,
     check_machine,
     load_optimizer,
+    make_optimizer,
     set_learning_rate,
 )
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
@@ -88,6 +88,7 @@ def train(
     *,
     folder: str | Path | None = None,
     first_task: str | Path | None = None,
+    prefix: str | Path | None = None,
     stop_after: int | None = None,
     on_epoch: Callable[[list[dict[str, float]], Network], None] | None = None,
     progress: bool = True,
@@ -99,6 +100,8 @@ def train(
         folder: where to keep history, checkpoints and the model after every task, or None. Called
             again, a killed run goes on from there, on the CPU to the same result bit for bit.
         first_task: folder of a finished run of ``config.first_task()``, to begin after it.
+        prefix: checkpoint of the same run as far as an earlier ``stop_at_epoch``, to go on from in
+            the first task (see ``runs.find_prefix``).
         stop_after: train only this many tasks for now; a later call goes on from there.
         on_epoch: called after every epoch with the history so far and with the student as it is
             then, to look at and not to change: ``embed`` leaves it as it was.
@@ -122,6 +125,7 @@ def train(
     run = Run(config, tasks, [], [])
     with RunFolder.open(folder, config, dataset) as kept, precision.switches():
         saved = kept.load() or RunFolder.load_first_task(first_task, config, dataset)
+        saved = saved or RunFolder.load_prefix(prefix, config, dataset)
         if saved:
             _restore(run, saved, student, stages)
         kept.write_history(run.history)  # epochs after the checkpoint are run again
@@ -153,20 +157,23 @@ def _learn(
 ) -> None:
     """Learn a task to its last epoch."""
     with learning.progress_bar(title) as bar:
-        while learning.epoch < run.config.epochs:
+        while learning.epoch < learning.epochs:
             run.history.append(learning.run_epoch(bar))
             kept.append_history(run.history[-1])
             if on_epoch:
                 on_epoch(run.history, learning.student)
-            if kept.is_due() and learning.epoch < run.config.epochs:
+            if kept.is_due() and learning.epoch < learning.epochs:
                 kept.save(run.models, run.history, learning.generator, learning.state_dict())
+    if not run.models and learning.epochs < run.config.schedule_length(0):
+        state = learning.state_dict()
+        kept.save(run.models, run.history, learning.generator, state, "prefix.pt")
     learning.finish()
 
 
 def _restore(run: Run, saved: SavedState, student: Network, stages: Sequence[Task]) -> None:
     """Put history and finished models into the run, and the newest of them into the student."""
     with saved.restoring():
-        run.history.extend(saved.history(run.config.epochs))
+        run.history.extend(saved.history(run.config))
         for stage, state in zip(stages, saved["models"], strict=False):
             learned = stage if get_method(run.config.method).learns_later else stages[0]
             student.grow_head(learned.end_label - student.num_classes)
@@ -200,8 +207,9 @@ class TaskTraining:
         self.student, self.teacher, self.config = student, teacher, config
         self.precision, self.generator = precision, generator
         self.method = get_method(config.method)
-        self.optimizer = adam(student, config.weight_decay, device)
+        self.optimizer = make_optimizer(config.optimizer, student, config.weight_decay, device)
         self.index, self.epoch = task.index, 0
+        self.epochs = config.epochs_to_run(task.index)
         if teacher is not None and config.teacher_statistics == "batch":
             self.teacher = copy.deepcopy(teacher).train()
         self.selection = None
@@ -258,7 +266,7 @@ class TaskTraining:
         means = dict(zip(self.names, self.totals.tolist(), strict=True))
         record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
         self.epoch += 1
-        last = self.epoch == config.epochs
+        last = self.epoch == self.epochs
         healthy = self.health.check(record, self.student, last)
         if self.selection and healthy and (last or self.epoch % config.select_every == 0):
             record["selection_recall"] = self.selection.measure(self.student)
@@ -275,7 +283,7 @@ class TaskTraining:
     def progress_bar(self, title: str | None) -> tqdm:
         """Return a bar that counts steps, from those done on; without a title, a hidden one."""
         steps = math.ceil(len(self.labels) / self.config.batch_size)
-        size = dict(total=steps * self.config.epochs, initial=steps * self.epoch, unit="step")
+        size = dict(total=steps * self.epochs, initial=steps * self.epoch, unit="step")
         return tqdm(desc=title, **size) if title else tqdm(disable=True, **size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -298,7 +306,7 @@ class TaskTraining:
             ValueError: if it does not fit this task.
         """
         before = [record for record in history if record["task"] == self.index]
-        if state["epoch"] != len(before) or not 0 < state["epoch"] < self.config.epochs:
+        if state["epoch"] != len(before) or not 0 < state["epoch"] < self.epochs:
             raise ValueError(f"it is in epoch {state['epoch']}, its history has {len(before)}")
         if self.selection:
             load_state(self.student, state["best"]["state"])
@@ -314,14 +322,15 @@ class TaskTraining:
 
 
 def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:
-    """Return Adam's learning rate for one epoch of one task."""
+    """Return the learning rate for one epoch of one task."""
     start = config.learning_rate if task_index == 0 else config.later_learning_rate
+    length = config.schedule_length(task_index)
     if config.schedule == "one_cycle":
-        share = (epoch + 0.5) / config.epochs  # of the task, in the middle of the epoch
+        share = (epoch + 0.5) / length  # of the task, in the middle of the epoch
         rise = 0.2
         falling = 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
         return start * (share / rise if share < rise else falling)
-    epochs = [m if m >= 1 else m * config.epochs for m in config.milestones]
+    epochs = [m if m >= 1 else m * length for m in config.milestones]
     return start * 0.1 ** sum(epoch >= milestone for milestone in epochs)
 
 

@@ -30,7 +30,9 @@ def matrix_of(config, first_column=None, last=None):
         values[:, 0] = first_column
     if last is not None:
         values[-1] = last
-    return RetrievalMatrix(own=values, seen=values, accuracy=values)
+    old = np.tril(random.uniform(0.2, 0.9, (stages, stages)))
+    old[np.triu_indices(stages, 1)] = np.nan
+    return RetrievalMatrix(own=values, seen=values, accuracy=values, old_gallery=old)
 
 
 def record(config=None, first_column=None, last=None, **changes):

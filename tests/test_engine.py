@@ -39,7 +39,7 @@ def build_loop(two_tasks):
     teacher = freeze(student).train()  # batch statistics: its buffers move too
     student.grow_head(5, torch.Generator().manual_seed(0))
     student.train()
-    optimizer = engine.adam(student, 5e-4, CPU)
+    optimizer = engine.make_optimizer("adam", student, 5e-4, CPU)
     engine.set_learning_rate(optimizer, 1e-3)
     generator, totals = torch.Generator().manual_seed(0), torch.zeros(1)
     precision, method = Precision("fp32", CPU), training.get_method("csd")

@@ -107,7 +107,7 @@ CHANGES = {
         m, training, "class_incremental_split", lambda f: lambda d, n, seed: f(d, n, seed=5)
     ),
     "the optimiser": lambda m: patched(
-        m, training, "adam", lambda f: lambda s, decay, device: f(s, 1.01 * decay, device)
+        m, training, "make_optimizer", lambda f: lambda n, s, decay, d: f(n, s, 1.01 * decay, d)
     ),
     "the schedule": lambda m: patched(
         m, training, "learning_rate", lambda f: lambda *a: 1.0001 * f(*a)
@@ -196,7 +196,7 @@ REFACTORINGS = {
 }
 
 
-def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_path):
+def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_path, monkeypatch):
     """In a copy of the library, with names changed and with a setting and a method more."""
     shutil.copytree(ROOT / "csd_lib", tmp_path / "csd_lib")
     for name, changes in REFACTORINGS.items():
@@ -207,7 +207,8 @@ def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_pa
             text = text.replace(before, after)
         path.write_text(text)
     config = replace(QUICK, epochs=2, crop_padding=1, flip=True)
-    whole = run_experiment(config, digits, folder=tmp_path / "finished", progress=False)
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))  # folders named after their config
+    whole = run_experiment(config, digits, progress=False)
     train(config, digits, folder=tmp_path / "half", stop_after=1, progress=False)
     script = (
         "import json, sys\n"
@@ -216,16 +217,21 @@ def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_pa
         "import csd_lib\n"
         "assert hasattr(TrainConfig(), 'sharpness') and sys.argv[1] in csd_lib.__file__\n"
         f"settings = {dict(epochs=2, device='cpu', crop_padding=1, flip=True)!r}\n"
-        "for folder in ('finished', 'half'):\n"
+        "for folder in (None, sys.argv[1] + '/half'):\n"
         "    epochs = []\n"
-        "    run = run_experiment(TrainConfig(**settings), folder=f'{sys.argv[1]}/{folder}',\n"
+        "    run = run_experiment(TrainConfig(**settings), folder=folder,\n"
         "        progress=False, on_epoch=lambda history, student: epochs.append(1))\n"
         "    print(json.dumps([len(epochs), run.matrix.seen.tolist(), run.record.fingerprint]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        env={
+            "PYTHONPATH": str(tmp_path),
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin:/bin",
+            "CSD_RUNS": str(tmp_path / "runs"),
+        },
         capture_output=True,
         text=True,
     )

@@ -341,13 +341,39 @@ def test_claims_are_compared_seed_by_seed(computed_once):
     records += [made("fine-tuning", 0, (0.3, 0.7))]
     _, rows = comparison.claim_rows(table_of(records), "own")
     by_claim = {row[0]: row[1:] for row in rows}
-    assert by_claim["CSD is above LwF on average"] == ["+1.7", "+1.0 ± 0.0", "yes"]
-    assert by_claim["CSD keeps the old classes better than fine-tuning"][2] == "yes, one seed"
+    above = by_claim["CSD is above LwF on average"]
+    assert above == ["+1.7", "3", "+1.0 ± 0.0", "+1.0 to +1.0", "holds"]
+    one = by_claim["CSD keeps the old classes better than fine-tuning"]
+    assert one[1:] == ["1", "+30.0", "–", "undecided (one seed)"]
     assert not any("Joint" in claim for claim in by_claim), "it was not run"
     noisy = [made("csd", s, (0.6 + (0.1 if s else -0.1), 0.6)) for s in (0, 1)]
     noisy += [made("lwf", s) for s in (0, 1)]
-    holds = {row[0]: row[3] for row in comparison.claim_rows(table_of(noisy), "own")[1]}
-    assert holds["CSD is above LwF on average"] == "not decided"
+    verdicts = {row[0]: row[-1] for row in comparison.claim_rows(table_of(noisy), "own")[1]}
+    assert verdicts["CSD is above LwF on average"] == "undecided"
+
+
+def test_an_interval_is_students_and_decides_in_both_directions():
+    mean_and_sd, interval, verdict = comparison.paired([0.01, 0.02, 0.03])
+    assert mean_and_sd == "+2.0 ± 1.0" and verdict == "undecided"
+    assert interval == "-0.5 to +4.5", "t(0.975, 2 degrees of freedom) = 4.303, times 1 / sqrt(3)"
+    assert comparison.paired([0.02, 0.02, 0.03])[2] == "holds"
+    assert comparison.paired([-0.02, -0.02, -0.03])[2] == "does not"
+
+
+def test_the_old_gallery_stands_beside_the_others_and_has_claims(computed_once):
+    def in_old(value, method, seed):
+        old = np.array([[0.6, np.nan], [value, 0.5]])
+        matrix = made(method).matrix
+        return made(method, seed, matrix=replace(matrix, old_gallery=old))
+
+    records = [in_old(0.4 + 0.01 * s, "csd", s) for s in (0, 1, 2)]
+    records += [in_old(0.3 + 0.01 * s, "lwf", s) for s in (0, 1, 2)]
+    assert rows_of(records)["CSD"]["old gallery"] == "41.0 ± 1.0"
+    rows = {row[0]: row[1:] for row in comparison.claim_rows(table_of(records), "own")[1]}
+    claim = rows["CSD finds more in the old gallery than LwF"]
+    assert claim == ["–", "3", "+10.0 ± 0.0", "+10.0 to +10.0", "holds"]
+    older = [replace(r, matrix=replace(r.matrix, old_gallery=None)) for r in records]
+    assert rows_of(older)["CSD"]["old gallery"] == "–"
 
 
 def test_a_shared_first_task_is_not_counted_twice_in_the_hours(computed_once):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from csd_lib import InputError, checks
 from csd_lib.files import make_folder
-from csd_lib.methods import METHODS, TERMS
+from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.paper.comparison import Table, tables
 from csd_lib.paper.published import TABLE_1
 from csd_lib.paper.report import GALLERIES, Group, shared_changes
@@ -153,7 +153,7 @@ def paper_against_ours(table: Table) -> Figure:
     if not table.is_papers:
         raise InputError(f"table={table.title!r} has no numbers in the paper: give Table 1's")
     names = [row[0].config.method for row in table.rows]
-    labels = [METHODS[name].title for name in names]
+    labels = [get_method(name).title for name in names]
     for i, row in enumerate(table.rows):
         if names.count(names[i]) > 1:  # made by several older codes
             labels[i] += f", {row[0].fingerprint or 'older'}"
@@ -164,7 +164,7 @@ def paper_against_ours(table: Table) -> Figure:
         "seen": ("all classes", ORANGE, "s", -0.13),
     }
     for column, axis in enumerate(axes):
-        published = [TABLE_1[name][column] for name in names]
+        published = [TABLE_1.get(name, (np.nan,) * 3)[column] for name in names]
         axis.scatter(published, places, marker="|", s=500, linewidths=3, color=BLACK, label="paper")
         for gallery, (label, color, marker, shift) in ours.items():
             for place, row in zip(places, table.rows, strict=True):
@@ -243,7 +243,10 @@ def _name(table: Table, gallery: str | None) -> tuple[str, str]:
     parts = [table.name or "other", *([] if config.tasks == 2 else [f"{config.tasks}tasks"])]
     parts += [gallery] if gallery else []
     parts += [] if config.dataset == "cifar100" else [config.dataset]
-    parts += [config.preset, f"{config.epochs}epochs", config.precision]
+    epochs = f"{config.epochs}epochs"
+    if config.stop_at_epoch:
+        epochs = f"{config.stop_at_epoch}of{epochs}"
+    parts += [config.preset, epochs, config.precision]
     unsaid = shared.keys() - {"precision", *table.settings}
     parts += [f"{name}={shared[name]}" for name in sorted(unsaid)]
     name = "".join(c if c.isalnum() or c in "-_=." else "_" for c in "-".join(parts))

@@ -113,7 +113,8 @@ class Cell:
         self.first = config.first_task()
         self.first_run = runs_folder() / run_name(self.first, data) if self.first else None
         method = get_method(config.method)
-        self.stages = 1 if method.joint or not method.learns_later else config.tasks
+        stages = 1 if method.joint or not method.learns_later else config.tasks
+        self.epochs = sum(map(config.epochs_to_run, range(stages)))
         self.share = 1 if method.joint else 1 / config.tasks  # of the images, in an epoch
         self.record: Record | None = None
 
@@ -158,7 +159,7 @@ class Cell:
         if self.record:
             by = "" if self.is_current else f" by other code ({self.record.fingerprint or 'older'})"
             return f"recorded on {self.record.date}{by}"
-        total, done = self.stages * self.config.epochs, len(_history(self.run))
+        total, done = self.epochs, len(_history(self.run))
         return f"half done at epoch {done} of {total}" if done else "missing"
 
 
@@ -276,11 +277,11 @@ class _Worker:
 
     def _run(self, cell: Cell, config: TrainConfig, share_first_task: bool) -> FinishedRun:
         title = self.title(cell) + ("" if config is cell.config else ", first task")
-        stages = cell.stages if config is cell.config else 1
         options = {} if self.progress else {"disable": True}  # else TQDM_DISABLE decides
         if not self.progress:
             tqdm.write(title)
-        with tqdm(total=stages * config.epochs, desc=title, unit="epoch", **options) as bar:
+        epochs = cell.epochs if config is cell.config else config.epochs_to_run(0)
+        with tqdm(total=epochs, desc=title, unit="epoch", **options) as bar:
 
             def show(history: list[dict[str, float]], student: Network) -> None:
                 if bar.n == 0:  # epochs of an earlier call do not count for the time left
@@ -304,12 +305,12 @@ def passes_left(cells: Sequence[Cell]) -> float:
     """Return how often all images are still to be learned; what cells share counts once."""
     left, shared = 0.0, set()
     for cell in cells:
-        epochs, done = cell.config.epochs, cell.epochs_done()
+        first_task, done = cell.config.epochs_to_run(0), cell.epochs_done()
         first = cell.first_run or cell.run  # the initial model is the others' first task
         if first in shared:
-            done = max(done, epochs)
+            done = max(done, first_task)
         shared.add(first)
-        left += max(0, cell.stages * epochs - done) * cell.share
+        left += max(0, cell.epochs - done) * cell.share
     return left
 
 

@@ -66,10 +66,17 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "table1": Experiment("Table 1: two tasks, every method", tuple(TABLE_1)),
+    # The paper's rows, and ours: LwF without triplets, MMD with KD, FECD, CSD without KD.
+    "table1": Experiment(
+        "Table 1: two tasks, every method",
+        (
+            *("initial", "fine-tuning", "ce+kd", "lwf", "mmd", "mmd-kd", "fecd"),
+            *("ce+triplet+csd", "csd", "joint"),
+        ),
+    ),
     "figure3": Experiment(
         "Figure 3: the first task while 5 and 10 tasks arrive",
-        ("fine-tuning", "lwf", "mmd", "fecd", "csd"),
+        ("initial", "fine-tuning", "lwf", "mmd", "mmd-kd", "fecd", "csd"),
         tasks=(5, 10),
     ),
     "figure5": Experiment(
@@ -80,7 +87,7 @@ EXPERIMENTS = {
             for kd in ("", "+kd")
             for csd in ("", "+csd")
         ),
-        tasks=(10,),
+        tasks=(2, 10),
     ),
     "table3": Experiment(
         "Table 3: the weights of KD and CSD (the paper: CUB-200, one task)",
@@ -90,6 +97,16 @@ EXPERIMENTS = {
             for kd in (0.1, 1.0, 10.0)
             for csd in (0.1, 1.0, 10.0)
         ),
+    ),
+    "temperature": Experiment(
+        "The temperature of the CSD term",
+        ("csd",),
+        variants=tuple({"csd_temperature": t} for t in (0.02, 0.05, 0.07, 0.1, 0.2, 0.5)),
+    ),
+    "head": Experiment(
+        "How new rows of the head begin",
+        ("fine-tuning", "lwf", "csd"),
+        variants=({"head_init": "random"}, {"head_init": "class_means"}),
     ),
     "traps": Experiment(
         "How much the published code's traps matter",

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csd_lib import InputError, TrainingError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.fingerprint import fingerprint
@@ -19,7 +21,14 @@ from csd_lib.methods import METHODS, get_method
 from csd_lib.output import printable
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record, read_records
-from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
+from csd_lib.retrieval import (
+    RetrievalMatrix,
+    average,
+    average_compatibility,
+    average_multi_model,
+    backward_transfer,
+    forgetting,
+)
 
 GALLERIES = {
     "own": "gallery: the task's own classes",
@@ -202,10 +211,24 @@ def table_rows(
                 **{f"after task {i + 1}": text for i, text in enumerate(after)},
                 "average": mean_and_sd([average(matrix) for matrix in matrices]),
                 "forgetting": mean_and_sd([forgetting(matrix) for matrix in matrices]),
+                **(_old_gallery(row) if gallery == "own" else {}),
                 "fingerprint": row[0].fingerprint or "–",
             }
         )
     return list(table[0]), [list(cells.values()) for cells in table]
+
+
+def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
+    """Columns on searches in galleries that older models have indexed."""
+    tables = [record.matrix.old_gallery for record in row]
+    if any(t is None or len(t) < 2 for t in tables):
+        names = ["old gallery"] + (["AC", "AA"] if row[0].config.tasks > 2 else [])
+        return dict.fromkeys(names, "–")
+    found = {"old gallery": mean_and_sd([record.matrix.in_first_gallery() for record in row])}
+    if row[0].config.tasks > 2:
+        found["AC"] = mean_and_sd([average_compatibility(t) for t in tables])
+        found["AA"] = mean_and_sd([average_multi_model(t) for t in tables])
+    return found
 
 
 def headline(group: Group) -> list[str]:
@@ -222,8 +245,8 @@ def headline(group: Group) -> list[str]:
     hours = sum(found[-1] for found in seconds)
     hours += sum(record.training_seconds for record in records if not record.history)
     facts = [
-        f"{config.dataset}, {config.tasks} tasks, preset {config.preset}: {config.epochs} epochs a "
-        f"task, seeds {_listed(record.config.seed for record in records)}",
+        f"{config.dataset}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
+        f"seeds {_listed(record.config.seed for record in records)}",
         _listed(record.device for record in records),
         _listed(record.config.precision for record in records),
         f"torch {_listed(record.versions.get('torch', '?') for record in records)}",
@@ -242,6 +265,17 @@ def headline(group: Group) -> list[str]:
             "in the paper: the gaps show how far it stays behind the full protocol."
         )
     return lines
+
+
+def _length(config: TrainConfig) -> str:
+    """Say how long the tasks are, and whether that is all of their schedule."""
+    later = config.schedule_length(1)
+    text = f"{config.epochs} epochs a task"
+    if config.tasks > 1 and later != config.epochs:
+        text = f"{config.epochs} epochs, then {later} a task"
+    if config.stop_at_epoch:
+        text += f", of which only the first {config.stop_at_epoch} were run: a prefix"
+    return text
 
 
 def shared_changes(records: Sequence[Record]) -> dict[str, Any]:
@@ -302,7 +336,20 @@ def render_matrix(matrix: RetrievalMatrix) -> str:
             f"{mean_and_sd([backward_transfer(values)])}"
         )
         blocks.append("\n".join([f"{title} (%)", *format_table(header, rows, False), summary]))
+    if matrix.old_gallery is not None and len(matrix.old_gallery) > 1:
+        blocks.append(_render_old_gallery(matrix.old_gallery))
     return "\n\n".join(blocks)
+
+
+def _render_old_gallery(values: np.ndarray) -> str:
+    header = ["", *[f"model {j + 1}" for j in range(len(values))]]
+    rows = [[f"by model {i + 1}", *[mean_and_sd([v]) for v in row]] for i, row in enumerate(values)]
+    summary = (
+        f"average compatibility {average_compatibility(values):.2f}, average multi-model recall "
+        f"{mean_and_sd([average_multi_model(values)])}"
+    )
+    title = "Recall@1, searched by one model, gallery indexed by it or an older one (%)"
+    return "\n".join([title, *format_table(header, rows, False), summary])
 
 
 def format_table(header: list[str], rows: list[list[str]], markdown: bool) -> list[str]:
@@ -328,7 +375,7 @@ def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return one flat dictionary for each record, for programs: every setting and every number."""
     objects = []
     for record, is_current in zip(records, are_current(records), strict=True):
-        matrices = vars(record.matrix)
+        matrices = {n: values for n, values in vars(record.matrix).items() if values is not None}
         found = asdict(record.config)
         found |= {"fingerprint": record.fingerprint, "is_current": is_current, "data": record.data}
         found |= {"date": record.date, "trained_on": record.device, "versions": record.versions}
@@ -336,6 +383,10 @@ def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
         found |= {"training_seconds": record.training_seconds, "folder": str(record.folder)}
         for name, values in matrices.items():
             found[name] = [[_finite(v) for v in row] for row in values.tolist()]
+            if name == "old_gallery":
+                found["average_compatibility"] = average_compatibility(values)
+                found["average_multi_model"] = average_multi_model(values)
+                continue
             summary = {"average": average(values), "forgetting": forgetting(values)}
             found |= {f"{what}_{name}": value for what, value in summary.items()}
         objects.append({name: _finite(value) for name, value in found.items()})
