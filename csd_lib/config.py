@@ -171,7 +171,8 @@ class TrainConfig(LossSettings):
         left_out = {"preset", *get_method(self.method).unused_settings(), *without}
         if self.later_epochs in (None, self.epochs):
             left_out.add("later_epochs")
-        if all(self.epochs_to_run(t) == self.schedule_length(t) for t in range(self.tasks)):
+        learned = range(self.tasks if self.learns_later() else 1)
+        if all(self.epochs_to_run(t) == self.schedule_length(t) for t in learned):
             left_out.add("stop_at_epoch")
         left_out |= {"last": {"select_every", "held_out"}, "test": {"held_out"}}.get(
             self.selection, set()

@@ -63,14 +63,14 @@ def test_a_prefix_is_the_whole_run_so_far_and_the_whole_run_goes_on_from_it(digi
 def test_a_stop_goes_on_from_a_half_done_whole_run_but_not_from_one_that_is_further(
     digits, own_runs
 ):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(history, _):
         if len(history) == 3:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run_experiment(QUICK, digits, progress=False, on_epoch=kill)
     trained = []
     for stop in (3, 1):

@@ -802,9 +802,12 @@ FIELDS = {
     "network": st.just("resnet"),
     "depth": st.none() | st.integers(1, 200).map(lambda n: 6 * n + 2),
     "epochs": st.none() | st.integers(1, 100_000),
+    "later_epochs": st.none() | st.integers(1, 100_000),
+    "stop_at_epoch": st.none() | st.integers(1, 100_000),
     "batch_size": st.none() | st.integers(2, 16_384),
     "learning_rate": st.none() | rates,
     "later_learning_rate": st.none() | rates,
+    "optimizer": st.sampled_from(["adam", "sgd"]),
     "milestones": st.none()
     | st.sets(fractions, max_size=5).map(lambda m: tuple(sorted(m)))
     | st.sets(st.integers(1, 1000), max_size=5).map(lambda m: tuple(sorted(m))),
@@ -853,6 +856,11 @@ def test_a_config_that_went_through_a_file_is_the_same_and_has_the_same_name(con
     assert run_name(again, "data") == run_name(config, "data") != run_name(config, "other")
 
 
+# What the first task does not depend on, by the definitions of the losses and of training.
+LATER = (
+    *("later_epochs", "later_learning_rate", "head_init", "teacher_statistics"),
+    *(field.name for field in fields(LossSettings) if field.name != "margin"),
+)
 READ_BY = {
     **{f"{kind}_{term}": {term} for kind, term in (("lambda", "kd"), ("lambda", "mmd"))},
     **{"kd_temperature": {"kd"}, "csd_temperature": {"csd"}, "fecd_temperature": {"fecd"}},
@@ -873,7 +881,7 @@ def matters(name, config):
             setting: bool(terms & {*method.recipe.split("+")}) for setting, terms in READ_BY.items()
         },
         **dict.fromkeys(("device", "cuda_graph", "preset"), False),
-        **dict.fromkeys(("later_learning_rate", "head_init", "teacher_statistics"), later),
+        **dict.fromkeys(LATER[:4], later),
         "select_every": config.selection != "last",
         "held_out": config.selection == "held_out",
     }.get(name, True)
@@ -889,17 +897,14 @@ def test_configs_have_different_names_exactly_if_they_differ_in_what_is_read(con
             changed = replace(config, **{name: getattr(other, name)})
         except InputError:  # preset class or a hundred tasks, on digits
             continue
-        if getattr(changed, name) != getattr(config, name) and matters(name, config):
-            different += 1
+        is_different = getattr(changed, name) != getattr(config, name) and matters(name, config)
+        if name == "stop_at_epoch":  # read if it cuts a task short that is learned
+            tasks = range(config.tasks if matters("later_epochs", config) else 1)
+            lengths = [[c.epochs_to_run(t) for t in tasks] for c in (config, changed)]
+            is_different = lengths[0] != lengths[1]
+        different += is_different
         names.add(run_name(changed, "data"))
     assert len(names) == different + 1
-
-
-# What the first task does not depend on, by the definitions of the losses and of training.
-LATER = (
-    *("later_learning_rate", "head_init", "teacher_statistics"),
-    *(field.name for field in fields(LossSettings) if field.name != "margin"),
-)
 
 
 @prop
@@ -917,7 +922,7 @@ def test_configs_share_a_first_task_if_they_differ_only_in_what_comes_later(conf
         return
     assert first.method == "initial" and first.first_task() is None  # it is one already
     sharing = [m for m in METHODS if replace(config, method=m).first_task()]
-    assert {"fine-tuning", "lwf", "mmd", "fecd", "csd"} == {*sharing}
+    assert {"fine-tuning", "lwf", "mmd", "mmd-kd", "fecd", "csd"} == {*sharing}
     for name in sharing:
         assert replace(config, method=name).first_task() == first
     later = {name: getattr(other, name) for name in LATER}
@@ -935,13 +940,14 @@ def test_configs_share_a_first_task_if_they_differ_only_in_what_comes_later(conf
     data=st.data(),
 )
 def test_the_learning_rate_is_positive_and_never_above_its_setting(config, task, data):
-    epochs = [0, data.draw(st.integers(0, config.epochs - 1)), config.epochs - 1]
+    length = config.schedule_length(task)
+    epochs = [0, data.draw(st.integers(0, length - 1)), length - 1]
     rates = [learning_rate(config, task, epoch) for epoch in epochs]
     most = config.later_learning_rate if task else config.learning_rate
     assert all(math.isfinite(rate) and 0 < rate <= most for rate in rates)
     if config.schedule == "steps":
         assert rates == sorted(rates, reverse=True)
-        starts = [m if m >= 1 else m * config.epochs for m in config.milestones]
+        starts = [m if m >= 1 else m * length for m in config.milestones]
         passed = sum(epochs[1] >= start for start in starts)
         assert rates[1] == pytest.approx(most / 10**passed)
 

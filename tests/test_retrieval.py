@@ -1,5 +1,6 @@
 """Recall@K against brute force, and the matrices built from it."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from csd_lib import InputError
 from csd_lib.data import class_incremental_split
 from csd_lib.model import ResNet, freeze
 from csd_lib.retrieval import (
+    RetrievalMatrix,
     average,
+    average_compatibility,
+    average_multi_model,
     backward_transfer,
     embed,
     forgetting,
@@ -22,10 +26,10 @@ from csd_lib.retrieval import (
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 
 
-def brute_force(queries, query_labels, gallery=None, gallery_labels=None):
+def brute_force(queries, query_labels, gallery=None, gallery_labels=None, same_images=False):
     """Negatives that are strictly nearer than the nearest positive, one query at a time."""
-    alone = gallery is None
-    if alone:
+    alone = same_images or gallery is None
+    if gallery is None:
         gallery, gallery_labels = queries, query_labels
     unit_q = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     unit_g = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
@@ -190,6 +194,44 @@ def test_matrix_rows_are_models_columns_are_tasks_and_galleries_differ(digits):
     logits = second.eval()(tasks[1].test_images)[1]
     expected = (logits.argmax(1) == tasks[1].test_labels).double().mean().item()
     assert matrix.accuracy[1, 1] == pytest.approx(expected)
+
+
+def test_an_old_gallery_is_searched_by_new_queries_without_the_querys_own_image(digits):
+    tasks = class_incremental_split(digits, 5)
+    models = [
+        freeze(ResNet(8, task.end_label, 1, digits.mean, digits.std, seed=n))
+        for n, task in enumerate(tasks[:3])
+    ]
+    found = retrieval_matrix(models, tasks[:3]).old_gallery
+    for i, newer in enumerate(models):
+        for j, older in enumerate(models[: i + 1]):
+            images = torch.cat([task.test_images for task in tasks[: j + 1]])
+            labels = torch.cat([task.test_labels for task in tasks[: j + 1]]).numpy()
+            queries, gallery = (embed(m, images).double().numpy() for m in (newer, older))
+            expected = brute_force(queries, labels, gallery, labels, same_images=True) < 1
+            assert found[i, j] == pytest.approx(expected.mean())
+    assert np.isnan(found[np.triu_indices(3, 1)]).all()
+    seen = retrieval_matrix(models, tasks[:3]).seen
+    assert found[0, 0] == pytest.approx(seen[0, 0]), "its own gallery is an ordinary search"
+
+
+def test_same_images_leave_out_exactly_the_own_image():
+    labels = torch.tensor([0, 0, 1, 1])
+    old = torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [0, 1]])
+    assert recall_at_k(old, labels, old, labels)[1] == 1, "each finds itself"
+    assert recall_at_k(old, labels, old, labels, same_images=True)[1] == 0
+    with pytest.raises(InputError, match="same_images=True: the labels"):
+        recall_at_k(old, labels, old, labels.flip(0), same_images=True)
+
+
+def test_compatibility_by_hand():
+    """Two of three pairs are better than the old model alone; a tie is not better."""
+    values = np.array([[0.5, np.nan, np.nan], [0.6, 0.7, np.nan], [0.5, 0.8, 0.9]])
+    assert average_compatibility(values) == pytest.approx(2 / 3)
+    assert average_multi_model(values) == pytest.approx((0.5 + 0.6 + 0.7 + 0.5 + 0.8 + 0.9) / 6)
+    assert math.isnan(average_compatibility(np.array([[0.5]])))
+    with pytest.raises(InputError, match="old_gallery has shape"):
+        RetrievalMatrix(values[:, :2], values[:, :2], values[:, :2], values[:2, :2])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
