@@ -363,6 +363,36 @@ def test_an_interval_is_students_and_decides_in_both_directions():
     assert comparison.paired([-0.02, -0.02, -0.03])[2] == "does not"
 
 
+def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds(computed_once):
+    """By hand: KD adds 10 points without CSD and 2 with it, on task 1; a seed more adds to both."""
+    first = {"ce": 0.50, "ce+kd": 0.60, "ce+csd": 0.70, "ce+kd+csd": 0.72}
+    records = [
+        made(name, seed, (value + (0.01 * seed if "kd" in name else 0), 0.5), depth=8)
+        for name, value in first.items()
+        for seed in (0, 1)
+    ]
+    found = {t.name: t for t in comparison.tables(comparison.paper_groups(records)[0])}
+    header, rows = comparison.term_rows(found["figure5"], "own")
+    kd, csd = (dict(zip(header, row, strict=True)) for row in rows)
+    assert kd["term added"] == "+ KD" and kd["recipes"] == "2" and kd["n"] == "2"
+    assert kd["task 1 at the end"].startswith("+6.5 ± 0.7 [")
+    assert csd["task 1 at the end"].startswith("+16.0 ± 0.0 [")
+
+
+def test_variants_are_compared_with_csd_seed_by_seed(computed_once):
+    records = [made("csd", s, (0.6 + 0.1 * s, 0.5)) for s in (0, 1)]
+    records += [made("csd", s, (0.63 + 0.1 * s, 0.5), csd_temperature=0.2) for s in (0, 1, 2)]
+    found = {t.name: t for t in comparison.tables(comparison.paper_groups(records)[0])}
+    header, (row,) = comparison.difference_rows(found["temperature"], "own")
+    row = dict(zip(header, row, strict=True))
+    assert row["csd_temperature"] == "0.2" and row["n"] == "2", "seed 2 has no partner"
+    assert row["task 1 at the end"] == "+3.0 ± 0.0 [+3.0 to +3.0]"
+    assert row["average"] == "+1.5 ± 0.0 [+1.5 to +1.5]"
+    without = [r for r in records if r.config.csd_temperature == 0.2]
+    found = {t.name: t for t in comparison.tables(comparison.paper_groups(without)[0])}
+    assert comparison.difference_rows(found["temperature"], "own")[1] == []
+
+
 def test_the_old_gallery_stands_beside_the_others_and_has_claims(computed_once):
     def in_old(value, method, seed):
         old = np.array([[0.6, np.nan], [value, 0.5]])

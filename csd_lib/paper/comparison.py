@@ -16,7 +16,7 @@ from scipy import stats
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
-from csd_lib.methods import METHODS, LossSettings, get_method
+from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
 from csd_lib.output import printable
 from csd_lib.paper import published as paper
 from csd_lib.paper.report import (
@@ -99,7 +99,7 @@ def tables(group: Group) -> list[Table]:
             continue
         cells = experiment.configs((0,), only_tasks=group.config.tasks, **shared)
         # CSD as it is stands in several experiments, and alone makes none of them.
-        own = [c for c in cells if c.method not in METHODS or VARIED & changed_settings(c).keys()]
+        own = [c for c in cells if c.method not in METHODS or _is_varied(c)]
         if name == "table1":
             own = []
         if not any(_recipe(cell) in rows for cell in own or cells):
@@ -205,6 +205,73 @@ def paired(differences: Sequence[float]) -> tuple[str, str, str]:
     return shown, f"{100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}", verdict
 
 
+def _differences(
+    first: Sequence[Record], second: Sequence[Record], gallery: str
+) -> dict[int, list[float]]:
+    """By seed: task 1 after the last, the average, and the first model's gallery; in shares."""
+    found = [{r.config.seed: _values(r, gallery) for r in records} for records in (first, second)]
+    shared = sorted({*found[0]} & {*found[1]})
+    return {seed: [found[0][seed][c] - found[1][seed][c] for c in (0, -2, -1)] for seed in shared}
+
+
+def _cells(differences: Sequence[Sequence[float]]) -> list[str]:
+    """Describe lists of differences, one for each seed, in a cell for each column."""
+    cells = []
+    for column in zip(*differences, strict=True):
+        mean_and_sd, interval, _ = paired(column)
+        cells.append(mean_and_sd if interval == "–" else f"{mean_and_sd} [{interval}]")
+    return cells
+
+
+_COLUMNS = ["n", "task 1 at the end", "average", "old gallery"]
+
+
+def difference_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each row minus CSD with the preset's settings, in points, paired by seed.
+
+    In brackets stands the 95 % interval of the mean. Without a row of CSD there are no rows.
+    """
+    checks.one_of("gallery", gallery, GALLERIES)
+    checks.instance("table", table, Table, "one of tables")
+    plain = [r for r in table.rows if r[0].config.method == "csd" and not _is_varied(r[0].config)]
+    rows = []
+    for row in table.rows if plain else ():
+        found = [] if row is plain[0] else list(_differences(row, plain[0], gallery).values())
+        if found:
+            columns = list(table.columns(row[0].config).values())
+            rows.append([*columns, str(len(found)), *_cells(found)])
+    names = list(table.columns(table.rows[0][0].config)) if rows else []
+    return [*names, *_COLUMNS], rows
+
+
+def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what adding a term changes, in points.
+
+    For each seed it is the mean over all recipes of the table that were also run with the term
+    added and nothing else; in brackets stands the 95 % interval over the seeds.
+    """
+    checks.one_of("gallery", gallery, GALLERIES)
+    checks.instance("table", table, Table, "one of tables")
+    plain = [row for row in table.rows if not _is_varied(row[0].config)]
+    by_terms = {frozenset(get_method(r[0].config.method).recipe.split("+")): r for r in plain}
+    rows = []
+    for term in TERMS:
+        by_seed: dict[int, list[list[float]]] = {}
+        pairs = [(with_it, terms - {term}) for terms, with_it in by_terms.items() if term in terms]
+        for with_it, others in pairs:
+            if others in by_terms:
+                for seed, found in _differences(with_it, by_terms[others], gallery).items():
+                    by_seed.setdefault(seed, []).append(found)
+        means = [
+            [statistics.fmean(column) for column in zip(*found, strict=True)]
+            for found in by_seed.values()
+        ]
+        if means:
+            recipes = max(map(len, by_seed.values()))
+            rows.append([f"+ {TERMS[term].title}", str(recipes), str(len(means)), *_cells(means)])
+    return ["term added", "recipes", *_COLUMNS], rows
+
+
 def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
     """Render the ledger: a table for each experiment, and what was not reproduced.
 
@@ -252,9 +319,27 @@ def _render_table(table: Table, markdown: bool) -> list[str]:
                 lines += [*format_table(*claims, markdown), ""]
     else:
         lines += render_rows(table.rows, markdown, table.columns)
+        for gallery, title in GALLERIES.items():
+            if table.name == "figure5":
+                lines += _titled(
+                    f"What a term changes, {title}", term_rows(table, gallery), markdown
+                )
+            elif table.name:
+                rows = difference_rows(table, gallery)
+                lines += _titled(f"Differences from CSD, {title}", rows, markdown)
     if table.missing:
         lines += [f"not run: {'; '.join(map(table.label, table.missing))}", ""]
     return lines
+
+
+def _titled(title: str, rows: tuple[list[str], list[list[str]]], markdown: bool) -> list[str]:
+    if not rows[1]:
+        return []
+    return [f"{title}; in points", "", *format_table(*rows, markdown), ""]
+
+
+def _is_varied(config: TrainConfig) -> bool:
+    return bool(VARIED & changed_settings(config).keys())
 
 
 def _recipe(config: TrainConfig) -> str:
