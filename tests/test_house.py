@@ -175,7 +175,7 @@ def test_docker_image_runs_as_an_ordinary_user():
     assert "USER student" in lines and "--allow-root" not in "".join(lines)
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "README.md"])
+@pytest.mark.parametrize("name", ["Dockerfile", "docs/install.md"])
 def test_docker_keeps_jupyters_own_token_and_is_reached_from_this_machine_only(name):
     text = (ROOT / name).read_text()
     # Neither switched off (token='') nor the same for everybody (JUPYTER_TOKEN=secret).
@@ -197,9 +197,18 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_links_in_documents_lead_somewhere():
-    for document in (ROOT / "README.md", ROOT / "data" / "README.md"):
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert len(pages) > 5
+    for document in (ROOT / "README.md", ROOT / "data" / "README.md", *pages):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_readme_is_one_screen_and_leads_to_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in text, page.name
 
 
 def test_the_readmes_tables_are_rendered_from_the_records():

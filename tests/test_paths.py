@@ -19,6 +19,7 @@ def nothing_set(monkeypatch):
 
 def test_every_variable_that_is_named_anywhere_is_in_the_list():
     files = [
+        *(ROOT / "docs").glob("*.md"),
         *(ROOT / "README.md", ROOT / "data" / "README.md", *(ROOT / "tests").rglob("*.py")),
         *(*(ROOT / "csd_lib").rglob("*.py"), *(ROOT / "notebooks").rglob("*.ipynb")),
     ]

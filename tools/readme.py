@@ -1,7 +1,7 @@
-"""Render the README's table and figure from the recorded runs under data/results/.
+"""Render the tables and figures of README.md and docs/ from the records under data/results/.
 
 python tools/readme.py           # rewrite them
-python tools/readme.py --check   # exit code 1 if the README's table is not that of the runs
+python tools/readme.py --check   # exit code 1 if a table is not that of the records
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
+from csd_lib.methods import get_method
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import paper_groups, render_paper
 from csd_lib.paper.ledger import load_records
-from csd_lib.paper.report import load_runs, render
+from csd_lib.paper.report import (
+    changed_settings,
+    format_table,
+    load_runs,
+    mean_and_sd,
+    render,
+    variants,
+)
+from csd_lib.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 METHODS = ("fine-tuning", "lwf", "mmd", "csd")
 
 
@@ -67,7 +75,7 @@ def recall_line(images: int) -> str:
     found = newest("recall", images=images)
     return (
         f"Recall@1 over {images:,} × {images:,} images: {found['seconds']:.1f} s and "
-        f"{found['memory_mb_on_top']:.0f} MB ([`recall.py`](benchmarks/recall.py))"
+        f"{found['memory_mb_on_top']:.0f} MB ([`recall.py`](../benchmarks/recall.py))"
     )
 
 
@@ -79,26 +87,52 @@ def long_and_large() -> str:
         f"{soak['runs']} runs of ten tasks, one after the other in one process for "
         f"{soak['minutes']:.0f} minutes: {min(later)} to {max(later)} MB after the first third, "
         f"{soak['mb_a_minute_in_the_last_two_thirds']:+.2f} MB a minute "
-        f"([`soak.py`](benchmarks/soak.py))",
+        f"([`soak.py`](../benchmarks/soak.py))",
         recall_line(100_000),
         f"`report` of {many['runs']:,} runs: {min(many['seconds'])} s, start of Python included "
-        f"([`many_runs.py`](benchmarks/many_runs.py))",
+        f"([`many_runs.py`](../benchmarks/many_runs.py))",
     ]
     return "".join(f"* {line}\n" for line in lines)
 
 
+def effect_table(records: list[Record]) -> str:
+    """The effect in one table: own classes, and the old gallery."""
+    header = ["", "recipe", "seeds", "old classes, before", "after", "new classes", "old gallery"]
+    rows = []
+    for row in variants([r for r in records if not changed_settings(r.config)]):
+        method = get_method(row[0].config.method)
+        own = np.array([record.matrix.own for record in row])
+        before = mean_and_sd(own[:, 0, 0].tolist()) if own.shape[1] > 1 else "–"
+        cells = [mean_and_sd(own[:, -1, column].tolist()) for column in (0, 1)]
+        old = mean_and_sd([record.matrix.in_first_gallery() for record in row])
+        rows.append([method.title, method.recipe, str(len(row)), before, *cells, old])
+    return "\n".join(format_table(header, rows, markdown=True))
+
+
 def main() -> None:
-    """Rewrite or check the README."""
+    """Rewrite or check the pages."""
     digits, _ = load_runs(ROOT / "data" / "results" / "digits")
     groups = paper_groups(load_records(ROOT / "data" / "results" / "cifar100"))
-    text = README.read_text("utf-8")
-    rendered = between_marks(text, "digits", render(digits, markdown=True))
-    rendered = between_marks(rendered, "ledger", render_paper(groups, markdown=True))
-    rendered = between_marks(rendered, "speed", speed_table())
-    rendered = between_marks(rendered, "long", long_and_large())
+    content = {
+        "README.md": {"effect": effect_table(digits)},
+        "docs/results.md": {
+            "digits": render(digits, markdown=True),
+            "ledger": render_paper(groups, markdown=True),
+        },
+        "docs/speed.md": {"speed": speed_table()},
+        "docs/promises.md": {"long": long_and_large()},
+    }
+    stale = []
+    for name, marks in content.items():
+        text = rendered = (ROOT / name).read_text("utf-8")
+        for mark, table in marks.items():
+            rendered = between_marks(rendered, mark, table)
+        if rendered != text:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                (ROOT / name).write_text(rendered, "utf-8")
     if "--check" in sys.argv:
-        sys.exit("README.md is not up to date: python tools/readme.py" if rendered != text else 0)
-    README.write_text(rendered, "utf-8")
+        sys.exit(f"not up to date: {', '.join(stale)}: python tools/readme.py" if stale else 0)
 
     figures.use_style()
     matrices = {

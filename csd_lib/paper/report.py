@@ -260,10 +260,10 @@ def headline(group: Group) -> list[str]:
     if group.repeated:
         lines.append(f"left out: {group.repeated} older records of the same runs")
     if config.preset == "class":
-        lines.append(
-            "This is a short schedule, and new head rows start from class means, not at random as "
-            "in the paper: the gaps show how far it stays behind the full protocol."
-        )
+        line = "This is a short schedule"
+        if {record.config.head_init for record in records} == {"class_means"}:
+            line += ", and new head rows start from class means, not at random as in the paper"
+        lines.append(f"{line}: the gaps show how far it stays behind the full protocol.")
     return lines
 
 
