@@ -187,6 +187,7 @@ def reproduce(
     configs: Sequence[TrainConfig],
     folder: str | Path | None = None,
     *,
+    dataset: Dataset | None = None,
     keep_models: bool = False,
     again: bool = False,
     progress: bool = True,
@@ -199,6 +200,7 @@ def reproduce(
     Args:
         configs: of ``published.Experiment.configs``.
         folder: of the records; default: ``results_folder()``.
+        dataset: the images; default: those of the configs.
         keep_models: also keep the last model and its features of all test images.
         again: run also what was recorded by code that computes other numbers; nothing is
             overwritten.
@@ -208,7 +210,7 @@ def reproduce(
         The folder of each config's record.
     """
     checks.sequence("configs", configs, TrainConfig, "one or more configs")
-    dataset = load_dataset(configs[0].dataset)
+    dataset = load_dataset(configs[0].dataset) if dataset is None else dataset
     cells = plan(configs, dataset, folder)
     worker = _Worker(cells, dataset, keep_models, again, progress)
     for cell in cells:
