@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test lab notebooks heads wheel bundles colab browser versions mutants clean
+.PHONY: run test lab notebooks heads wheel bundles colab browser versions integrations mutants clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -51,6 +51,16 @@ browser: $(VENV)/installed
 # on every Python that is here; needs a network, and 5 GB for one environment at a time.
 versions: $(VENV)/installed
 	$(PY) tools/versions.py
+
+# The plug-ins for pytorch-metric-learning and Avalanche beside those libraries; needs a network, for a
+# small environment of its own (200 MB) that is laid over the one that runs the tests.
+integrations: $(VENV)/installed
+	$(PY) -m venv build/integrations
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$(echo build/integrations/lib/python3.*/site-packages)/kit.pth
+	build/integrations/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[avalanche,metric-learning]'
+	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py
 
 # Is the gate itself awake? Seeds each defect of tests/mutants.toml in a copy of this folder and runs
 # the test that must turn red; needs git, and about ten minutes on two cores.

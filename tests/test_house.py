@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from csd_lib import InputError
+
 ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
@@ -30,6 +32,7 @@ ORDER = [
     ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
     *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
+    *("integrations.metric_learning", "integrations.avalanche"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {
@@ -85,7 +88,13 @@ def imported_modules(path):
 
 def test_every_module_has_its_place():
     modules = {module_of(path) for path in (ROOT / "csd_lib").rglob("*.py")}
-    packages = {"__init__", "__main__", "paper.__init__", "course.__init__"}
+    packages = {
+        "__init__",
+        "__main__",
+        "paper.__init__",
+        "course.__init__",
+        "integrations.__init__",
+    }
     assert modules - packages == set(ORDER)
 
 
@@ -102,7 +111,8 @@ def test_the_library_imports_quickly_and_without_plotting_or_umap():
         "import sys, time, torch; start = time.perf_counter()\n"
         "import csd_lib.experiment, csd_lib.drift, csd_lib.paper.report\n"
         "seconds = time.perf_counter() - start\n"
-        "heavy = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas'}\n"
+        "heavy = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas', "
+        "'pytorch_metric_learning', 'avalanche'}\n"
         "print(seconds, *heavy & set(sys.modules))"
     )
     runs = [
@@ -111,6 +121,22 @@ def test_the_library_imports_quickly_and_without_plotting_or_umap():
     ]
     seconds = min(float(run.stdout.split()[0]) for run in runs)
     assert runs[0].stdout.split()[1:] == [] and seconds < 0.3
+
+
+@pytest.mark.parametrize(
+    "module, package, extra",
+    [
+        ("metric_learning", "pytorch_metric_learning.losses", "metric-learning"),
+        ("avalanche", "avalanche.evaluation", "avalanche"),
+    ],
+)
+def test_a_missing_package_of_an_integration_is_named(monkeypatch, module, package, extra):
+    monkeypatch.delitem(sys.modules, f"csd_lib.integrations.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, package.split(".")[0], None)
+    with pytest.raises(InputError, match=re.escape(f"pip install 'csd-lib[{extra}]'")):
+        import_module(f"csd_lib.integrations.{module}")
+    assert extra in project()["optional-dependencies"]
 
 
 def test_every_dependency_is_pinned_at_or_above_its_lower_bound():
