@@ -204,7 +204,9 @@ def mmd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     # decide about a batch in which all features are nearly the same.
     distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist") ** 2
     mean = distance.detach().sum() / (2 * batch * (2 * batch - 1))
-    kernel = sum(torch.exp(-distance / (b * mean).clamp_min(1e-8)) for b in MMD_BANDWIDTHS)
+    kernel = torch.zeros_like(distance)
+    for bandwidth in MMD_BANDWIDTHS:
+        kernel = kernel + torch.exp(-distance / (bandwidth * mean).clamp_min(1e-8))
     within_student, within_teacher = kernel[:batch, :batch], kernel[batch:, batch:]
     return within_student.mean() + within_teacher.mean() - 2 * kernel[:batch, batch:].mean()
 

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from csd_lib import InputError
+from csd_lib import InputError, __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
@@ -169,6 +169,13 @@ def test_whoever_opens_a_notebook_or_runs_the_tests_gets_the_courses_packages():
         assert ".[lab,test]" in (ROOT / file).read_text()
 
 
+def test_citation_and_changelog_are_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in citation and "\n  doi: 10.1007/" in citation
+    newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == __version__
+
+
 def test_make_takes_the_pythons_that_pyproject_admits():
     low, high = re.search(
         r"\((\d, \d+)\) <= .* < \((\d, \d+)\)", (ROOT / "Makefile").read_text()
@@ -220,10 +227,12 @@ def test_docker_image_gets_no_data_results_or_history():
 def test_ci_runs_the_test_command_of_the_readme():
     assert "make test" in (ROOT / "README.md").read_text()
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "run: .ci/run\n" in (ROOT / ".github" / "workflows" / "tests.yml").read_text()
 
 
 def test_links_in_documents_lead_somewhere():
-    for document in (ROOT / "README.md", ROOT / "data" / "README.md"):
+    named = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/*.md")
+    for document in (path for name in named for path in ROOT.glob(name)):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 

@@ -119,7 +119,7 @@ class CSDPlugin(SupervisedPlugin):
         self.teacher: nn.Module | None = None
         self.terms: dict[str, Tensor] = {}
         self._old_classes: set[int] = set()
-        self._features: Tensor | None = None
+        self._features = torch.empty(0)
         self._tap = _Tap(classifier)
 
     def before_forward(self, strategy: Any, **_: Any) -> None:
@@ -139,7 +139,7 @@ class CSDPlugin(SupervisedPlugin):
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         """Make the teacher of the next experience."""
-        self._features = None  # and with it the last batch's graph
+        self._features = torch.empty(0)  # and with it the last batch's graph
         self.teacher = freeze(strategy.model)
         self._old_classes |= set(strategy.experience.classes_in_this_experience)
 
@@ -250,6 +250,6 @@ def _in_old_gallery(new: Tensor, labels: Tensor, old: Tensor, old_labels: Tensor
         wrong = similarity.masked_fill(same, -torch.inf).amax(dim=1)
         right = similarity.masked_fill(~same, -torch.inf).amax(dim=1)
         is_counted = right > -torch.inf
-        counted += is_counted.sum().item()
-        hits += (is_counted & (wrong <= right)).sum().item()
+        counted += int(is_counted.sum())
+        hits += int((is_counted & (wrong <= right)).sum())
     return hits / counted
