@@ -1,13 +1,14 @@
 # make run   run the six notebooks on the embedded data, write build/*.html, print the results
 # make test  all checks: style, unit tests, every notebook, chapters and solved exercises; one process
 #            for each core
+# make types the type checker, ten seconds
 # make lab   open the notebooks in JupyterLab
 # make colab run the notebooks with Google Colab's packages; this needs a network
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test lab notebooks heads wheel bundles colab browser versions mutants clean
+.PHONY: run test types lab notebooks heads wheel bundles colab browser versions integrations mutants clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -16,6 +17,10 @@ test: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# The types of csd_lib; what is not checked yet is named in pyproject.toml.
+types: $(VENV)/installed
+	$(PY) -m mypy
 
 lab: $(VENV)/installed
 	$(PY) -m jupyterlab --notebook-dir=notebooks
@@ -51,6 +56,16 @@ browser: $(VENV)/installed
 # on every Python that is here; needs a network, and 5 GB for one environment at a time.
 versions: $(VENV)/installed
 	$(PY) tools/versions.py
+
+# The plug-ins for pytorch-metric-learning and Avalanche beside those libraries; needs a network, for a
+# small environment of its own (200 MB) that is laid over the one that runs the tests.
+integrations: $(VENV)/installed
+	$(PY) -m venv build/integrations
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$(echo build/integrations/lib/python3.*/site-packages)/kit.pth
+	build/integrations/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[avalanche,metric-learning]'
+	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py
 
 # Is the gate itself awake? Seeds each defect of tests/mutants.toml in a copy of this folder and runs
 # the test that must turn red; needs git, and about ten minutes on two cores.

@@ -116,7 +116,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if not member.isreg():
                     raise damaged(path, f"its {name} is not a file")
                 with parsing(path, *_TAR_ERRORS):
-                    content = archive.extractfile(member).read()
+                    content = archive.extractfile(member).read()  # type: ignore[union-attr]
                 yield name, content
 
 

@@ -65,7 +65,7 @@ class Dataset:
         digest = hashlib.sha256(repr(named).encode())
         for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
-            digest.update(part.cpu().contiguous().numpy())
+            digest.update(part.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 

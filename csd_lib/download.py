@@ -76,7 +76,7 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays)  # type: ignore[arg-type]
 
         write_atomically(path, write)
     return path

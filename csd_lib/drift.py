@@ -46,7 +46,7 @@ def neighborhood_overlap(old: Tensor, new: Tensor, k: int = 10) -> float:
             similarity = features[chunk] @ features.T
             similarity[torch.arange(len(chunk), device=old.device), chunk] = -torch.inf
             neighbors.append(similarity.topk(k, dim=1).indices)
-        shared += (neighbors[0][:, :, None] == neighbors[1][:, None, :]).sum().item()
+        shared += int((neighbors[0][:, :, None] == neighbors[1][:, None, :]).sum())
     return shared / (k * len(old))
 
 

@@ -164,6 +164,7 @@ def _open(source: str, have: int, size: int | None) -> tuple[Any, int, int | Non
     Returns:
         The stream, the byte it starts at, and how many bytes the whole file has, if that is known.
     """
+    total: int | None
     if "://" not in source:
         total = Path(source).stat().st_size
         if not _is_wanted(total, size):

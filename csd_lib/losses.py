@@ -9,6 +9,7 @@ Each function takes 2-D float tensors with one image a row and int64 labels, has
 never asks the device for a value, so it can be captured in a CUDA graph. Gradients are finite
 for every batch, also one without any positive pair. Half precision is computed in float32. Each
 begins with a check that raises InputError, naming the value, for what it cannot be computed for.
+Where the loss is a mean over the images, ``reduction="none"`` returns their values ``[B]`` instead.
 
 "Published code" is the authors' repository NiccoBiondi/ContrastiveSupervisedDistillation. Where
 it differs from the paper, the docstring says so.
@@ -23,6 +24,8 @@ from torch import Tensor
 from csd_lib import checks
 from csd_lib.numerics import at_least_float32, in_full_precision, rows_of_length_one
 from csd_lib.numerics import unit_length as unit_length  # belongs to the losses' vocabulary
+
+REDUCTIONS = ("mean", "none")
 
 
 @in_full_precision
@@ -71,7 +74,12 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float = 1.0) -> Tenso
 
 
 @in_full_precision
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 2.0,
+    reduction: str = "mean",
+) -> Tensor:
     """Knowledge distillation on the old classes' logits (paper Eq. 7; published code's form).
 
     ``KL(teacher || student)`` between the softmaxes at the given temperature, summed over the old
@@ -83,14 +91,22 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         teacher_logits: ``[B, C_old]`` with ``C_old <= C``; no gradient flows into it.
     """
     checks.old_logits(student_logits, teacher_logits, temperature)
+    checks.one_of("reduction", reduction, REDUCTIONS)
     old = student_logits[:, : teacher_logits.shape[1]]
     student = F.log_softmax(at_least_float32(old) / temperature, dim=1)
     teacher = F.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    terms = F.kl_div(student, teacher, reduction="none", log_target=True)  # [B, C_old]
+    return terms.sum(dim=1) if reduction == "none" else terms.sum() / len(terms)
 
 
 @in_full_precision
-def csd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
+def csd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float = 0.07,
+    reduction: str = "mean",
+) -> Tensor:
     """Contrastive supervised distillation, in the form of the published code.
 
     The anchor is a student feature ``s_i``. It is contrasted with every other student feature and
@@ -104,11 +120,13 @@ def csd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: floa
         teacher: ``[B, D]`` features of the same images; no gradient flows into it.
         labels: int64 ``[B]``.
         temperature: T above; smaller values look more at the most similar images.
+        reduction: mean over i, or none.
 
     Returns:
         Scalar, at least 0.
     """
     checks.batch(labels, student=student, teacher=teacher, temperature=temperature)
+    checks.one_of("reduction", reduction, REDUCTIONS)
     anchors = rows_of_length_one(student)
     contrast = torch.cat([anchors, rows_of_length_one(teacher.detach())])  # [2B, D]
     similarity = anchors @ contrast.T / temperature  # [B, 2B]
@@ -118,7 +136,7 @@ def csd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: floa
     denominator = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
     log_probability = similarity - denominator
     per_anchor = (log_probability * is_positive).sum(dim=1) / is_positive.sum(dim=1)
-    return -per_anchor.mean()
+    return -per_anchor if reduction == "none" else -per_anchor.mean()
 
 
 @in_full_precision
@@ -186,13 +204,17 @@ def mmd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     # decide about a batch in which all features are nearly the same.
     distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist") ** 2
     mean = distance.detach().sum() / (2 * batch * (2 * batch - 1))
-    kernel = sum(torch.exp(-distance / (b * mean).clamp_min(1e-8)) for b in MMD_BANDWIDTHS)
+    kernel = torch.zeros_like(distance)
+    for bandwidth in MMD_BANDWIDTHS:
+        kernel = kernel + torch.exp(-distance / (bandwidth * mean).clamp_min(1e-8))
     within_student, within_teacher = kernel[:batch, :batch], kernel[batch:, batch:]
     return within_student.mean() + within_teacher.mean() - 2 * kernel[:batch, batch:].mean()
 
 
 @in_full_precision
-def fecd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def fecd_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 4.0, reduction: str = "mean"
+) -> Tensor:
     """Correlation distillation (FECD): keep the similarities between the images of a batch.
 
     Every row of the batch's similarity matrix becomes a distribution over its images, and
@@ -205,8 +227,10 @@ def fecd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Ten
         teacher: ``[B, D]`` features of the same images; no gradient flows into it.
     """
     checks.batch(student=student, teacher=teacher, temperature=temperature)
+    checks.one_of("reduction", reduction, REDUCTIONS)
     student, teacher = rows_of_length_one(student), rows_of_length_one(teacher.detach())
     log_student = F.log_softmax(student @ student.T / temperature, dim=1)
     log_teacher = F.log_softmax(teacher @ teacher.T / temperature, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    terms = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)  # [B, B]
+    divergence = terms.sum(dim=1) if reduction == "none" else terms.sum() / len(terms)
     return temperature**2 * divergence

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
 from csd_lib import InputError, checks, losses
 from csd_lib.checks import setting
 
-_temperature = dict(at_least=0.001, at_most=1000)
-_weight = dict(at_least=0, at_most=1e6)
+_temperature: dict[str, Any] = dict(at_least=0.001, at_most=1000)
+_weight: dict[str, Any] = dict(at_least=0, at_most=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)

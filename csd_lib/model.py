@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from csd_lib import InputError, checks
 from csd_lib.numerics import at_least_float32
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Block(nn.Module):
@@ -78,6 +81,8 @@ class Network(nn.Module):
         InputError: for impossible sizes or statistics.
     """
 
+    mean: Tensor
+    std: Tensor
     smallest_image = 1  # height and width that the network needs at least
 
     def __init__(self, feature_size: int, mean: Sequence[float], std: Sequence[float]):
@@ -194,7 +199,7 @@ class ResNet(Network):
         return at_least_float32(x).mean(dim=(2, 3))
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: AnyModule) -> AnyModule:
     """Return a copy of the model that never changes: the teacher of the next task.
 
     Parameters take no gradient, and batch normalisation uses its running statistics (the

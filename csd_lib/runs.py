@@ -83,7 +83,7 @@ class SavedState(dict):
     """
 
     def __init__(self, content: Any, path: Path):
-        kinds = {"identity": dict, "models": list, "history": list, "device": str}
+        kinds: dict[str, type] = {"identity": dict, "models": list, "history": list, "device": str}
         _check_kinds(content, kinds | {"generator": torch.Tensor})
         states = list(content["models"])
         if "learning" in content:

@@ -74,7 +74,8 @@ class Selection:
 
     def __init__(self, images: Tensor, labels: Tensor):
         self.images, self.labels = images, labels
-        self.recall, self.state = -1.0, {}
+        self.recall = -1.0
+        self.state: dict[str, Tensor] = {}
 
     def measure(self, student: Network) -> float:
         """Measure the student now, and keep a copy if it is better than every one before."""

@@ -48,6 +48,8 @@ EXEMPT_ROOMS = {
     "commands": "what a user types is tried in test_cli_fuzz",
     "api": "names of other modules",
     "watch": "a part of the training loop: its arguments were checked when the run began",
+    "metric_learning": "takes what a user gives another library: see tests/integrations",
+    "avalanche": "the same; that library is not here",
     "fingerprint": "takes the config and the images of a run, which were checked before",
 }
 _WHY_EXEMPT = {
@@ -223,6 +225,7 @@ LOSS_ARGUMENTS = {
     "teacher_logits": lambda: features()[:, :2],
     "labels": lambda: LABELS,
     **dict.fromkeys(("margin", "temperature"), lambda: 1.0),
+    "reduction": lambda: "mean",
 }
 LOSS_FUNCTIONS = {
     f"losses.{name}": list(inspect.signature(function).parameters)
@@ -414,8 +417,8 @@ LOSS_SETTINGS = {
 
 
 def allowed_for_a_loss(parameters):
-    matrices = [p for p in parameters if p not in ("labels", "margin", "temperature")]
     others = {"labels": ANY_LABELS, "margin": WEIGHT, "temperature": {"half"}}
+    matrices = [p for p in parameters if p not in (*others, "reduction")]
     # Two must be of one type.
     found = dict.fromkeys(matrices, ANY_MATRIX if len(matrices) > 1 else ANY_FLOATS)
     found |= {p: others[p] for p in parameters if p in others}

@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from csd_lib import InputError, __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
@@ -30,6 +32,7 @@ ORDER = [
     ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
     *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
+    *("integrations.metric_learning", "integrations.avalanche"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {
@@ -85,7 +88,13 @@ def imported_modules(path):
 
 def test_every_module_has_its_place():
     modules = {module_of(path) for path in (ROOT / "csd_lib").rglob("*.py")}
-    packages = {"__init__", "__main__", "paper.__init__", "course.__init__"}
+    packages = {
+        "__init__",
+        "__main__",
+        "paper.__init__",
+        "course.__init__",
+        "integrations.__init__",
+    }
     assert modules - packages == set(ORDER)
 
 
@@ -102,7 +111,8 @@ def test_the_library_imports_quickly_and_without_plotting_or_umap():
         "import sys, time, torch; start = time.perf_counter()\n"
         "import csd_lib.experiment, csd_lib.drift, csd_lib.paper.report\n"
         "seconds = time.perf_counter() - start\n"
-        "heavy = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas'}\n"
+        "heavy = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas', "
+        "'pytorch_metric_learning', 'avalanche'}\n"
         "print(seconds, *heavy & set(sys.modules))"
     )
     runs = [
@@ -111,6 +121,22 @@ def test_the_library_imports_quickly_and_without_plotting_or_umap():
     ]
     seconds = min(float(run.stdout.split()[0]) for run in runs)
     assert runs[0].stdout.split()[1:] == [] and seconds < 0.3
+
+
+@pytest.mark.parametrize(
+    "module, package, extra",
+    [
+        ("metric_learning", "pytorch_metric_learning.losses", "metric-learning"),
+        ("avalanche", "avalanche.evaluation", "avalanche"),
+    ],
+)
+def test_a_missing_package_of_an_integration_is_named(monkeypatch, module, package, extra):
+    monkeypatch.delitem(sys.modules, f"csd_lib.integrations.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, package.split(".")[0], None)
+    with pytest.raises(InputError, match=re.escape(f"pip install 'csd-lib[{extra}]'")):
+        import_module(f"csd_lib.integrations.{module}")
+    assert extra in project()["optional-dependencies"]
 
 
 def test_every_dependency_is_pinned_at_or_above_its_lower_bound():
@@ -141,6 +167,13 @@ def test_whoever_opens_a_notebook_or_runs_the_tests_gets_the_courses_packages():
         assert f"{project()['name']}[course]" in extras[name]
     for file in ("Makefile", "tools/versions.py"):
         assert ".[lab,test]" in (ROOT / file).read_text()
+
+
+def test_citation_and_changelog_are_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in citation and "\n  doi: 10.1007/" in citation
+    newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == __version__
 
 
 def test_make_takes_the_pythons_that_pyproject_admits():
@@ -194,12 +227,12 @@ def test_docker_image_gets_no_data_results_or_history():
 def test_ci_runs_the_test_command_of_the_readme():
     assert "make test" in (ROOT / "README.md").read_text()
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "run: .ci/run\n" in (ROOT / ".github" / "workflows" / "tests.yml").read_text()
 
 
 def test_links_in_documents_lead_somewhere():
-    pages = sorted((ROOT / "docs").glob("*.md"))
-    assert len(pages) > 5
-    for document in (ROOT / "README.md", ROOT / "data" / "README.md", *pages):
+    named = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/*.md")
+    for document in (path for name in named for path in ROOT.glob(name)):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 

@@ -52,7 +52,9 @@ def test_a_defect_changes_one_place_of_its_file_into_other_valid_code(name):
 def test_the_test_that_must_notice_it_exists(name):
     assert DEFECTS[name]["test"]
     for test in DEFECTS[name]["test"]:
-        file, function = re.fullmatch(r"(tests/test_\w+\.py)::(test_\w+)(?:\[.+\])?", test).groups()
+        file, function = re.fullmatch(
+            r"(tests/(?:test_|integrations/with_)\w+\.py)::(test_\w+)(?:\[.+\])?", test
+        ).groups()
         assert f"\ndef {function}(" in (ROOT / file).read_text()
         # It fails after any change of the library until `make notebooks`, so it tells nothing.
         assert "committed_outputs" not in function

@@ -1,4 +1,4 @@
-"""A weighted term, a method, a data set and a network, added as docs/api.md says, in a copy."""
+"""A weighted term, added as CONTRIBUTING.md says, a method, a data set and a network, in a copy."""
 
 import json
 import os
@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "api.md").read_text()
-LOSS = '''
-
-@in_full_precision
-def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean cosine distance between each image's two features."""
-    checks.batch(student=student, teacher=teacher)
-    return 1 - F.cosine_similarity(student, teacher.detach()).mean()
-'''
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+LOSS, FIELD, LINE, TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 NETWORK = '''
 
 class Small(Network):
@@ -65,11 +58,11 @@ def copy(tmp_path_factory):
     shutil.copy(ROOT / "data" / "results" / "digits-epochs.npz", folder / "data" / "results")
     shutil.copy(ROOT / "pyproject.toml", folder)
     library = folder / "csd_lib"
-    field, line = re.search(r"```text\n(.*?)\n\.\.\.\n(.*?)```", PAGE, re.DOTALL).groups()
     with (library / "losses.py").open("a") as file:
-        file.write(LOSS)
-    insert(library / "methods.py", "    def __post_init__(self) -> None:\n", field + "\n\n")
-    insert(library / "methods.py", '    "fecd": Term(\n', line)
+        file.write("\n\n" + LOSS)
+    insert(library / "methods.py", "    def __post_init__(self) -> None:\n", FIELD + "\n")
+    insert(library / "methods.py", '    "fecd": Term(\n', LINE)
+    (folder / "tests" / "test_cosine.py").write_text(TEST)
     insert(
         library / "methods.py",
         '    "joint": Method(',
@@ -133,6 +126,7 @@ def test_all_four_are_in_the_help_train_and_appear_in_every_report(csd, tmp_path
 
 def test_its_tests_try_the_new_loss_setting_and_options_by_themselves(copy, tmp_path):
     tests = [
+        "tests/test_cosine.py::test_cosine_by_hand",
         "tests/test_fuzz.py::test_every_public_function_is_tried_or_exempt_for_a_reason",
         "tests/test_fuzz.py::test_a_bad_argument_is_named_in_one_line[losses.cosine_loss]",
         "tests/test_fuzz.py::test_a_bad_argument_is_named_in_one_line[methods.LossSettings]",
@@ -146,4 +140,4 @@ def test_its_tests_try_the_new_loss_setting_and_options_by_themselves(copy, tmp_
     done = subprocess.run(
         command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0 and "7 passed" in done.stdout, done.stdout[-3000:]
+    assert done.returncode == 0 and "8 passed" in done.stdout, done.stdout[-3000:]

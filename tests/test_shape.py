@@ -123,7 +123,7 @@ def windows(path, size=5):
 
 
 @pytest.mark.parametrize(
-    "one, other", combinations([*CHAPTERS, *SOLVED], 2), ids=lambda path: name(path)
+    "one, other", list(combinations([*CHAPTERS, *SOLVED], 2)), ids=lambda path: name(path)
 )
 def test_no_code_is_pasted_from_one_notebook_into_another(one, other):
     assert not windows(one) & windows(other)

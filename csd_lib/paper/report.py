@@ -288,16 +288,16 @@ def render(records: Sequence[Record], markdown: bool = False) -> str:
     """Render records as text for a terminal, or as Markdown: a row for each method and setting."""
     checks.flag("markdown", markdown)
     without = {field.name for field in fields(TrainConfig)} - {*_BLOCK}
-    lines, older = [], False
+    lines: list[str] = []
+    older = False
     for group in grouped(records, *sorted(without)):
         if not group.is_current and not older:
             lines, older = [*lines, OLDER, ""], True
         shared = shared_changes(group.records)
         lines += [line for text in headline(group) for line in (text, "")]
         rows = variants(group.records)
-        lines += render_rows(
-            rows, markdown, lambda config, s=shared: {"method": describe(config, s)}
-        )
+        names = lambda config, s=shared: {"method": describe(config, s)}  # noqa: E731
+        lines += render_rows(rows, markdown, names)
     return printable("\n".join(lines))
 
 
