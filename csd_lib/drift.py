@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csd_lib import InputError, checks
-from csd_lib.numerics import unit_length
+from csd_lib.numerics import true_float32, unit_length
 
 
 def cosine_drift(old: Tensor, new: Tensor, labels: Tensor) -> dict[int, float]:
@@ -43,7 +43,8 @@ def neighborhood_overlap(old: Tensor, new: Tensor, k: int = 10) -> float:
     for chunk in torch.arange(len(old), device=old.device).split(1024):
         neighbors = []
         for features in (old, new):
-            similarity = features[chunk] @ features.T
+            with true_float32(features.device.type):
+                similarity = features[chunk] @ features.T
             similarity[torch.arange(len(chunk), device=old.device), chunk] = -torch.inf
             neighbors.append(similarity.topk(k, dim=1).indices)
         shared += int((neighbors[0][:, :, None] == neighbors[1][:, None, :]).sum())

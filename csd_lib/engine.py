@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
+from csd_lib.numerics import tf32
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,19 +82,24 @@ class Precision:
 
     @contextmanager
     def switches(self) -> Iterator[None]:
-        """Set torch's global switches for a run, and put them back at the end."""
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
-        flushed = flushes_denormals()
-        cudnn.allow_tf32 = matmul.allow_tf32 = self.tf32
+        """Set torch's switches and its current GPU for a run, and put them back at the end."""
+        cudnn = torch.backends.cudnn
+        benchmark, flushed = cudnn.benchmark, flushes_denormals()
         cudnn.benchmark = True  # every step has the same shapes
         # Adam with weight decay shrinks some numbers until a CPU handles them ten times slower.
         torch.set_flush_denormal(True)
         try:
-            yield
+            # Only convolutions are in TF32: CSD divides the products of its features by 0.07.
+            with tf32(convolutions=self.tf32), on_device(self.device):
+                yield
         finally:
-            cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+            cudnn.benchmark = benchmark
             torch.set_flush_denormal(flushed)
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Context in which a GPU is the current one: streams, graphs and their memory belong to it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def flushes_denormals() -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,13 +22,64 @@ def in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(loss)
     def compute(*args: Any, **kwargs: Any) -> Tensor:
         first = next(iter((*args, *kwargs.values())), None)
-        device = first.device.type if isinstance(first, Tensor) else "cpu"
-        if not torch.amp.is_autocast_available(device):
-            return loss(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
+        with without_autocast(first.device.type if isinstance(first, Tensor) else "cpu"):
             return loss(*args, **kwargs)
 
     return compute
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Context in which products are not rounded to 16 bits, whatever the caller has switched on."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+@contextmanager
+def tf32(convolutions: bool) -> Iterator[None]:
+    """Let a GPU round convolutions to TF32 or not, and matrix products never; then as before.
+
+    torch 2.9 gave these switches new names, and refuses to tell the old ones to a program that has
+    used the new. So both are kept, as far as they can be read.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    parts = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul]
+    parts = [part for part in parts if hasattr(part, "fp32_precision")]
+    new_names = [part.fp32_precision for part in parts]
+    old_names = []
+    for read in (lambda: cudnn.allow_tf32, torch.get_float32_matmul_precision):
+        try:
+            old_names.append(read())
+        except RuntimeError:
+            old_names.append(None)
+    cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision("highest")
+    for part in parts[:-1]:
+        if (part.fp32_precision == "tf32") != convolutions:
+            part.fp32_precision = "tf32" if convolutions else "ieee"
+    try:
+        yield
+    finally:
+        if old_names[0] is not None:
+            cudnn.allow_tf32 = old_names[0]
+        if old_names[1] is not None:
+            torch.set_float32_matmul_precision(old_names[1])
+        for part, value in zip(parts, new_names, strict=True):
+            if part.fp32_precision != value:
+                part.fp32_precision = value
+
+
+@contextmanager
+def true_float32(device_type: str) -> Iterator[None]:
+    """Measure the same whatever training or the user has switched on: TF32, autocast, benchmark."""
+    cudnn = torch.backends.cudnn
+    benchmark = cudnn.benchmark
+    cudnn.benchmark = False  # the algorithm that is fastest just now may round in another way
+    try:
+        with tf32(convolutions=False), without_autocast(device_type):
+            yield
+    finally:
+        cudnn.benchmark = benchmark
 
 
 def unit_length(features: Tensor) -> Tensor:

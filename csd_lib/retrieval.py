@@ -13,7 +13,7 @@ from torch import Tensor
 from csd_lib import InputError, checks
 from csd_lib.data import Task
 from csd_lib.model import Network
-from csd_lib.numerics import unit_length
+from csd_lib.numerics import true_float32, unit_length
 
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.
@@ -41,7 +41,8 @@ def _features_and_logits(model: Network, images: Tensor, batch_size: int) -> tup
     model.eval()
     outputs = []
     for batch in images.split(batch_size):
-        found = model(batch.to(device))
+        with true_float32(device.type):
+            found = model(batch.to(device))
         if not isinstance(found, tuple) or [len(f) for f in found] != [len(batch)] * 2:
             raise InputError(f"model returned {checks.shown(found)}: it must be features, logits")
         outputs.append(found)
@@ -107,9 +108,8 @@ def wrong_before_right(
         similarity = (queries[chunk] @ gallery.T).mul_(STEPS).round_().float()
         is_positive = query_labels[chunk, None] == gallery_labels[None, :]
         if same_images:  # a query must not find itself
-            row = torch.arange(len(similarity), device=device)
-            similarity[row, first + row] = -torch.inf
-            is_positive[row, first + row] = False
+            similarity.diagonal(first).fill_(-torch.inf)
+            is_positive.diagonal(first).fill_(False)
         nearest_positive = similarity.masked_fill(~is_positive, -torch.inf).amax(1, keepdim=True)
         # No positive is nearer than the nearest one, so all that is strictly nearer is negative.
         count = (similarity > nearest_positive).sum(dim=1)

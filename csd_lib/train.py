@@ -32,7 +32,7 @@ from csd_lib.model import Network, freeze
 from csd_lib.networks import load_state, make_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
-from csd_lib.watch import Health, Selection, feature_spread, spread_in_training
+from csd_lib.watch import Health, Selection, all_finite, feature_spread, spread_in_training
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,11 +263,12 @@ class TaskTraining:
             if bar is not None:
                 bar.update()
         # The only place where the host waits for the device: once an epoch.
-        means = dict(zip(self.names, self.totals.tolist(), strict=True))
+        *means, finite = torch.stack([*self.totals, all_finite(self.student)]).tolist()
+        means = dict(zip(self.names, means, strict=True))
         record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
         self.epoch += 1
         last = self.epoch == self.epochs
-        healthy = self.health.check(record, self.student, last)
+        healthy = self.health.check(record, bool(finite), last)
         if self.selection and healthy and (last or self.epoch % config.select_every == 0):
             record["selection_recall"] = self.selection.measure(self.student)
         record["seconds"] = time.perf_counter() - started

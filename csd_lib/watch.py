@@ -38,11 +38,16 @@ class Health:
         self.collapsed = close and guesses and self.num_classes > 1
         self.spreads.append(record["spread"])
 
-    def check(self, record: dict[str, float], student: Network, last: bool) -> bool:
+    def check(self, record: dict[str, float], finite: bool, last: bool) -> bool:
         """Return False after an epoch that looks broken but may pass.
 
         Collapsed features can be a passing shock, so training stops after two such epochs in a
         row, or if it is the last one; it stops at once when a number is not finite.
+
+        Args:
+            record: of the epoch.
+            finite: whether all weights are, as ``all_finite`` found.
+            last: whether it was the task's last epoch.
 
         Raises:
             TrainingError: to stop it.
@@ -53,8 +58,7 @@ class Health:
             f"the paper uses 1e-3 on the first task and 1e-5 later)"
         )
         broken = [f"{name} {value}" for name, value in record.items() if not math.isfinite(value)]
-        weights = [weight.isfinite().all() for weight in student.state_dict().values()]
-        if broken or not torch.stack(weights).all():
+        if broken or not finite:
             what = ", ".join(broken) or "the network's weights are not finite"
             raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
         best, was_collapsed = max(self.spreads), self.collapsed
@@ -67,6 +71,11 @@ class Health:
                 f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
             )
         return not self.collapsed
+
+
+def all_finite(student: Network) -> Tensor:
+    """Return a bool ``[]`` on the student's device: are all its weights and statistics finite?"""
+    return torch.stack([value.isfinite().all() for value in student.state_dict().values()]).all()
 
 
 class Selection:
