@@ -186,16 +186,16 @@ class RetrievalMatrix:
     model after task j indexed them. NaN for j > i. Older records have none."""
 
     def __post_init__(self) -> None:
-        tables = {n: checks.table(n, v) for n, v in vars(self).items() if v is not None}
-        old = tables.pop("old_gallery", None)
-        shapes = {values.shape for values in tables.values()}
+        old = self.old_gallery if self.old_gallery is None else _square(self.old_gallery)
+        tables = {"own": self.own, "seen": self.seen, "accuracy": self.accuracy}
+        shapes = {checks.table(name, values).shape for name, values in tables.items()}
         if len(shapes) > 1:
             raise InputError(
                 f"own, seen and accuracy have shapes {', '.join(map(str, sorted(shapes)))}: give "
                 f"three matrices of one shape"
             )
         stages = len(self.own)
-        if old is not None and old.shape != (stages, stages):
+        if old is not None and len(old) != stages:
             raise InputError(f"old_gallery has shape {old.shape}: give ({stages}, {stages})")
 
     def in_first_gallery(self) -> float:
@@ -267,6 +267,13 @@ def forgetting(matrix: np.ndarray) -> float:
     return float(np.mean([matrix[j:-1, j].max() - matrix[-1, j] for j in range(tasks - 1)]))
 
 
+def _square(old_gallery: np.ndarray) -> np.ndarray:
+    matrix = checks.table("old_gallery", old_gallery)
+    if len(set(matrix.shape)) > 1:
+        raise InputError(f"old_gallery has shape {matrix.shape}: give as many columns as rows")
+    return matrix
+
+
 def average_compatibility(old_gallery: np.ndarray) -> float:
     """Share of pairs of models, an old and a newer one, in which the newer one is compatible.
 
@@ -274,14 +281,14 @@ def average_compatibility(old_gallery: np.ndarray) -> float:
     et al., CVPR 2020); averaged over all pairs as in Biondi et al. (TOMM 2023). Equal is not better
     here; code of that group exists with and without ties. NaN for a single model.
     """
-    matrix = checks.table("old_gallery", old_gallery)
+    matrix = _square(old_gallery)
     pairs = [(i, j) for i in range(len(matrix)) for j in range(i)]
     return float(np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])) if pairs else math.nan
 
 
 def average_multi_model(old_gallery: np.ndarray) -> float:
     """Mean Recall@1 of all models on their own gallery and on all older ones (Biondi et al.)."""
-    matrix = checks.table("old_gallery", old_gallery)
+    matrix = _square(old_gallery)
     return float(np.mean(matrix[np.tril_indices(len(matrix))]))
 
 

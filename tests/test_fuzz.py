@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +66,8 @@ _WHY_EXEMPT = {
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun
         published.Experiment config.TrainConfig.first_task config.TrainConfig.key
         config.TrainConfig.settings config.TrainConfig.learns_later widgets.Recording
+        config.TrainConfig.schedule_length config.TrainConfig.epochs_to_run
+        retrieval.RetrievalMatrix.in_first_gallery
         widgets.Control.pairs checkers.Mistake checkers.Verdict session.Stopped
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
         report.Group report.are_current report.grouped report.describe report.table_rows
@@ -76,7 +78,8 @@ _WHY_EXEMPT = {
         ledger.Cell.place_to_write ledger.Cell.epochs_done ledger.Cell.state
         ledger.passes_left ledger.hours_left""",
     "a part of the training loop: its arguments were checked when the run began": """
-        engine.adam engine.set_learning_rate engine.load_optimizer engine.StepState
+        engine.on_device numerics.true_float32 numerics.tf32 numerics.without_autocast
+        engine.make_optimizer engine.set_learning_rate engine.load_optimizer engine.StepState
         engine.StepState.put_back engine.CapturedStep engine.CapturedStep.rehearse
         engine.Precision.autocast engine.Precision.switches engine.flushes_denormals
         train.training_step train.TaskTraining train.TaskTraining.eager_step
@@ -206,6 +209,13 @@ def groups():
     return comparison.paper_groups(records())
 
 
+def components():
+    """Two recipes of the experiment figure5, which differ in one term."""
+    configs = [TrainConfig(method=method, dataset="cifar100") for method in ("ce", "ce+kd")]
+    made = [replace(records()[0], config=config) for config in configs]
+    return comparison.tables(comparison.paper_groups(made)[0])[-1]
+
+
 def table():
     return comparison.tables(groups()[0])[0]
 
@@ -267,16 +277,29 @@ CALLS = {
     "config.TrainConfig": lambda: vars(TrainConfig()).copy(),
     "retrieval.embed": lambda: dict(model=model(), images=digits().test_images[:4], batch_size=2),
     "retrieval.wrong_before_right": lambda: dict(
-        queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS
+        queries=features(),
+        query_labels=LABELS,
+        gallery=features(),
+        gallery_labels=LABELS,
+        same_images=False,
     ),
     "retrieval.recall_at_k": lambda: dict(
-        queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS, ks=(1,)
+        queries=features(),
+        query_labels=LABELS,
+        gallery=features(),
+        gallery_labels=LABELS,
+        ks=(1,),
+        same_images=False,
     ),
-    "retrieval.RetrievalMatrix": lambda: dict(own=MATRIX, seen=MATRIX, accuracy=MATRIX),
+    "retrieval.RetrievalMatrix": lambda: dict(
+        own=MATRIX, seen=MATRIX, accuracy=MATRIX, old_gallery=MATRIX
+    ),
     "retrieval.retrieval_matrix": lambda: dict(models=[model()], tasks=tasks()),
     "retrieval.average": lambda: dict(matrix=MATRIX),
     "retrieval.forgetting": lambda: dict(matrix=MATRIX),
     "retrieval.backward_transfer": lambda: dict(matrix=MATRIX),
+    "retrieval.average_compatibility": lambda: dict(old_gallery=MATRIX),
+    "retrieval.average_multi_model": lambda: dict(old_gallery=MATRIX),
     "engine.pick_device": lambda: dict(name="cpu"),
     "engine.half_precision": lambda: dict(device=torch.device("cpu")),
     "engine.Precision": lambda: dict(name="fp32", device=torch.device("cpu")),
@@ -306,6 +329,12 @@ CALLS = {
     "comparison.tables": lambda: dict(group=groups()[0]),
     "comparison.paper_rows": lambda: dict(table=table(), gallery="own"),
     "comparison.claim_rows": lambda: dict(table=table(), gallery="own"),
+    "comparison.difference_rows": lambda: dict(table=table(), gallery="own"),
+    "comparison.term_rows": lambda: dict(table=table(), gallery="own"),
+    "comparison.term_effects": lambda: dict(table=table(), gallery="own"),
+    "comparison.paired": lambda: dict(differences=[0.1, 0.2]),
+    "comparison.render_table": lambda: dict(table=table(), markdown=False),
+    "figures.term_effects": lambda: dict(table=components(), gallery="own"),
     "comparison.render_paper": lambda: dict(groups=groups(), markdown=False),
     "plots.show": lambda: dict(figure=plt.figure(), description="a figure"),
     "plots.image_rows": lambda: dict(rows=[("a", digits().test_images[:2])], titles=["x", "y"]),
@@ -455,6 +484,8 @@ ALLOWED = {
         class_order_seed={"0", "None"},
         depth={"None"},
         epochs={"None"},
+        later_epochs={"None"},
+        stop_at_epoch={"None"},
         batch_size={"None"},
         learning_rate={"None", "half"},
         later_learning_rate={"None", "half"},
@@ -471,12 +502,18 @@ ALLOWED = {
         device=TEXTS,
         cuda_graph={"True"},
     ),
-    "retrieval.wrong_before_right": dict(
-        queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
+    **dict.fromkeys(
+        ("retrieval.wrong_before_right", "retrieval.recall_at_k"),
+        dict(
+            queries=MATRICES,
+            query_labels=ANY_LABELS,
+            gallery=MATRICES,
+            gallery_labels=ANY_LABELS,
+            same_images={"True"},
+        ),
     ),
-    "retrieval.recall_at_k": dict(
-        queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
-    ),
+    "retrieval.RetrievalMatrix": dict(old_gallery={"None"}),
+    "comparison.render_table": dict(markdown={"True"}),
     "retrieval.average": dict(matrix=TABLES),
     "retrieval.forgetting": dict(matrix=TABLES),
     "retrieval.backward_transfer": dict(matrix=TABLES),

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from csd_lib.methods import get_method
+from csd_lib.methods import METHODS, get_method
 from csd_lib.paper import figures
-from csd_lib.paper.comparison import paper_groups, render_paper
+from csd_lib.paper.comparison import paper_groups, render_paper, render_table, tables
 from csd_lib.paper.ledger import load_records
+from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paper.report import (
+    Group,
     changed_settings,
     format_table,
+    headline,
     load_runs,
     mean_and_sd,
     render,
@@ -28,7 +31,14 @@ from csd_lib.paper.report import (
 from csd_lib.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("fine-tuning", "lwf", "mmd", "csd")
+CURVES = ("fine-tuning", "lwf", "mmd", "csd")
+
+
+def is_plain(record: Record) -> bool:
+    """Whether a record is a row of Table 1 with the preset's settings."""
+    return record.config.method in EXPERIMENTS["table1"].methods and not changed_settings(
+        record.config
+    )
 
 
 def between_marks(text: str, mark: str, content: str) -> str:
@@ -95,11 +105,21 @@ def long_and_large() -> str:
     return "".join(f"* {line}\n" for line in lines)
 
 
+def terms_page(groups: list[Group]) -> str:
+    """All experiments on digits but the table of methods, which results.md has."""
+    lines = []
+    for group in groups:
+        found = [table for table in tables(group) if table.name not in ("table1", "")]
+        lines += [line for text in headline(group) if found for line in (text, "")]
+        lines += [line for table in found for line in render_table(table, markdown=True)]
+    return "\n".join(lines)
+
+
 def effect_table(records: list[Record]) -> str:
     """The effect in one table: own classes, and the old gallery."""
     header = ["", "recipe", "seeds", "old classes, before", "after", "new classes", "old gallery"]
     rows = []
-    for row in variants([r for r in records if not changed_settings(r.config)]):
+    for row in variants([r for r in records if is_plain(r) and r.config.method in METHODS]):
         method = get_method(row[0].config.method)
         own = np.array([record.matrix.own for record in row])
         before = mean_and_sd(own[:, 0, 0].tolist()) if own.shape[1] > 1 else "–"
@@ -116,9 +136,10 @@ def main() -> None:
     content = {
         "README.md": {"effect": effect_table(digits)},
         "docs/results.md": {
-            "digits": render(digits, markdown=True),
+            "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
         },
+        "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
         "docs/promises.md": {"long": long_and_large()},
     }
@@ -136,8 +157,8 @@ def main() -> None:
 
     figures.use_style()
     matrices = {
-        name: np.array([r.matrix.own for r in digits if r.config.method == name])
-        for name in METHODS
+        name: np.array([r.matrix.own for r in digits if is_plain(r) and r.config.method == name])
+        for name in CURVES
     }
     first_task = {name: 100 * stages[:, :, 0] for name, stages in matrices.items()}
     figure = figures.method_curves(
@@ -145,6 +166,10 @@ def main() -> None:
     )
     figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
     figures.paper_figures(groups, ROOT / "docs")
+    for group in paper_groups(digits):
+        for table in tables(group):
+            if table.name == "figure5" and table.group.config.tasks == 2:
+                figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
 
 
 if __name__ == "__main__":
