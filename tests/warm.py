@@ -23,9 +23,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 # A process of tests has one server, so that what is imported is said only here.
 PROCESSES.set_forkserver_preload(
     [
-        *("torch", "torch._dynamo"),  # the second is imported by the first optimiser
-        *("sklearn.datasets", "seaborn", "ipykernel.kernelapp", "ipywidgets", "nbval.plugin"),
         *("csd_lib.commands", "csd_lib.experiment"),  # for functions that are started by PROCESSES
+        *("torch._dynamo", "sklearn.datasets", "seaborn"),  # the first optimiser imports _dynamo
+        *("ipykernel.kernelapp", "ipywidgets", "nbval.plugin"),
     ]
 )
 
@@ -36,20 +36,20 @@ class Python:
     Args:
         arguments: ``-m MODULE ...``, ``-c CODE ...`` or ``FILE ...``.
         env, cwd: as of Popen.
+        jupyter: whether it may find parts of Jupyter imported; by them tqdm knows a notebook.
         context: who forks it, the server or this process.
     """
 
     stdin = stdout = stderr = None
 
-    def __init__(self, *arguments, env=None, cwd=None, context=PROCESSES):
+    def __init__(self, *arguments, env=None, cwd=None, jupyter=False, context=PROCESSES):
         self.args = [*map(str, arguments)]
         self.folder = tempfile.TemporaryDirectory()  # until this object is gone
         self.files = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
         environment = {name: str(value) for name, value in (env or os.environ).items()}
         place = str(cwd or Path.cwd())
-        self.process = context.Process(
-            target=_run, args=(self.args, environment, place, self.files)
-        )
+        task = (self.args, environment, place, jupyter, self.files)
+        self.process = context.Process(target=_run, args=task)
         self.process.start()
         self.pid = self.process.pid
         with suppress(OSError):  # the process does the same; whoever is first
@@ -101,7 +101,7 @@ def run_notebook(path, **options):
     code = "import sys, pytest, warm; warm.fork_kernels(); sys.exit(pytest.main(sys.argv[1:]))"
     nbval = ["-p", "nbval.plugin", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
     env = {**options.pop("env", os.environ), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    return run("-c", code, *nbval, "-p", "no:cacheprovider", path, env=env, **options)
+    return run("-c", code, *nbval, "-p", "no:cacheprovider", path, env=env, jupyter=True, **options)
 
 
 def fork_kernels():
@@ -110,15 +110,16 @@ def fork_kernels():
     # What a kernel says to matplotlib before that is imported.
     backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     local_provisioner.launch_kernel = lambda command, env, cwd, **_: Python(
-        *command[1:], env={**env, **backend}, cwd=cwd, context=fork
+        *command[1:], env={**env, **backend}, cwd=cwd, jupyter=True, context=fork
     )
 
 
-def _run(arguments, environment, folder, output):
+def _run(arguments, environment, folder, jupyter, output):
     with suppress(OSError):
         os.setpgid(0, 0)
     for number, path in enumerate(output, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    _forget("csd_lib", "tqdm", *([] if jupyter else ["ipykernel"]))
     _as_if_new(environment, folder)
     option, *rest = arguments
     if option == "-m":
@@ -135,15 +136,18 @@ def _run(arguments, environment, folder, output):
         runpy.run_path(option, run_name="__main__")
 
 
+def _forget(*packages):
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
 def _as_if_new(environment, folder):
-    """Give this process its folder and its environment, and take from it what is of this kit."""
+    """Give this process its folder and its environment."""
     asyncio.set_event_loop(asyncio.new_event_loop())  # who forked may be within one
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "csd_lib"]:
-        del sys.modules[name]
     given = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     ours = {"", str(ROOT), *map(str, ROOT.iterdir()), *given}
     sys.path[:] = given + [path for path in sys.path if path not in ours]
