@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from csd_lib.config import PRESETS, TrainConfig
 from csd_lib.datasets import DATASETS
 from csd_lib.methods import METHODS, TERMS
 from csd_lib.networks import NETWORKS
-from csd_lib.output import Output, printable
+from csd_lib.output import Output, printable, shorten_warnings
 from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paths import results_folder, runs_folder, unknown_variables
 from csd_lib.record import Record
@@ -30,9 +29,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*arguments: Any, **options: Any) -> None:
-        warnings.showwarning = lambda message, *_: print(
-            f"note: {printable(str(message))}", file=sys.stderr
-        )
+        shorten_warnings("stderr")
         if isinstance(sys.stdout, Output):  # only now, since the help itself has colours
             sys.stdout.only_text = True
         for line in unknown_variables():

@@ -159,9 +159,9 @@ def get_method(name: str) -> Method:
     """
     terms = []
     if isinstance(name, str):
-        recipes = {m.recipe: m for m in METHODS.values() if m.learns_later and not m.joint}
-        if known := METHODS.get(name) or recipes.get(name):
-            return known
+        same = [m for m in METHODS.values() if m.recipe == name and m.learns_later and not m.joint]
+        if name in METHODS or same:
+            return METHODS[name] if name in METHODS else same[0]
         terms = name.split("+")
     # Every term once, and in one order, so that a recipe has one name.
     known = [term for term in TERMS if term in terms]

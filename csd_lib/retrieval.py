@@ -35,6 +35,7 @@ def _features_and_logits(model: Network, images: Tensor, batch_size: int) -> tup
     """Run the network over all images in eval mode, and leave it in the mode it was in."""
     checks.instance("model", model, torch.nn.Module, "a network, such as a ResNet")
     checks.images("images", images)
+    checks.finite("images", images, "correct them, or leave them out")
     checks.whole("batch_size", batch_size, 1, 1_000_000)
     device = next(model.parameters()).device
     was_training = model.training

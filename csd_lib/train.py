@@ -214,8 +214,8 @@ class TaskTraining:
             self.teacher = copy.deepcopy(teacher).train()
         self.selection = None
         if config.selection == "test":
-            seen = merge_tasks(tasks)
-            self.selection = Selection(seen.test_images.to(device), seen.test_labels.to(device))
+            parts = ([getattr(t, f"test_{p}") for t in tasks] for p in ("images", "labels"))
+            self.selection = Selection(*(torch.cat(part).to(device) for part in parts))
         elif config.selection == "held_out":
             task, *held_out = hold_out(task, config.held_out, config.seed)
             self.selection = Selection(*(part.to(device) for part in held_out))

@@ -6,8 +6,6 @@ The wrong answers are written here as a student would write them, not taken from
 import copy
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
 
 from csd_lib import course, data, losses, methods
 from csd_lib.config import TrainConfig
@@ -749,21 +748,20 @@ def test_progress_counts_what_was_solved_in_this_session(capsys):
 
 
 def test_the_students_copies_are_made_from_the_solved_notebooks():
-    check = [sys.executable, ROOT / "tools" / "exercises.py", "--check"]
-    done = subprocess.run(check, capture_output=True, text=True)
+    done = warm.run(ROOT / "tools" / "exercises.py", "--check")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_changed_copy_is_found_and_graded_copies_hold_no_solution(tmp_path):
-    tool = [sys.executable, ROOT / "tools" / "exercises.py", "--graded", tmp_path]
-    subprocess.run(tool, check=True)
+    tool = [ROOT / "tools" / "exercises.py", "--graded", tmp_path]
+    assert warm.run(*tool).returncode == 0
     for path in tmp_path.glob("*.ipynb"):
         text = path.read_text()
         assert "<summary>Hint 2" in text
         assert "SOLUTION" not in text and "<summary>Solution" not in text
     target = tmp_path / SOLVED[0].name
     target.write_text(target.read_text().replace("Your code here", "Mine"))
-    done = subprocess.run([*tool, "--check"], capture_output=True, text=True)
+    done = warm.run(*tool, "--check")
     assert done.returncode == 1 and target.name in done.stderr
 
 

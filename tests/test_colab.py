@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import zipfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+import warm
 
 import csd_lib
 from csd_lib import InputError, course, fetch, files, paths
@@ -45,8 +45,7 @@ def setup_cell():
 
 
 def test_make_heads_would_change_nothing():
-    check = [sys.executable, ROOT / "tools" / "heads.py", "--check"]
-    done = subprocess.run(check, capture_output=True, text=True)
+    done = warm.run(ROOT / "tools" / "heads.py", "--check")
     assert done.returncode == 0, done.stderr
 
 
@@ -101,13 +100,8 @@ def run_setup(folder, *after, colab=True, source=None, **settings):
     lines = [PRELUDE.format(stand_in=str(STAND_IN)), "import google.colab" * colab]
     unset = ("CSD_WHEEL", "CSD_RUNS", "CSD_RESULTS", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if k not in unset}
-    return subprocess.run(
-        [sys.executable, "-c", "\n".join([*lines, source or setup_cell(), *after])],
-        cwd=folder,
-        env={**environment, "CSD_MODE": "smoke", **settings},
-        capture_output=True,
-        text=True,
-    )
+    code = "\n".join([*lines, source or setup_cell(), *after])
+    return warm.run("-c", code, cwd=folder, env={**environment, "CSD_MODE": "smoke", **settings})
 
 
 # What a second run of the cell must leave as it was.
@@ -116,13 +110,9 @@ SAME = "assert path == sys.path and loaded == set(sys.modules)\nprint(course.__f
 
 
 def test_inside_the_kit_the_setup_cell_finds_this_csd_lib_and_may_run_twice():
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([setup_cell(), KEEP, setup_cell(), SAME])],
-        cwd=ROOT / "notebooks",
-        env={**os.environ, "CSD_MODE": "smoke"},
-        capture_output=True,
-        text=True,
-    )
+    code = "\n".join([setup_cell(), KEEP, setup_cell(), SAME])
+    env = {**os.environ, "CSD_MODE": "smoke"}
+    done = warm.run("-c", code, cwd=ROOT / "notebooks", env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(ROOT / COURSE)
 
@@ -203,13 +193,7 @@ print(len(records), *sums)
     environment = {k: v for k, v in os.environ.items() if k not in ("CSD_RESULTS", "CSD_RUNS")}
     environment |= {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
     for source in (ROOT / "data" / "results", tmp_path / "nothing"):  # the second time: the cache
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**environment, "CSD_FILES": str(source)},
-            capture_output=True,
-            text=True,
-        )
+        done = warm.run("-c", code, cwd=tmp_path, env={**environment, "CSD_FILES": source})
         assert done.returncode == 0, done.stderr
         module, own, epochs, numbers = done.stdout.splitlines()
         assert module == str(installed / "csd_lib" / "__init__.py")
@@ -457,18 +441,9 @@ print(session.run("csd", epochs=4).folder)
 def run_on_colab(folder, keep, dies=False):
     folder.mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "CSD_RUNS"}
-    return subprocess.run(
-        [sys.executable, "-c", RUN_ON_COLAB.format(keep=keep, dies=dies)],
-        cwd=folder,
-        env={
-            **environment,
-            "CSD_MODE": "smoke",
-            "PYTHONPATH": f"{STAND_IN}:{ROOT}",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
+    environment |= {"CSD_MODE": "smoke", "PYTHONPATH": f"{STAND_IN}:{ROOT}"}
+    code = "import torch; torch.set_num_threads(1)" + RUN_ON_COLAB.format(keep=keep, dies=dies)
+    return warm.run("-c", code, cwd=folder, env=environment)
 
 
 def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(tmp_path):

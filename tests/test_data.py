@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from csd_lib import InputError
 from csd_lib.data import augment, class_incremental_split, hold_out, merge_tasks
 from csd_lib.datasets import load_dataset
+from csd_lib.model import ResNet
+from csd_lib.retrieval import embed
 
 
 def bytes_of(images):
@@ -49,6 +51,17 @@ def test_mean_and_std_are_those_of_the_training_images(digits):
 def test_unknown_data_set_is_refused_with_the_choices():
     with pytest.raises(InputError, match=r"'mnist'.*digits, cifar100"):
         load_dataset("mnist")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_no_numbers_are_named_and_not_the_learning_rate(digits, value):
+    images = digits.train_images.float()
+    replace(digits, train_images=images)
+    images[[3, 5], 0, 2, 2] = value
+    with pytest.raises(InputError, match=r"2 of 1195 train_images contain NaN or infinite"):
+        replace(digits, train_images=images)
+    with pytest.raises(InputError, match=r"2 of 1195 images contain NaN or infinite"):
+        embed(ResNet(8, 10, 1, digits.mean, digits.std), images)
 
 
 # --- splits ----------------------------------------------------------------------------------

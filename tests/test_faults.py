@@ -1,7 +1,6 @@
 """What happens to a run when processes are killed, disks fill up and folders vanish under it."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -21,15 +20,12 @@ from disturbed import (
     train_in_each,
 )
 from jupyter_client import KernelManager
+from warm import PROCESSES
 
 from csd_lib import InputError, course, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
 
-PROCESSES = multiprocessing.get_context("forkserver")  # each starts from a fresh, small process
-# torch._dynamo: the first optimiser imports it, which takes longer than such a run.
-PRELOADED = ["csd_lib.commands", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
-PROCESSES.set_forkserver_preload(PRELOADED)
 KILLS = int(os.environ.get("CSD_KILLS", "15"))
 LIMIT = 120  # seconds; what waits longer hangs, however busy the machine is
 COMMAND = ["train", *(f"--{name}={value}" for name, value in SETTINGS.items())]

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import warm
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -245,6 +246,5 @@ def test_the_readme_is_one_screen_and_leads_to_every_page():
 
 
 def test_the_readmes_tables_are_rendered_from_the_records():
-    check = [sys.executable, ROOT / "tools" / "readme.py", "--check"]
-    done = subprocess.run(check, capture_output=True, text=True)
+    done = warm.run(ROOT / "tools" / "readme.py", "--check")
     assert done.returncode == 0, done.stderr

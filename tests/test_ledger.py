@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from disturbed import hold
 from made_up import quick_fingerprint, record
+from warm import PROCESSES, Python
 
 from csd_lib import InputError, files, losses
 from csd_lib.config import TrainConfig
@@ -179,22 +180,19 @@ def test_a_cell_that_another_process_holds_is_left_for_later(
     one, other = (TrainConfig(method=m, **QUICK) for m in ("csd", "joint"))
     cell = ledger.plan([one], digits)[0]
     held = files.make_folder(cell.first_run if with_a_first_task else cell.run)
-    code = (
-        "import sys, pathlib, csd_lib.files as f\nwith f.only_one(pathlib.Path(sys.argv[1]), 'x'):"
-    )
-    code += "\n print('held', flush=True); sys.stdin.readline()"
-    command = [sys.executable, "-c", code, held]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    inside, leave = PROCESSES.Event(), PROCESSES.Event()
+    holder = PROCESSES.Process(target=hold, args=(held, inside, leave, LIMIT))
+    holder.start()
     pool = ThreadPoolExecutor()
     try:
-        assert pool.submit(holder.stdout.readline).result(LIMIT) == "held\n"
+        assert inside.wait(LIMIT)
         result, end = pool.submit(reproduce, [one, other]), time.monotonic() + LIMIT
         while not ledger.load_records() and time.monotonic() < end:
             time.sleep(0.05)
         time.sleep(0.3)
         (found,) = ledger.load_records()
         assert found.config.method == "joint" and not result.done()
-        holder.communicate("\n", timeout=LIMIT)
+        leave.set()
         assert len(result.result(LIMIT)) == len(ledger.load_records()) == 2
     finally:
         holder.kill()
@@ -557,24 +555,18 @@ def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_ol
 # --- the command line, and a kill --------------------------------------------------------------
 
 
-def cli(*arguments, folder, **popen):
+def cli(*arguments, folder):
     env = {**os.environ, "CSD_RUNS": f"{folder}/runs", "CSD_RESULTS": f"{folder}/results"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "csd_lib", *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Python("-m", "csd_lib", *arguments, env=env)
 
 
 def ended(process):
     """Wait for a process, and return what it said."""
     try:
-        text, _ = process.communicate(timeout=LIMIT)
+        text, errors = process.communicate(timeout=LIMIT)
     finally:
         process.kill()
-    assert process.returncode == 0, text
+    assert process.returncode == 0, errors
     return text
 
 

@@ -5,12 +5,12 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from warm import run_notebook
 
 from csd_lib import course
 
@@ -54,14 +54,7 @@ def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path, made_
     shared = "session.run(" in path.read_text("utf-8")
     runs_folder = made_once("runs", lambda folder: None) if shared else tmp_path / "runs"
     environment = {**os.environ, "CSD_MODE": "smoke", "CSD_RUNS": str(runs_folder)}
-    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", path.name],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = run_notebook(path.name, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout[-6000:]
     summary = done.stdout.strip().splitlines()[-1]
     assert f"{len(cells(path, 'code'))} passed" in summary
