@@ -457,6 +457,13 @@ def allowed_for_a_loss(parameters):
 
 
 LOSSES_ALLOW = {name: allowed_for_a_loss(found) for name, found in LOSS_FUNCTIONS.items()}
+SEARCHES = dict(
+    queries=MATRICES,
+    query_labels=ANY_LABELS,
+    gallery=MATRICES,
+    gallery_labels=ANY_LABELS,
+    same_images={"True"},
+)
 ALLOWED = {
     "data.Dataset": dict(name=TEXTS),
     "datasets.load_dataset": dict(root={"None", "empty text", "text"}),
@@ -502,16 +509,8 @@ ALLOWED = {
         device=TEXTS,
         cuda_graph={"True"},
     ),
-    **dict.fromkeys(
-        ("retrieval.wrong_before_right", "retrieval.recall_at_k"),
-        dict(
-            queries=MATRICES,
-            query_labels=ANY_LABELS,
-            gallery=MATRICES,
-            gallery_labels=ANY_LABELS,
-            same_images={"True"},
-        ),
-    ),
+    "retrieval.wrong_before_right": SEARCHES,
+    "retrieval.recall_at_k": SEARCHES,
     "retrieval.RetrievalMatrix": dict(old_gallery={"None"}),
     "comparison.render_table": dict(markdown={"True"}),
     "retrieval.average": dict(matrix=TABLES),

@@ -224,23 +224,8 @@ def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_pa
         "        progress=False, on_epoch=lambda history, student: epochs.append(1))\n"
         "    print(json.dumps([len(epochs), run.matrix.seen.tolist(), run.record.fingerprint]))\n"
     )
-<<<<<<< HEAD
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path],
-        cwd=tmp_path,
-        env={
-            "PYTHONPATH": str(tmp_path),
-            "OMP_NUM_THREADS": "1",
-            "PATH": "/usr/bin:/bin",
-            "CSD_RUNS": str(tmp_path / "runs"),
-        },
-        capture_output=True,
-        text=True,
-    )
-=======
-    environment = {"PYTHONPATH": tmp_path, "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": tmp_path, "PATH": "/usr/bin:/bin", "CSD_RUNS": tmp_path / "runs"}
     done = warm.run("-c", script, tmp_path, cwd=tmp_path, env=environment)
->>>>>>> gate
     assert done.returncode == 0, done.stderr[-3000:]
     finished, half = map(json.loads, done.stdout.splitlines())
     expected = [whole.matrix.seen.tolist(), whole.record.fingerprint]
