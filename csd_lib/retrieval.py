@@ -160,6 +160,37 @@ def recall_at_k(
     return Recall(values, len(counted), len(counts) - len(counted))
 
 
+def nearest(queries: Tensor, gallery: Tensor, k: int = 5, itself: Tensor | None = None) -> Tensor:
+    """Return what each query finds first: places in the gallery ``[N, k]``, the nearest first.
+
+    Args:
+        queries: float ``[N, D]``.
+        gallery: float ``[M, D]``.
+        k: how many.
+        itself: int64 ``[N]``, for each query the place in the gallery of the same image, which it
+            must not find. Default: the gallery holds none of the queries.
+
+    Raises:
+        InputError: for features that are not finite or of two lengths, or no such places.
+    """
+    for name, features in (("queries", queries), ("gallery", gallery)):
+        checks.matrix(name, features)
+        checks.finite(name, features)
+    if queries.shape[1] != gallery.shape[1]:
+        raise InputError(f"queries have {queries.shape[1]} dimensions, gallery {gallery.shape[1]}")
+    checks.whole("k", k, 1, len(gallery) - (itself is not None), "so many can be found")
+    similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
+    similarity = (similarity * STEPS).round()  # so that equal ones tie on every machine
+    if itself is not None:
+        checks.labels("itself", itself, len(queries))
+        if itself.min() < 0 or itself.max() >= len(gallery):
+            raise InputError(
+                f"itself={checks.shown(itself)}: the gallery has {len(gallery)} images"
+            )
+        similarity[torch.arange(len(queries)), itself.cpu()] = -torch.inf
+    return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
 def _check(name: str, features: Tensor, labels: Tensor) -> None:
     checks.matrix(name, features)
     checks.labels(f"the labels of the {name}", labels, len(features))
