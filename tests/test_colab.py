@@ -174,8 +174,8 @@ def test_without_csd_lib_the_setup_cell_stops_with_one_line(colab, given, messag
 # --- the wheel ---------------------------------------------------------------------------------
 
 
-def test_the_wheel_is_small_and_holds_the_code_and_the_records_but_no_model(wheel):
-    assert wheel.name == WHEEL and wheel.stat().st_size < 1e6
+def test_the_wheel_is_small_and_holds_the_code_the_images_and_the_records_but_no_model(wheel):
+    assert wheel.name == WHEEL and wheel.stat().st_size < 4e6
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "csd_lib").rglob("*.py")}
     results = ROOT / "data" / "results"
@@ -183,6 +183,7 @@ def test_the_wheel_is_small_and_holds_the_code_and_the_records_but_no_model(whee
     assert len(code) > 20 and len(records) > 50
     rest = {name for name in names - code if not name.startswith("csd_lib-")}
     brought = {f"csd_lib/recorded/{name}" for name in (*records, "digits-epochs.npz")}
+    brought |= {f"csd_lib/embedded/{name}" for name in ("fashion.npz", "LICENSE", "README.md")}
     assert code <= names and rest == brought
 
 
