@@ -177,7 +177,9 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, itself: Tensor | None 
         checks.matrix(name, features)
         checks.finite(name, features)
     if queries.shape[1] != gallery.shape[1]:
-        raise InputError(f"queries have {queries.shape[1]} dimensions, gallery {gallery.shape[1]}")
+        raise InputError(
+            f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}"
+        )
     checks.whole("k", k, 1, len(gallery) - (itself is not None), "so many can be found")
     similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
     similarity = (similarity * STEPS).round()  # so that equal ones tie on every machine

@@ -269,6 +269,9 @@ CALLS = {
     "retrieval.recall_at_k": lambda: dict(
         queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS, ks=(1,)
     ),
+    "retrieval.nearest": lambda: dict(
+        queries=features(), gallery=features(seed=1), k=2, itself=torch.arange(4)
+    ),
     "retrieval.RetrievalMatrix": lambda: dict(own=MATRIX, seen=MATRIX, accuracy=MATRIX),
     "retrieval.retrieval_matrix": lambda: dict(models=[model()], tasks=tasks()),
     "retrieval.average": lambda: dict(matrix=MATRIX),
@@ -337,6 +340,10 @@ CALLS = {
         query_names=["0"],
         row_labels=["a row"],
     ),
+    **{
+        f"plots.{name}": lambda: dict(of=digits(), queries=[0], found={"a network": [[1, 2]]})
+        for name in ("search_pictures", "search_words")
+    },
     "figures.method_curves": lambda: dict(
         values={"csd": MATRIX}, ylabel="y", title="", xlabels=["1", "2"]
     ),
@@ -473,6 +480,9 @@ ALLOWED = {
     ),
     "retrieval.recall_at_k": dict(
         queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
+    ),
+    "retrieval.nearest": dict(
+        queries=MATRICES, gallery=MATRICES | {"wrong length"}, itself={"None"}
     ),
     "retrieval.average": dict(matrix=TABLES),
     "retrieval.forgetting": dict(matrix=TABLES),

@@ -464,18 +464,19 @@ def _check_search(
     """Check what a search is drawn from, and return what was found as plain numbers."""
     checks.instance("of", of, (Dataset, Task), "a data set or a task")
     _check_images("test images", of.test_images)
-    last = len(of.test_images) - 1
     checks.sequence("queries", queries, int, "numbers of test images")
     checks.mapping("found", found, "numbers of test images by network")
-    plain = {}
+    plain, last = {}, len(of.test_images) - 1
+    for query in queries:
+        checks.whole("queries", query, 0, last)
     for name, numbers in found.items():
-        numbers = checks.table(f"found[{name!r}]", numbers).astype(int).tolist()
+        numbers = checks.table(f"found[{name!r}]", numbers)
+        if not np.isin(numbers, np.arange(last + 1)).all():
+            raise InputError(f"found[{name!r}]: give numbers of test images, 0 to {last}")
         if len(numbers) != len(queries):
             raise InputError(f"found[{name!r}] has {len(numbers)} rows for {len(queries)} queries")
-        plain[name] = numbers
-    for number in [*queries, *(n for rows in plain.values() for row in rows for n in row)]:
-        checks.whole("number of a test image", number, 0, last)
-    if len({len(row) for rows in plain.values() for row in rows}) > 1:
+        plain[name] = numbers.astype(int).tolist()
+    if len({len(rows[0]) for rows in plain.values()}) > 1:
         raise InputError("found: give every network equally many images")
     return plain
 
