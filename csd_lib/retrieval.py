@@ -160,36 +160,32 @@ def recall_at_k(
     return Recall(values, len(counted), len(counts) - len(counted))
 
 
-def nearest(queries: Tensor, gallery: Tensor, k: int = 5, itself: Tensor | None = None) -> Tensor:
+def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = False) -> Tensor:
     """Return what each query finds first: places in the gallery ``[N, k]``, the nearest first.
 
     Args:
         queries: float ``[N, D]``.
         gallery: float ``[M, D]``.
         k: how many.
-        itself: int64 ``[N]``, for each query the place in the gallery of the same image, which it
-            must not find. Default: the gallery holds none of the queries.
+        same_images: as in ``recall_at_k``.
 
     Raises:
-        InputError: for features that are not finite or of two lengths, or no such places.
+        InputError: for features that are not finite or of two lengths, or too few to be found.
     """
     for name, features in (("queries", queries), ("gallery", gallery)):
         checks.matrix(name, features)
         checks.finite(name, features)
-    if queries.shape[1] != gallery.shape[1]:
+    checks.flag("same_images", same_images)
+    if queries.shape[1] != gallery.shape[1] or (same_images and len(queries) != len(gallery)):
         raise InputError(
-            f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}"
+            f"queries are {checks.shown(queries)}, the gallery is {checks.shown(gallery)}: embed "
+            f"both with networks of one kind and, with same_images=True, the same images"
         )
-    checks.whole("k", k, 1, len(gallery) - (itself is not None), "so many can be found")
+    checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")
     similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
     similarity = (similarity * STEPS).round()  # so that equal ones tie on every machine
-    if itself is not None:
-        checks.labels("itself", itself, len(queries))
-        if itself.min() < 0 or itself.max() >= len(gallery):
-            raise InputError(
-                f"itself={checks.shown(itself)}: the gallery has {len(gallery)} images"
-            )
-        similarity[torch.arange(len(queries)), itself.cpu()] = -torch.inf
+    if same_images:
+        similarity.fill_diagonal_(-torch.inf)
     return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 

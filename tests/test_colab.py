@@ -193,7 +193,9 @@ def test_an_installed_csd_lib_reads_its_own_records_and_writes_none_beside_them(
     files = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if path.is_file()}
     code = """
 import csd_lib
+from csd_lib.datasets import load_dataset
 from csd_lib.paper import ledger
+assert len(load_dataset("fashion").test_labels) == 1000
 records = ledger.load_records()
 kept = [record for record in records if record.files]
 sums = [float(ledger.load_features(record)[0].double().sum()) for record in kept]

@@ -270,7 +270,7 @@ CALLS = {
         queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS, ks=(1,)
     ),
     "retrieval.nearest": lambda: dict(
-        queries=features(), gallery=features(seed=1), k=2, itself=torch.arange(4)
+        queries=features(), gallery=features(seed=1), k=2, same_images=False
     ),
     "retrieval.RetrievalMatrix": lambda: dict(own=MATRIX, seen=MATRIX, accuracy=MATRIX),
     "retrieval.retrieval_matrix": lambda: dict(models=[model()], tasks=tasks()),
@@ -482,7 +482,9 @@ ALLOWED = {
         queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
     ),
     "retrieval.nearest": dict(
-        queries=MATRICES, gallery=MATRICES | {"wrong length"}, itself={"None"}
+        queries=MATRICES | {"wrong length"},
+        gallery=MATRICES | {"wrong length"},
+        same_images={"True"},
     ),
     "retrieval.average": dict(matrix=TABLES),
     "retrieval.forgetting": dict(matrix=TABLES),

@@ -205,18 +205,17 @@ def test_the_nearest_images_by_hand():
     angles = torch.tensor([0.0, 10, 50, 90]).deg2rad()
     points = torch.stack([angles.cos(), angles.sin()], dim=1)
     assert nearest(points, points, k=3).tolist() == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 1]]
-    assert nearest(points, points, k=2, itself=torch.arange(4)).tolist() == [
+    assert nearest(points, points, k=2, same_images=True).tolist() == [
         *([1, 2], [0, 2], [1, 3], [2, 1])  # 50 and 90 degrees are equally far from each other
     ]
-    # Twice as long, so that only a dot product would prefer them; and one query left out elsewhere.
-    longer = torch.cat([points, 2 * points[3:]])
-    assert nearest(points[:1], longer, k=2, itself=torch.tensor([1])).tolist() == [[0, 2]]
+    # Twice as long, so that a dot product would prefer it.
+    assert nearest(points[:1], torch.cat([2 * points[2:], points[1:2]]), k=1).tolist() == [[2]]
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_nearest_image_is_a_hit_exactly_if_recall_at_1_says_so(ties):
     features, labels = map(torch.from_numpy, random_case(3, ties))
-    found = nearest(features, features, k=39, itself=torch.arange(40))
+    found = nearest(features, features, k=39, same_images=True)
     assert all(sorted([*row, i]) == [*range(40)] for i, row in enumerate(found.tolist()))
     right = labels[found] == labels[:, None]
     counts = wrong_before_right(features, labels)
@@ -229,17 +228,14 @@ def test_the_nearest_image_is_a_hit_exactly_if_recall_at_1_says_so(ties):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(gallery=torch.ones(5, 4)), "queries have 3 dimensions, the gallery has 4"),
+        (dict(gallery=torch.ones(5, 4)), "networks of one kind"),
+        (dict(gallery=torch.ones(4, 3)), "the same images"),
         (dict(gallery=torch.full((5, 3), torch.nan)), "gallery"),
         (dict(k=5), "k=5"),  # itself is not found
-        (dict(itself=torch.tensor([0, 5])), "5 images"),
-        (dict(itself=torch.tensor([0])), "itself"),
     ],
 )
 def test_a_search_for_the_nearest_refuses_what_it_cannot_answer(change, words):
-    call = dict(
-        queries=torch.ones(2, 3), gallery=torch.ones(5, 3), k=2, itself=torch.tensor([0, 1])
-    )
+    call = dict(queries=torch.ones(5, 3), gallery=torch.ones(5, 3), k=4, same_images=True)
     nearest(**call)
     with pytest.raises(InputError, match=words):
         nearest(**{**call, **change})

@@ -1,7 +1,7 @@
-"""Render the README's table and figure from the recorded runs under data/results/.
+"""Render the tables and figures of README.md and docs/fashion.md from the recorded runs.
 
 python tools/readme.py           # rewrite them
-python tools/readme.py --check   # exit code 1 if the README's table is not that of the runs
+python tools/readme.py --check   # exit code 1 if a table is not that of the runs
 """
 
 from __future__ import annotations
@@ -12,14 +12,28 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from csd_lib.data import class_incremental_split
+from csd_lib.datasets import load_dataset
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import paper_groups, render_paper
 from csd_lib.paper.ledger import load_records
-from csd_lib.paper.report import load_runs, render
+from csd_lib.paper.report import (
+    describe,
+    format_table,
+    grouped,
+    headline,
+    load_runs,
+    mean_and_sd,
+    render,
+    variants,
+)
+from csd_lib.retrieval import recall_at_k, wrong_before_right
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+FASHION = ROOT / "docs" / "fashion.md"
 METHODS = ("fine-tuning", "lwf", "mmd", "csd")
 
 
@@ -87,8 +101,38 @@ def long_and_large() -> str:
     return "".join(f"* {line}\n" for line in lines)
 
 
+def fashion_table() -> str:
+    """Both sides of every method on fashion, and raw pixels, as a Markdown table."""
+    records, _ = load_runs(ROOT / "data" / "results" / "fashion")
+    (group,) = grouped(records, "method", "seed")
+    galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
+    header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
+    rows = []
+    for row in variants(group.records):
+        ends = [
+            [np.mean(getattr(record.matrix, kind)[-1, task]) for record in row]
+            for kind, task in galleries
+        ]
+        old = [record.matrix.in_first_gallery() for record in row]
+        title = describe(row[0].config)
+        rows.append([title, str(len(row)), *map(mean_and_sd, ends), mean_and_sd(old)])
+    rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw_pixels()], "–"])
+    lines = format_table([*header, "old gallery"], rows, markdown=True)
+    return "\n".join([*headline(group), "", "Recall@1 in %", "", *lines])
+
+
+def raw_pixels() -> list[float]:
+    """Recall@1 without any network: old, new and both, among own classes, then among all."""
+    tasks = class_incremental_split(load_dataset("fashion"), 2)
+    pixels = [task.test_images.flatten(1).float() for task in tasks]
+    own = [recall_at_k(p, t.test_labels)[1] for p, t in zip(pixels, tasks, strict=True)]
+    hits = wrong_before_right(torch.cat(pixels), torch.cat([t.test_labels for t in tasks])) == 0
+    seen = [part.double().mean().item() for part in hits.split([len(p) for p in pixels])]
+    return [value for pair in (own, seen) for value in (*pair, np.mean(pair))]
+
+
 def main() -> None:
-    """Rewrite or check the README."""
+    """Rewrite or check both pages."""
     digits, _ = load_runs(ROOT / "data" / "results" / "digits")
     groups = paper_groups(load_records(ROOT / "data" / "results" / "cifar100"))
     text = README.read_text("utf-8")
@@ -96,9 +140,13 @@ def main() -> None:
     rendered = between_marks(rendered, "ledger", render_paper(groups, markdown=True))
     rendered = between_marks(rendered, "speed", speed_table())
     rendered = between_marks(rendered, "long", long_and_large())
+    pages = {README: rendered}
+    pages[FASHION] = between_marks(FASHION.read_text("utf-8"), "fashion", fashion_table())
     if "--check" in sys.argv:
-        sys.exit("README.md is not up to date: python tools/readme.py" if rendered != text else 0)
-    README.write_text(rendered, "utf-8")
+        stale = [path.name for path, page in pages.items() if path.read_text("utf-8") != page]
+        sys.exit(f"{', '.join(stale)}: not up to date: python tools/readme.py" if stale else 0)
+    for path, page in pages.items():
+        path.write_text(page, "utf-8")
 
     figures.use_style()
     matrices = {
