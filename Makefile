@@ -1,4 +1,4 @@
-# make run   run the six notebooks on the embedded data, write build/*.html, print the results
+# make run   run all chapters on the embedded data, write build/*.html, print the results
 # make test  all checks: style, unit tests, every notebook, chapters and solved exercises; one process
 #            for each core
 # make types the type checker, ten seconds

@@ -161,6 +161,35 @@ def recall_at_k(
     return Recall(values, len(counted), len(counts) - len(counted))
 
 
+def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = False) -> Tensor:
+    """Return what each query finds first: places in the gallery ``[N, k]``, the nearest first.
+
+    Args:
+        queries: float ``[N, D]``.
+        gallery: float ``[M, D]``.
+        k: how many.
+        same_images: as in ``recall_at_k``.
+
+    Raises:
+        InputError: for features that are not finite or of two lengths, or too few to be found.
+    """
+    for name, features in (("queries", queries), ("gallery", gallery)):
+        checks.matrix(name, features)
+        checks.finite(name, features)
+    checks.flag("same_images", same_images)
+    if queries.shape[1] != gallery.shape[1] or (same_images and len(queries) != len(gallery)):
+        raise InputError(
+            f"queries are {checks.shown(queries)}, the gallery is {checks.shown(gallery)}: embed "
+            f"both with networks of one kind and, with same_images=True, the same images"
+        )
+    checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")
+    similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
+    similarity = (similarity * STEPS).round()  # so that equal ones tie on every machine
+    if same_images:
+        similarity.fill_diagonal_(-torch.inf)
+    return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
 def _check(name: str, features: Tensor, labels: Tensor) -> None:
     checks.matrix(name, features)
     checks.labels(f"the labels of the {name}", labels, len(features))

@@ -294,6 +294,9 @@ CALLS = {
     "retrieval.RetrievalMatrix": lambda: dict(
         own=MATRIX, seen=MATRIX, accuracy=MATRIX, old_gallery=MATRIX
     ),
+    "retrieval.nearest": lambda: dict(
+        queries=features(), gallery=features(seed=1), k=2, same_images=False
+    ),
     "retrieval.retrieval_matrix": lambda: dict(models=[model()], tasks=tasks()),
     "retrieval.average": lambda: dict(matrix=MATRIX),
     "retrieval.forgetting": lambda: dict(matrix=MATRIX),
@@ -369,6 +372,10 @@ CALLS = {
         query_names=["0"],
         row_labels=["a row"],
     ),
+    **{
+        f"plots.{name}": lambda: dict(of=digits(), queries=[0], found={"a network": [[1, 2]]})
+        for name in ("search_pictures", "search_words")
+    },
     "figures.method_curves": lambda: dict(
         values={"csd": MATRIX}, ylabel="y", title="", xlabels=["1", "2"]
     ),
@@ -513,6 +520,11 @@ ALLOWED = {
     "retrieval.recall_at_k": SEARCHES,
     "retrieval.RetrievalMatrix": dict(old_gallery={"None"}),
     "comparison.render_table": dict(markdown={"True"}),
+    "retrieval.nearest": dict(
+        queries=MATRICES | {"wrong length"},
+        gallery=MATRICES | {"wrong length"},
+        same_images={"True"},
+    ),
     "retrieval.average": dict(matrix=TABLES),
     "retrieval.forgetting": dict(matrix=TABLES),
     "retrieval.backward_transfer": dict(matrix=TABLES),

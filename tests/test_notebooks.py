@@ -31,6 +31,7 @@ def images(path):
 
 def test_the_notebooks_are_those_of_the_course():
     assert [path.stem for path in NOTEBOOKS] == [
+        "00_forgetting_in_a_minute",
         "01_data_splits",
         "02_first_task",
         "03_distilling_later_tasks",

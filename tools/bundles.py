@@ -33,6 +33,7 @@ STUDENT = (
     *("Dockerfile", ".dockerignore", ".gitignore", "csd_lib/*.py", "csd_lib/*/*.py"),
     *(
         "csd_lib/*/*/*.py",
+        "csd_lib/embedded/*",
         "docs/*.png",
         "docs/*.md",
         "data/README.md",

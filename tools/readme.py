@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from csd_lib.data import class_incremental_split
+from csd_lib.datasets import load_dataset
 from csd_lib.methods import METHODS, get_method
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import paper_groups, render_paper, render_table, tables
@@ -21,7 +24,9 @@ from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paper.report import (
     Group,
     changed_settings,
+    describe,
     format_table,
+    grouped,
     headline,
     load_runs,
     mean_and_sd,
@@ -29,6 +34,7 @@ from csd_lib.paper.report import (
     variants,
 )
 from csd_lib.record import Record
+from csd_lib.retrieval import recall_at_k, wrong_before_right
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVES = ("fine-tuning", "lwf", "mmd", "csd")
@@ -129,6 +135,36 @@ def effect_table(records: list[Record]) -> str:
     return "\n".join(format_table(header, rows, markdown=True))
 
 
+def fashion_table() -> str:
+    """Both sides of every method on fashion, and raw pixels, as a Markdown table."""
+    records, _ = load_runs(ROOT / "data" / "results" / "fashion")
+    (group,) = grouped(records, "method", "seed")
+    galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
+    header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
+    rows = []
+    for row in variants(group.records):
+        ends = [
+            [np.mean(getattr(record.matrix, kind)[-1, task]) for record in row]
+            for kind, task in galleries
+        ]
+        old = [record.matrix.in_first_gallery() for record in row]
+        title = describe(row[0].config)
+        rows.append([title, str(len(row)), *map(mean_and_sd, ends), mean_and_sd(old)])
+    rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw_pixels()], "–"])
+    lines = format_table([*header, "old gallery"], rows, markdown=True)
+    return "\n".join([*headline(group), "", "Recall@1 in %", "", *lines])
+
+
+def raw_pixels() -> list[float]:
+    """Recall@1 without any network: old, new and both, among own classes, then among all."""
+    tasks = class_incremental_split(load_dataset("fashion"), 2)
+    pixels = [task.test_images.flatten(1).float() for task in tasks]
+    own = [recall_at_k(p, t.test_labels)[1] for p, t in zip(pixels, tasks, strict=True)]
+    hits = wrong_before_right(torch.cat(pixels), torch.cat([t.test_labels for t in tasks])) == 0
+    seen = [part.double().mean().item() for part in hits.split([len(p) for p in pixels])]
+    return [value for pair in (own, seen) for value in (*pair, np.mean(pair))]
+
+
 def main() -> None:
     """Rewrite or check the pages."""
     digits, _ = load_runs(ROOT / "data" / "results" / "digits")
@@ -139,6 +175,7 @@ def main() -> None:
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
         },
+        "docs/fashion.md": {"fashion": fashion_table()},
         "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
         "docs/promises.md": {"long": long_and_large()},

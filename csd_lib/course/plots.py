@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from csd_lib import InputError, checks
-from csd_lib.data import Task
+from csd_lib.data import Dataset, Task
 from csd_lib.model import ResNet
 from csd_lib.paper.figures import (
     BLACK,
@@ -399,6 +399,101 @@ def retrieval_examples(
         if row_labels:
             axes[row][0].set_ylabel(row_labels[row], rotation=0, ha="right", va="center")
     return figure
+
+
+def search_pictures(
+    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+) -> Figure:
+    """What several networks find: a block for each query, in it a row for each network.
+
+    Each image that was found says whether its class is the query's (a tick) or names its own.
+
+    Args:
+        of: whose test images are meant by all numbers; with several tasks, ``merge_tasks`` of them.
+        queries: numbers of the query images.
+        found: for each network, by the name to show: for each query, the numbers of the images
+            that it finds, nearest first (``retrieval.nearest`` finds them; a list of a JSON file
+            will do).
+    """
+    found = _check_search(of, queries, found)
+    k = len(next(iter(found.values()))[0])
+    # Between two blocks lies a thin empty row.
+    heights = ([1.0] * len(found) + [0.12]) * len(queries)
+    figure = plt.figure(figsize=(1.3 * (k + 2.4), 1.45 * sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(
+        len(heights), k + 2, width_ratios=[1.3, 1.1] + [1] * k, height_ratios=heights
+    )
+    for block, query in enumerate(queries):
+        first = block * (len(found) + 1)
+        axis = figure.add_subplot(grid[first : first + len(found), 0])
+        _draw_image(axis, of.test_images[query])
+        axis.set_title(f"query:\n{_class_name(of, query)}", fontsize=14)
+        axis.axis("off")
+        for row, (name, numbers) in enumerate(found.items(), start=first):
+            axis = figure.add_subplot(grid[row, 1])
+            axis.text(1, 0.5, name, ha="right", va="center", fontsize=14)
+            axis.axis("off")
+            for column, number in enumerate(numbers[block], start=2):
+                _draw_found(figure.add_subplot(grid[row, column]), of, query, number)
+    return figure
+
+
+def search_words(
+    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+) -> str:
+    """Say in words what ``search_pictures`` shows, for readers who cannot see it.
+
+    Args, errors: as there.
+    """
+    found = _check_search(of, queries, found)
+    blocks = []
+    for block, query in enumerate(queries):
+        wanted, rows = _class_name(of, query), []
+        for name, numbers in found.items():
+            names = [_class_name(of, number) for number in numbers[block]]
+            wrong = [other for other in names if other != wanted]
+            also = f", but also {', '.join(wrong)}" if wrong else ""
+            rows.append(f"{name}: {len(names) - len(wrong)} of {len(names)} right{also}")
+        blocks.append(f"query {wanted}. {'; '.join(rows)}.")
+    return " ".join(blocks)
+
+
+def _check_search(
+    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+) -> dict[str, list[list[int]]]:
+    """Check what a search is drawn from, and return what was found as plain numbers."""
+    checks.instance("of", of, (Dataset, Task), "a data set or a task")
+    _check_images("test images", of.test_images)
+    checks.sequence("queries", queries, int, "numbers of test images")
+    checks.mapping("found", found, "numbers of test images by network")
+    plain, last = {}, len(of.test_images) - 1
+    for query in queries:
+        checks.whole("queries", query, 0, last)
+    for name, numbers in found.items():
+        numbers = checks.table(f"found[{name!r}]", numbers)
+        if not np.isin(numbers, np.arange(last + 1)).all():
+            raise InputError(f"found[{name!r}]: give numbers of test images, 0 to {last}")
+        if len(numbers) != len(queries):
+            raise InputError(f"found[{name!r}] has {len(numbers)} rows for {len(queries)} queries")
+        plain[name] = numbers.astype(int).tolist()
+    if len({len(rows[0]) for rows in plain.values()}) > 1:
+        raise InputError("found: give every network equally many images")
+    return plain
+
+
+def _class_name(of: Dataset | Task, number: int) -> str:
+    first = getattr(of, "first_label", 0)
+    return of.class_names[int(of.test_labels[number]) - first].replace("_", " ")
+
+
+def _draw_found(axis: plt.Axes, of: Dataset | Task, query: int, number: int) -> None:
+    """Draw an image that was found: framed, with a tick, or with a cross and its own class."""
+    _draw_image(axis, of.test_images[number])
+    hit = bool(of.test_labels[number] == of.test_labels[query])
+    color = BLUE if hit else RED
+    axis.set_title("✓" if hit else f"✗ {_class_name(of, number)}", color=color, fontsize=13, pad=5)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(visible=True, color=color, linewidth=4, linestyle="-" if hit else "--")
 
 
 def grouped_points(
