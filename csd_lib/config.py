@@ -210,5 +210,7 @@ class TrainConfig(LossSettings):
         later = {term for term in TERMS.values() if term.distils}
         names = {name for term in later for name in (term.weight, *term.settings)}
         names |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
-        unset: dict[str, Any] = {part.name: part.default for part in fields(self) if part.name in names}
+        unset: dict[str, Any] = {
+            part.name: part.default for part in fields(self) if part.name in names
+        }
         return replace(self, method="initial", **unset)
