@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -66,22 +66,31 @@ def _settings() -> Any:
 
 
 @command
-def train(config: _settings(), *, folder: Path | None = None, quiet: bool = False) -> None:
+def train(
+    config: _settings(),
+    *,
+    folder: Path | None = None,
+    log: Literal["tensorboard", "wandb", "trackio"] | None = None,
+    quiet: bool = False,
+) -> None:
     """Train one network on all tasks, print its matrices, keep config, history and results.
 
     Args:
         config: everything that decides the run.
         folder: where to keep the run. Default: a folder of its own under runs/. The same command
             again goes on where a killed run stopped.
+        log: also send each epoch's numbers to this tool, if it is installed.
         quiet: show no progress bar.
     """
     from csd_lib.engine import check_machine
     from csd_lib.experiment import run_experiment
+    from csd_lib.integrations.loggers import epoch_logger
     from csd_lib.paper.report import render_matrix
 
     config = TrainConfig(**vars(config))
     check_machine(config.device, config.precision, config.cuda_graph)
-    run = run_experiment(config, folder=folder, progress=not quiet)
+    with epoch_logger(log, config) as on_epoch:
+        run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
     print(render_matrix(run.matrix))
     print(f"\nconfig, history, models and results: {run.folder}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a new optimiser over all parameters, in the form that a CUDA graph can hold."""
     graphable = device.type == "cuda"
-    common = dict(
+    common: dict[str, Any] = dict(
         lr=torch.zeros((), device=device) if graphable else 0.0,
         weight_decay=weight_decay,
         fused=device.type in ("cuda", "cpu"),

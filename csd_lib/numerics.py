@@ -43,10 +43,10 @@ def tf32(convolutions: bool) -> Iterator[None]:
     used the new. So both are kept, as far as they can be read.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    parts = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul]
+    parts: list[Any] = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul]
     parts = [part for part in parts if hasattr(part, "fp32_precision")]
     new_names = [part.fp32_precision for part in parts]
-    old_names = []
+    old_names: list[Any] = []
     for read in (lambda: cudnn.allow_tf32, torch.get_float32_matmul_precision):
         try:
             old_names.append(read())

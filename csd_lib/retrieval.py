@@ -173,9 +173,9 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = Fa
     Raises:
         InputError: for features that are not finite or of two lengths, or too few to be found.
     """
-    for name, features in (("queries", queries), ("gallery", gallery)):
-        checks.matrix(name, features)
-        checks.finite(name, features)
+    for name, part in (("queries", queries), ("gallery", gallery)):
+        checks.matrix(name, part)
+        checks.finite(name, part)
     checks.flag("same_images", same_images)
     if queries.shape[1] != gallery.shape[1] or (same_images and len(queries) != len(gallery)):
         raise InputError(

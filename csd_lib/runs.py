@@ -348,6 +348,7 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
                 path = settings.with_name(name)
                 if path.exists():
                     saved = RunFolder.load_prefix(path, config, dataset)
+                    assert saved  # it is None only where no path is given
                     found.append((saved["learning"]["epoch"], path))
     return max(found, default=(0, None))[1]
 

@@ -33,7 +33,7 @@ ORDER = [
     ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
     *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
-    *("integrations.metric_learning", "integrations.avalanche"),
+    *("integrations.metric_learning", "integrations.avalanche", "integrations.loggers"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {

@@ -132,8 +132,8 @@ def paper_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
         values = [_values(record, gallery) for record in row]
         name, cells, gaps = row[0].config.method, [], []
         published_row = paper.TABLE_1.get(name, (None,) * 3)
-        for column, published in enumerate(published_row):
-            ours = [value[column] for value in values]
+        for place, published in enumerate(published_row):
+            ours = [value[place] for value in values]
             if published is None:
                 cells += ["–", mean_and_sd(ours), "–"]
                 continue
