@@ -98,6 +98,17 @@ def flag(name: str, value: Any) -> None:
         raise InputError(f"{name}={shown(value)}: choose True or False")
 
 
+def automatic(name: str, value: Any) -> None:
+    """Refuse what is neither auto, true nor false.
+
+    Raises:
+        InputError: if it is not.
+    """
+    is_known = isinstance(value, str) and value in ("auto", "true", "false")
+    if not isinstance(value, bool) and not is_known:
+        raise InputError(f"{name}={shown(value)}: choose auto, true or false")
+
+
 def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse what is none of several names.
 

@@ -105,7 +105,7 @@ def reproduce(
     epochs: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
-    cuda_graph: bool = False,
+    cuda_graph: str = "auto",
     folder: Path | None = None,
     keep_models: bool = False,
     again: bool = False,
@@ -124,7 +124,8 @@ def reproduce(
         epochs: epochs per task, to try a command; default: the preset's.
         device: auto, cpu, cuda, ...
         precision: fp32, tf32 or amp.
-        cuda_graph: replay each training step as one CUDA graph.
+        cuda_graph: replay each training step as one CUDA graph: auto (where a trial on this GPU
+            finds it right and faster), true or false.
         folder: where records are kept. Default: data/results/.
         keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
         again: run also what was recorded by code that computes other numbers.

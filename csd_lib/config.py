@@ -122,8 +122,8 @@ class TrainConfig(LossSettings):
     """Where to train: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, mps."""
     precision: str = setting("fp32", checks.one_of, ("fp32", "tf32", "amp"))
     """fp32, tf32 (NVIDIA from compute capability 8.0) or amp (bfloat16; float16 on older GPUs)."""
-    cuda_graph: bool = setting(False, checks.flag, decides="machine")
-    """Replay each training step as one CUDA graph. Off until it was verified on a GPU."""
+    cuda_graph: str = setting("auto", checks.automatic, decides="machine")
+    """Replay steps as one CUDA graph: auto (if a trial finds it right and faster), true or false."""
 
     def __post_init__(self) -> None:
         checks.one_of("dataset", self.dataset, DATASETS)
@@ -147,6 +147,7 @@ class TrainConfig(LossSettings):
         # The command line reads whole epochs as 200.0, JSON makes lists of tuples.
         whole = [int(m) if m >= 1 else m for m in self.milestones]
         object.__setattr__(self, "milestones", tuple(whole))
+        object.__setattr__(self, "cuda_graph", str(self.cuda_graph).lower())
         if self.network == "resnet" and self.depth % 6 != 2:
             raise InputError(f"depth={self.depth}: a ResNet has 6n + 2 layers: 8, 14, 20, 32")
         if self.tasks > data.classes:

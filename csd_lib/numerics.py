@@ -82,6 +82,19 @@ def true_float32(device_type: str) -> Iterator[None]:
         cudnn.benchmark = benchmark
 
 
+def in_parts(network: Callable[[Tensor], Any], batch: Tensor) -> Any:
+    """Apply a network to a batch, in halves of halves where a GPU's memory is too small for it."""
+    try:
+        return network(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    # Only here, after the exception, is what the attempt had made free again.
+    return tuple(
+        map(torch.cat, zip(*(in_parts(network, half) for half in batch.chunk(2)), strict=True))
+    )
+
+
 def unit_length(features: Tensor) -> Tensor:
     """Scale each row to Euclidean length 1; a row of zeros becomes zero, with a finite gradient.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from csd_lib import InputError, checks
 from csd_lib.data import Task
 from csd_lib.model import Network
-from csd_lib.numerics import true_float32, unit_length
+from csd_lib.numerics import in_parts, true_float32, unit_length
 
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.
@@ -43,7 +43,7 @@ def _features_and_logits(model: Network, images: Tensor, batch_size: int) -> tup
     outputs = []
     for batch in images.split(batch_size):
         with true_float32(device.type):
-            found = model(batch.to(device))
+            found = in_parts(model, batch.to(device))
         if not isinstance(found, tuple) or [len(f) for f in found] != [len(batch)] * 2:
             raise InputError(f"model returned {checks.shown(found)}: it must be features, logits")
         outputs.append(found)

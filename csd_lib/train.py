@@ -19,7 +19,6 @@ from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, class_incremental_split, hold_out, merge_tasks
 from csd_lib.datasets import load_dataset
 from csd_lib.engine import (
-    CapturedStep,
     Precision,
     StepState,
     check_machine,
@@ -32,6 +31,7 @@ from csd_lib.model import Network, freeze
 from csd_lib.networks import load_state, make_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
+from csd_lib.steps import Steps
 from csd_lib.watch import Health, Selection, all_finite, feature_spread, spread_in_training
 
 
@@ -160,6 +160,7 @@ def _learn(
         while learning.epoch < learning.epochs:
             run.history.append(learning.run_epoch(bar))
             kept.append_history(run.history[-1])
+            kept.note_steps(learning.index, learning.step.take_decisions(), bar)
             if on_epoch:
                 on_epoch(run.history, learning.student)
             if kept.is_due() and learning.epoch < learning.epochs:
@@ -228,11 +229,9 @@ class TaskTraining:
         self.totals = torch.zeros(len(self.names), device=device)
         batch = self.images[:: max(1, len(self.images) // config.batch_size)][: config.batch_size]
         self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
-        self.step = self.eager_step
-        if config.cuda_graph:  # the same step, recorded once and replayed
-            networks = [student] if teacher is None else [student, self.teacher]
-            state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
-            self.step = CapturedStep(self.eager_step, state)
+        networks = [student] if teacher is None else [student, self.teacher]
+        state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
+        self.step = Steps(self.eager_step, state, config.cuda_graph, len(self.labels))
 
     def eager_step(self, batch: Tensor) -> None:
         """Learn the images with these indices (int64 ``[B]``), and add up what was measured."""
@@ -278,6 +277,7 @@ class TaskTraining:
 
     def finish(self) -> None:
         """Leave in the student the model that the task hands on."""
+        self.step.release()
         if self.selection:
             self.student.load_state_dict(self.selection.state)
 

@@ -93,7 +93,7 @@ def test_help_lists_every_field_of_the_config():
         (["train", "--preset", "class"], ["'class'", "digits"]),
         (["train", "--method", "kd+ce"], ["'kd+ce'", "this order"]),
         (["train", "--precision", "tf32", "--device", "cpu"], ["tf32", "fp32"]),
-        (["train", "--cuda-graph", "--device", "cpu"], ["cuda_graph", "cpu"]),
+        (["train", "--cuda-graph", "true", "--device", "cpu"], ["cuda_graph", "cpu"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
