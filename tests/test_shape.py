@@ -32,6 +32,11 @@ def prose(path):
     return re.sub(r"```.*?```|\$\$.*?\$\$", "", text, flags=re.DOTALL)
 
 
+def unfolded(text):
+    """What is read by those who open nothing."""
+    return re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+
+
 def code_lines(cell):
     lines = [line.strip() for line in cell.source.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
@@ -46,10 +51,10 @@ def test_there_are_six_chapters_and_exercises_for_five():
 @each_notebook
 def test_one_sitting(path):
     notebook = nbformat.read(path, as_version=4)
-    assert 30 <= len(notebook.cells) <= 50
+    assert 30 <= len(notebook.cells) <= (60 if path in CHAPTERS else 50)
     lines = [len(code_lines(cell)) for cell in cells(path, "code")]
-    assert statistics.median(lines) <= 6 and max(lines) <= 30
-    assert len(re.findall(r"\w+", prose(path))) <= 2500
+    assert statistics.median(lines) <= 6 and max(lines) <= 12
+    assert len(re.findall(r"\w+", unfolded(prose(path)))) <= 2500
     assert path.stat().st_size <= 400_000
 
 
