@@ -18,10 +18,7 @@ assert teacher[0] < min(tuned[0], with_csd[0]) - 0.05, "the teacher finds new cl
 session.check("teacher's cosine between new classes", teacher[1], 0.5, 0.12)
 assert tuned[1] < 0.1, "fine-tuning has brought it close to 0"
 assert abs(with_csd[1] - teacher[1]) < 0.15, "CSD has hardly moved it"
-assert (moving_apart.grad[:2, 1] < 0).all() and (moving_apart.grad[2:, 1] < 0).all(), (
-    "the student is pulled up, to where the teacher has these images"
-)
-assert moving_apart.grad[0, 1] < 0 < moving_apart.grad[2].norm()
+assert (moving_apart.grad[:, 1] < -0.3).all(), "pulled up, to where the teacher has them"
 for place, what in enumerate(("new", "old")):
     less = movement["CSD student"][place] < 0.75 * movement["fine-tuned student"][place]
     assert less, f"the student that was held moved less on the {what} images"
