@@ -51,7 +51,7 @@ def test_there_are_six_chapters_and_exercises_for_five():
 @each_notebook
 def test_one_sitting(path):
     notebook = nbformat.read(path, as_version=4)
-    assert 30 <= len(notebook.cells) <= (60 if path in CHAPTERS else 50)
+    assert 25 <= len(notebook.cells) <= (60 if path in CHAPTERS else 50)
     lines = [len(code_lines(cell)) for cell in cells(path, "code")]
     assert statistics.median(lines) <= 6 and max(lines) <= 12
     assert len(re.findall(r"\w+", unfolded(prose(path)))) <= 2500
