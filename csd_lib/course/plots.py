@@ -552,13 +552,12 @@ def class_map(
 
 
 def _free_direction(center: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the way from a centre, ``[2]``, that leads farthest away from all others' ways."""
-    around = np.linspace(0, 2 * np.pi, 16, endpoint=False) + np.pi / 4
-    ways = np.stack([1.6 * np.cos(around), np.sin(around)], axis=1)  # names are wider than high
+    """Return the way from a centre, ``[2]``, that leads away from the others, near ones above all.
+
+    Names are wider than high, so it is longer to the sides.
+    """
     offsets = np.asarray([np.asarray(other) - center for other in others]).reshape(-1, 2)
-    distances = np.linalg.norm(offsets, axis=1)
-    near = (
-        offsets[distances > 1e-9] / distances[distances > 1e-9, None] ** 2
-    )  # near ones weigh more
-    crowded = (ways @ near.T).clip(min=0).sum(axis=1)
-    return ways[crowded.argmin()]
+    distances = np.linalg.norm(offsets, axis=1, keepdims=True)
+    offsets, distances = offsets[distances[:, 0] > 1e-9], distances[distances[:, 0] > 1e-9]
+    away = -(offsets / distances**3).sum(axis=0) + np.array([1e-9, 1e-9])
+    return away / np.linalg.norm(away) * np.array([1.7, 1.0])
