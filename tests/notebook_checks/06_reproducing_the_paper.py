@@ -14,7 +14,7 @@ means = [np.mean(values["csd"]) for values in averages.values()]
 assert max(means) - min(means) < 2.5, "the four differ by a point or two"
 assert max(np.ptp(values["csd"]) for values in averages.values()) > 0.5, "and so do the seeds"
 shares = [wrong_way_round(better, worse) for worse, better in pairwise(eight)]
-assert max(shares) > 10, "there are neighbours whose order single runs would often turn round"
+assert max(shares) > 10, "there are neighbours whose order single runs would often reverse"
 clear = [seeds_won(better, worse) for worse, better in pairwise(eight)]
 assert (8, 8) in clear, "compared seed by seed, a small difference can be clear"
 saved = {
