@@ -228,3 +228,30 @@ def test_live_curves_take_what_training_hands_over(style, monkeypatch):
     plots.LiveCurves(seconds=0)(HISTORY, ResNet(8, 5, 1))
     plots.LiveCurves(seconds=1000)(HISTORY, ResNet(8, 5, 1))
     assert len(shown) == 1
+
+
+def test_equal_points_stand_side_by_side_and_a_single_group_names_its_methods(style):
+    runs = {"csd": [90.0, 90.0, 90.0], "lwf": [80.0, 81.0, 82.0]}
+    alone = plots.grouped_points({"digits": runs}, "y", bars=False).axes[0]
+    places = [
+        points.get_offsets() for points in alone.collections if len(points.get_offsets()) == 3
+    ]
+    assert [len(np.unique(of_method[:, 0])) for of_method in places] == [3, 3]
+    assert [tick.get_text() for tick in alone.get_xticklabels()] == ["CSD", "LwF"]
+    assert alone.get_legend() is None and alone.get_xlabel() == "digits"
+    both = plots.grouped_points({"old": runs, "new": runs}, "y").axes[0]
+    assert [tick.get_text() for tick in both.get_xticklabels()] == ["old", "new"]
+    assert [text.get_text() for text in both.get_legend().get_texts()] == ["CSD", "LwF"]
+
+
+@pytest.mark.parametrize("second", [(1.2, 0.1), (0.4, 1.2), (-1.2, 0.4), (0.2, -1.3)])
+def test_names_of_neighbours_on_a_map_do_not_lie_on_each_other(style, second):
+    centers = np.array([(0, 0), second, (8, 8), (-8, 8), (8, -8)], dtype=float)
+    labels = torch.arange(5).repeat(4)
+    names = ["bear", "beaver", "apple", "aquarium fish", "baby"]
+    figure = plots.drift_maps({"now": np.tile(centers, (4, 1))}, labels, names, start="now")
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 5
+    for i, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[:i])

@@ -32,6 +32,11 @@ def prose(path):
     return re.sub(r"```.*?```|\$\$.*?\$\$", "", text, flags=re.DOTALL)
 
 
+def unfolded(text):
+    """What is read by those who open nothing."""
+    return re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+
+
 def code_lines(cell):
     lines = [line.strip() for line in cell.source.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
@@ -47,12 +52,13 @@ def test_there_are_an_opening_six_chapters_and_exercises_for_five():
 def test_one_sitting(path):
     notebook = nbformat.read(path, as_version=4)
     lines = [len(code_lines(cell)) for cell in cells(path, "code")]
-    if path == OPENING:  # behind the head, all cells are as short as they are few
-        assert len(notebook.cells) <= 18 and max(lines[1:]) <= 12
+    if path == OPENING:
+        assert len(notebook.cells) <= 18
     else:
-        assert 30 <= len(notebook.cells) <= 50
-        assert statistics.median(lines) <= 6 and max(lines) <= 30
-    assert len(re.findall(r"\w+", prose(path))) <= 2500
+        assert 25 <= len(notebook.cells) <= (60 if path in CHAPTERS else 50)
+        assert statistics.median(lines) <= 6
+    assert max(lines) <= 12
+    assert len(re.findall(r"\w+", unfolded(prose(path)))) <= 2500
     assert path.stat().st_size <= 400_000
 
 

@@ -42,7 +42,8 @@ STUDENT = (
     ),
     *("data/results/*/*/results.json", "data/results/*/*/features.npz"),
     *("notebooks/*.ipynb", "notebooks/ruff.toml", "notebooks/exercises/*.ipynb"),
-    *("notebooks/PAPER_TO_CODE.md", "benchmarks/*", "tools/run_notebooks.py"),
+    *("notebooks/PAPER_TO_CODE.md", "notebooks/GLOSSARY.md", "notebooks/RELATED_WORK.md"),
+    *("notebooks/CAPSTONE.md", "benchmarks/*", "tools/run_notebooks.py"),
 )
 INSTRUCTOR = (
     *STUDENT,

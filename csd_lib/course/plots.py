@@ -504,6 +504,9 @@ def grouped_points(
 ) -> Figure:
     """Every single run as a point, and the mean as a bar: groups side by side, by method.
 
+    Points stand side by side, so that equal ones are all seen. With a single group the methods are
+    named below the axis, and there is no legend.
+
     Args:
         values: ``{group: {method: one value per seed}}``.
         bars: a bar begins at zero, and small differences drown in it; False draws a stroke at the
@@ -532,8 +535,9 @@ def grouped_points(
                 axis.bar(x, runs.mean(), width=0.94 * width, color=style["color"], alpha=0.45)
             else:
                 axis.hlines(runs.mean(), x - 0.4 * width, x + 0.4 * width, color=BLACK, lw=3)
+            aside = np.linspace(-0.25, 0.25, len(runs)) * width if len(runs) > 1 else 0.0
             axis.scatter(
-                np.full(len(runs), x),
+                x + aside,
                 runs,
                 color=style["color"],
                 marker=style["marker"],
@@ -543,10 +547,16 @@ def grouped_points(
             )
     if bars:
         axis.axhline(0, color=BLACK, lw=1)
-    axis.set_xticks(range(len(values)), list(values))
     axis.set(ylabel=ylabel, title=title)
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if len(values) == 1:
+        places = width * (np.arange(len(methods)) - (len(methods) - 1) / 2)
+        axis.set_xticks(places, [method_title(name) for name in methods])
+        axis.set_xlabel(next(iter(values)))
+        figure.set_size_inches(1.7 * len(methods) + 1.5, 4.4)
+    else:
+        axis.set_xticks(range(len(values)), list(values))
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 
@@ -618,9 +628,31 @@ def class_map(
         )
         axis.scatter(*positions[labels == c].T, s=22, alpha=0.55, linewidths=0, **style)
         axis.scatter(*center, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
-        axis.annotate(class_names[c], center, (9, 7), textcoords="offset points", zorder=5)
+        others = [p for k, p in centers.items() if k != c] + list(came_from.values())
+        axis.annotate(
+            class_names[c],
+            center,
+            16 * _free_direction(center, others),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            zorder=5,
+            bbox=dict(boxstyle="round,pad=0.1", fc="white", ec="none", alpha=0.7),
+        )
         if c in came_from:
             arrow = dict(arrowstyle="-|>", color=BLACK, lw=2.5, shrinkA=0, shrinkB=7)
             axis.annotate("", center, came_from[c], arrowprops=arrow, zorder=3)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
+
+
+def _free_direction(center: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the way from a centre, ``[2]``, that leads away from the others, near ones above all.
+
+    Names are wider than high, so it is longer to the sides.
+    """
+    offsets = np.asarray([np.asarray(other) - center for other in others]).reshape(-1, 2)
+    distances = np.linalg.norm(offsets, axis=1, keepdims=True)
+    offsets, distances = offsets[distances[:, 0] > 1e-9], distances[distances[:, 0] > 1e-9]
+    away = -(offsets / distances**3).sum(axis=0) + np.array([1e-9, 1e-9])
+    return away / np.linalg.norm(away) * np.array([1.7, 1.0])
