@@ -1,4 +1,4 @@
-"""The commands: ``csd train``, ``reproduce``, ``report`` and ``data``."""
+"""The commands: ``csd train``, ``reproduce``, ``report``, ``doctor`` and ``data``."""
 
 from __future__ import annotations
 
@@ -211,6 +211,32 @@ def report(
         print("" if folder else f"\nYour runs in {runs_folder()}:\n")
         print(report.render(own, markdown))
     print(*problems, sep="\n", end="\n" if problems else "")
+
+
+@command
+def doctor(
+    *, device: str = "auto", precision: str = "fp32", seconds: float = 2.0, json: bool = False
+) -> None:
+    """Say whether training can start here, and how long everything takes; about 20 seconds.
+
+    Exit code 1: training cannot start.
+
+    Args:
+        device: auto, cpu, cuda, ...
+        precision: fp32, tf32 or amp.
+        seconds: how long each step is measured.
+        json: write what was found for programs.
+    """
+    from json import dumps
+
+    from csd_lib import checks
+    from csd_lib.doctor import examine, render
+
+    checks.number("seconds", seconds, above=0, at_most=600)
+    found = examine(device, precision, seconds)
+    print(dumps(found, indent=1) if json else render(found))
+    if not found["can_start"]:
+        sys.exit(1)
 
 
 @command

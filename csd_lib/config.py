@@ -123,7 +123,7 @@ class TrainConfig(LossSettings):
     precision: str = setting("fp32", checks.one_of, ("fp32", "tf32", "amp"))
     """fp32, tf32 (NVIDIA from compute capability 8.0) or amp (bfloat16; float16 on older GPUs)."""
     cuda_graph: str = setting("auto", checks.automatic, decides="machine")
-    """Replay steps as one CUDA graph: auto (if a trial finds it right and faster), true, false."""
+    """Replay steps as a CUDA graph: auto (if a trial finds it right and faster), true or false."""
 
     def __post_init__(self) -> None:
         checks.one_of("dataset", self.dataset, DATASETS)
