@@ -61,13 +61,15 @@ def _settings() -> Any:
     shown = [(n, Annotated[str, c], field(default=parts[n].default)) for n, c in choices.items()]
     # It checks nothing: train makes a TrainConfig of it.
     unchecked = {"__post_init__": lambda self: None}
-    options = dict(bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked)
+    options: dict[str, Any] = dict(
+        bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked
+    )
     return Annotated[make_dataclass("TrainConfig", shown, **options), tyro.conf.arg(name="")]
 
 
 @command
 def train(
-    config: _settings(),
+    config: _settings(),  # type: ignore[valid-type]
     *,
     folder: Path | None = None,
     log: Literal["tensorboard", "wandb", "trackio"] | None = None,
@@ -193,7 +195,8 @@ def report(
 
         make_folder(figures)
     recorded, problems = ([], []) if folder else ledger.read_ledger()
-    own, more_problems = [], []
+    own: list[Record] = []
+    more_problems: list[str] = []
     if folder or any(runs_folder().glob("*/results.json")):
         own, more_problems = report.load_runs(folder, may_be_none=folder is None)
     problems = [printable(problem) for problem in [*problems, *more_problems]]

@@ -31,7 +31,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
     "#D55E00",
 )
 GREY, BLACK = "#8C8C8C", "#000000"
-METHOD_STYLE = {
+METHOD_STYLE: dict[str, dict[str, Any]] = {
     "initial": dict(color=BLACK, marker="X", linestyle=":"),
     "fine-tuning": dict(color=ORANGE, marker="s", linestyle="--"),
     "lwf": dict(color=SKY, marker="^", linestyle="-."),
@@ -121,7 +121,7 @@ def method_curves(
     checks.text("title", title)
     checks.instance("xlabels", xlabels, (str, list, tuple), "one text per stage, or none at all")
     if xlabels:
-        checks.names("xlabels", xlabels, *stages, more=False)
+        checks.names("xlabels", xlabels, *stages, more=False)  # type: ignore[misc]
     figure, axis = plt.subplots(figsize=(7, 4.4))
     styles = method_styles(values)
     for name, runs in values.items():
