@@ -25,7 +25,6 @@ from csd_lib.data import Dataset, class_incremental_split
 from csd_lib.datasets import DATASETS, load_dataset
 from csd_lib.download import local_archives, locate
 from csd_lib.engine import check_machine, half_precision, set_learning_rate
-from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import get_method
 from csd_lib.model import freeze
 from csd_lib.networks import make_network
@@ -45,8 +44,9 @@ NOTEBOOK_RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
 )
 SMOKE_SEEDS = 3
-# All six notebooks in mode smoke, in fingerprints of the default recipe, by CPU time on one core.
-NOTEBOOKS = 100.0
+# What `make run` takes in all, as a multiple of its training: kernels, figures, maps, exercises. By CPU
+# time on one core, 169 s of which about 75 are training (torch 2.14, November 2026).
+NOTEBOOKS = 2.25
 LEAST_DISK = 0.5e9  # bytes: CIFAR-100 with its archive has 350 MB, a run 20
 LEAST_MEMORY = 1.5e9  # bytes: recorded runs in mode class took 1.8 GB, of which torch has 0.5
 
@@ -202,14 +202,11 @@ def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
 
 def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
     """Measure both data sets' steps, and forecast."""
-    digits = runs_of("smoke", device, "fp32")
+    digits = runs_of("smoke", "cpu")
     images = runs_of("class", device, precision)
     small, large = measure(digits[2 * SMOKE_SEEDS], seconds), measure(images[2], seconds)
     here, _ = check_machine(device, precision, "auto")
-    started = time.perf_counter()
-    fingerprint(TrainConfig(seed=1), channels=1, size=8)
-    unit = time.perf_counter() - started  # much Python and little arithmetic, like a notebook
-    minutes = {"make run: all six notebooks on digits": NOTEBOOKS * unit}
+    minutes = {"make run: all six notebooks on digits": NOTEBOOKS * forecast(digits, small)}
     minutes["mode class: training in all six notebooks"] = forecast(images, large)
     for preset in ("class", "reference"):
         known: list[TrainConfig] = []
