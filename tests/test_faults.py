@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import warm
 from disturbed import (
     SETTINGS,
     command,
@@ -20,6 +21,7 @@ from disturbed import (
     train_in_each,
 )
 from jupyter_client import KernelManager
+from jupyter_client.provisioning import local_provisioner
 from warm import PROCESSES
 
 from csd_lib import InputError, course, files, runs
@@ -279,7 +281,10 @@ print("own", run.matrix.own.tolist())
 """
 
 
-def test_mistakes_ctrl_c_and_a_restarted_kernel_are_one_line_and_lose_no_epoch(tmp_path):
+def test_mistakes_ctrl_c_and_a_restarted_kernel_are_one_line_and_lose_no_epoch(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(local_provisioner, "launch_kernel", warm.kernel)
     kernel = Kernel(tmp_path / "one")
     initial, csd = (tmp_path / "one" / pattern for pattern in ("*-initial-*", "*-csd-*"))
     try:

@@ -6,6 +6,7 @@ is given, where it runs and how it ends are its own, as of any process of Python
 """
 
 import asyncio
+import functools
 import multiprocessing
 import os
 import runpy
@@ -104,14 +105,17 @@ def run_notebook(path, **options):
     return run("-c", code, *nbval, "-p", "no:cacheprovider", path, env=env, jupyter=True, **options)
 
 
+def kernel(command, env, cwd=None, context=PROCESSES, **_):
+    """Start a kernel as ``jupyter_client.launcher.launch_kernel`` does."""
+    # What a kernel says to matplotlib before that is imported.
+    env = {**env, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    return Python(*command[1:], env=env, cwd=cwd, jupyter=True, context=context)
+
+
 def fork_kernels():
     """From now on, let Jupyter fork kernels from this process."""
     fork = multiprocessing.get_context("fork")
-    # What a kernel says to matplotlib before that is imported.
-    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    local_provisioner.launch_kernel = lambda command, env, cwd, **_: Python(
-        *command[1:], env={**env, **backend}, cwd=cwd, jupyter=True, context=fork
-    )
+    local_provisioner.launch_kernel = functools.partial(kernel, context=fork)
 
 
 def _run(arguments, environment, folder, jupyter, output):
