@@ -563,10 +563,10 @@ def cli(*arguments, folder):
 def ended(process):
     """Wait for a process, and return what it said."""
     try:
-        text, errors = process.communicate(timeout=LIMIT)
+        text = "".join(process.communicate(timeout=LIMIT))
     finally:
         process.kill()
-    assert process.returncode == 0, errors
+    assert process.returncode == 0, text
     return text
 
 
