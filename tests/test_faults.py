@@ -29,7 +29,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
 
 KILLS = int(os.environ.get("CSD_KILLS", "15"))
-LIMIT = 120  # seconds; what waits longer hangs, however busy the machine is
+LIMIT = 600  # seconds; what waits longer hangs, however busy the machine is
 COMMAND = ["train", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 
 
