@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,8 +54,9 @@ class Python:
         self.process = context.Process(target=_run, args=task)
         self.process.start()
         self.pid = self.process.pid
-        with suppress(OSError):  # the process does the same; whoever is first
-            os.setpgid(self.pid, self.pid)
+        with suppress(ProcessLookupError):  # whoever signals its group must not be in it
+            while self.returncode is None and os.getpgid(self.pid) != self.pid:
+                time.sleep(0.002)
 
     @property
     def returncode(self):
@@ -119,8 +121,7 @@ def fork_kernels():
 
 
 def _run(arguments, environment, folder, jupyter, output):
-    with suppress(OSError):
-        os.setpgid(0, 0)
+    os.setpgid(0, 0)
     for number, path in enumerate(output, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     _forget("csd_lib", "tqdm", *([] if jupyter else ["ipykernel"]))
