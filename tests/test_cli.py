@@ -239,9 +239,16 @@ def test_a_signal_in_training_ends_in_one_line_and_the_same_command_goes_on(tmp_
     assert len(history.read_text().splitlines()) == 12
 
 
+@pytest.fixture
+def no_records(tmp_path, monkeypatch):
+    """A report then computes no fingerprints, which takes seconds."""
+    for name in ("CSD_RESULTS", "CSD_RUNS"):
+        monkeypatch.setenv(name, str(tmp_path))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")
 @pytest.mark.parametrize("arguments", [["report"], ["--help"], ["--version"]])
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments):
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments, no_records):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([*CLI, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True)
@@ -251,7 +258,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
 @pytest.mark.parametrize("arguments", [["report"], ["--help"], ["--version"]])
-def test_output_that_cannot_be_written_is_one_line(arguments):
+def test_output_that_cannot_be_written_is_one_line(arguments, no_records):
     with open("/dev/full", "w") as full:
         done = subprocess.run([*CLI, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2

@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import zipfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+import warm
 
 import csd_lib
 from csd_lib import InputError, course, fetch, files, paths
@@ -45,8 +45,7 @@ def setup_cell():
 
 
 def test_make_heads_would_change_nothing():
-    check = [sys.executable, ROOT / "tools" / "heads.py", "--check"]
-    done = subprocess.run(check, capture_output=True, text=True)
+    done = warm.run(ROOT / "tools" / "heads.py", "--check")
     assert done.returncode == 0, done.stderr
 
 
@@ -90,13 +89,9 @@ SAME = "assert path == sys.path and loaded == set(sys.modules)\nprint(course.__f
 
 
 def test_inside_the_kit_the_setup_cell_finds_this_csd_lib_and_may_run_twice():
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([setup_cell(), KEEP, setup_cell(), SAME])],
-        cwd=ROOT / "notebooks",
-        env={**os.environ, "CSD_MODE": "smoke"},
-        capture_output=True,
-        text=True,
-    )
+    code = "\n".join([setup_cell(), KEEP, setup_cell(), SAME])
+    env = {**os.environ, "CSD_MODE": "smoke"}
+    done = warm.run("-c", code, cwd=ROOT / "notebooks", env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(ROOT / COURSE)
 
@@ -107,13 +102,9 @@ def test_outside_the_kit_the_setup_cell_takes_the_installed_csd_lib(wheel, tmp_p
     empty.mkdir()
     unset = ("CSD_RUNS", "CSD_RESULTS")
     environment = {k: v for k, v in os.environ.items() if k not in unset}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([setup_cell(), KEEP, setup_cell(), SAME])],
-        cwd=empty,
-        env={**environment, "CSD_MODE": "smoke", "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-    )
+    environment |= {"CSD_MODE": "smoke", "PYTHONPATH": str(tmp_path / "installed")}
+    code = "\n".join([setup_cell(), KEEP, setup_cell(), SAME])
+    done = warm.run("-c", code, cwd=empty, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "installed" / COURSE)
 
@@ -150,13 +141,7 @@ print(len(records), *sums)
     environment = {k: v for k, v in os.environ.items() if k not in ("CSD_RESULTS", "CSD_RUNS")}
     environment |= {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
     for source in (ROOT / "data" / "results", tmp_path / "nothing"):  # the second time: the cache
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**environment, "CSD_FILES": str(source)},
-            capture_output=True,
-            text=True,
-        )
+        done = warm.run("-c", code, cwd=tmp_path, env={**environment, "CSD_FILES": source})
         assert done.returncode == 0, done.stderr
         module, own, epochs, numbers = done.stdout.splitlines()
         assert module == str(installed / "csd_lib" / "__init__.py")
@@ -404,18 +389,9 @@ print(session.run("csd", epochs=4).folder)
 def run_on_colab(folder, keep, dies=False):
     folder.mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "CSD_RUNS"}
-    return subprocess.run(
-        [sys.executable, "-c", RUN_ON_COLAB.format(keep=keep, dies=dies)],
-        cwd=folder,
-        env={
-            **environment,
-            "CSD_MODE": "smoke",
-            "PYTHONPATH": f"{STAND_IN}:{ROOT}",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
+    environment |= {"CSD_MODE": "smoke", "PYTHONPATH": f"{STAND_IN}:{ROOT}"}
+    code = "import torch; torch.set_num_threads(1)" + RUN_ON_COLAB.format(keep=keep, dies=dies)
+    return warm.run("-c", code, cwd=folder, env=environment)
 
 
 def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(tmp_path):

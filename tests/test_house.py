@@ -116,12 +116,14 @@ def test_the_library_imports_quickly_and_without_plotting_or_umap():
         "'pytorch_metric_learning', 'avalanche'}\n"
         "print(seconds, *heavy & set(sys.modules))"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    seconds = min(float(run.stdout.split()[0]) for run in runs)
-    assert runs[0].stdout.split()[1:] == [] and seconds < 0.3
+    command = [sys.executable, "-c", code]
+    for _ in range(3):  # on a busy machine the first may be slow
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, *imported = done.stdout.split()
+        assert imported == []
+        if float(seconds) < 0.3:
+            return
+    pytest.fail(f"{seconds} s")
 
 
 @pytest.mark.parametrize(

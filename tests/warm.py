@@ -6,6 +6,7 @@ is given, where it runs and how it ends are its own, as of any process of Python
 """
 
 import asyncio
+import functools
 import multiprocessing
 import os
 import runpy
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,8 +54,9 @@ class Python:
         self.process = context.Process(target=_run, args=task)
         self.process.start()
         self.pid = self.process.pid
-        with suppress(OSError):  # the process does the same; whoever is first
-            os.setpgid(self.pid, self.pid)
+        with suppress(ProcessLookupError):  # whoever signals its group must not be in it
+            while self.returncode is None and os.getpgid(self.pid) != self.pid:
+                time.sleep(0.002)
 
     @property
     def returncode(self):
@@ -104,19 +107,21 @@ def run_notebook(path, **options):
     return run("-c", code, *nbval, "-p", "no:cacheprovider", path, env=env, jupyter=True, **options)
 
 
+def kernel(command, env, cwd=None, context=PROCESSES, **_):
+    """Start a kernel as ``jupyter_client.launcher.launch_kernel`` does."""
+    # What a kernel says to matplotlib before that is imported.
+    env = {**env, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    return Python(*command[1:], env=env, cwd=cwd, jupyter=True, context=context)
+
+
 def fork_kernels():
     """From now on, let Jupyter fork kernels from this process."""
     fork = multiprocessing.get_context("fork")
-    # What a kernel says to matplotlib before that is imported.
-    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    local_provisioner.launch_kernel = lambda command, env, cwd, **_: Python(
-        *command[1:], env={**env, **backend}, cwd=cwd, jupyter=True, context=fork
-    )
+    local_provisioner.launch_kernel = functools.partial(kernel, context=fork)
 
 
 def _run(arguments, environment, folder, jupyter, output):
-    with suppress(OSError):
-        os.setpgid(0, 0)
+    os.setpgid(0, 0)
     for number, path in enumerate(output, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     _forget("csd_lib", "tqdm", *([] if jupyter else ["ipykernel"]))
