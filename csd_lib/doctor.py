@@ -44,8 +44,8 @@ NOTEBOOK_RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
 )
 SMOKE_SEEDS = 3
-# What `make run` takes in all, as a multiple of its training: kernels, figures, maps, exercises. By
-# CPU time on one core, 169 s of which about 75 are training (torch 2.14, November 2026).
+# What `make run` takes in all, as a multiple of its training: kernels, figures, maps, exercises.
+# By CPU time on one core, 169 s of which about 75 are training (torch 2.14, November 2026).
 NOTEBOOKS = 2.25
 LEAST_DISK = 0.5e9  # bytes: CIFAR-100 with its archive has 350 MB, a run 20
 LEAST_MEMORY = 1.5e9  # bytes: recorded runs in mode class took 1.8 GB, of which torch has 0.5
@@ -101,6 +101,8 @@ def forecast(configs: Iterable[TrainConfig], rates: Rates) -> float:
     total, first_tasks = 0.0, set()
     for config in configs:
         method, first = get_method(config.method), config.first_task()
+        if not method.learns_later:  # it is the first task itself, which others share
+            first = config
         count = config.tasks if config.learns_later() else 1
         key = str((first or config).key())
         for number in range(count):

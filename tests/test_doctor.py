@@ -2,6 +2,8 @@
 
 import json
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +42,9 @@ def test_a_shared_first_task_counts_once():
     one, two = (TrainConfig(**CIFAR, method=method) for method in ("csd", "lwf"))
     expected = forecast([one], RATES) + LATER + MEASURED
     assert forecast([one, two], RATES) == pytest.approx(expected, rel=1e-9)
+    initial = TrainConfig(**CIFAR, method="initial")
+    assert forecast([initial, one], RATES) == forecast([one, initial], RATES)
+    assert forecast([initial, one], RATES) == pytest.approx(FIRST + LATER + 1.5 * MEASURED)
     other_seed = TrainConfig(**CIFAR, method="lwf", seed=1)
     both = forecast([one], RATES) + forecast([other_seed], RATES)
     assert forecast([one, other_seed], RATES) == pytest.approx(both, rel=1e-9)
@@ -114,3 +119,24 @@ def test_a_notebook_gets_one_line(monkeypatch):
     monkeypatch.setattr(doctor, "measure", lambda *_: Rates(0.02, 0.03, 0, 0))
     line = doctor.mode_forecast("class", "cpu")
     assert "\n" not in line and "min" in line and "mode class" in line
+
+
+@pytest.mark.parametrize(
+    "row, name, rates",
+    [
+        ("CSD, two tasks", "table1 class csd", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
+        ("Table 1 in preset `class`", "table1 class", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
+        ("everything", "class", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
+        ("the same in `amp`", "class", Rates(5.3e-3, 6.9e-3, 16e-6, 2e-10)),
+        ("Table 1 in preset `ref", "table1 reference", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
+    ],
+)
+def test_the_page_about_gpus_has_the_forecast_of_its_own_figures(row, name, rates):
+    """From the milliseconds that a T4's memory needs for a step; the search hardly counts."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "gpu.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {row}")]
+    full, slower = (float(cell) for cell in line.strip("|").split("|")[1:])
+    configs = runs_of(name, "cpu")
+    assert forecast(configs, rates) / 60 == pytest.approx(full, abs=0.06)
+    slow = replace(rates, first_step=rates.first_step / 0.6, later_step=rates.later_step / 0.6)
+    assert forecast(configs, slow) / 60 == pytest.approx(slower, rel=0.01)
