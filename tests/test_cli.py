@@ -326,6 +326,7 @@ def test_training_and_reporting_need_none_of_the_courses_packages(tmp_path):
     command = [*command, code.removesuffix("main()") + calls]
     environment = {**os.environ, "CSD_RUNS": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.count("Not reproduced") == 1, done.stderr
     trained, _, reported = done.stdout.partition("Not reproduced")
     assert "after task 2" in trained and "CSD" in reported.split("Your runs in")[1], done.stderr
     assert done.returncode == 2 and "csd-lib" in only_line(done.stderr), "it names the remedy"
