@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
@@ -201,7 +201,7 @@ def paired(differences: Sequence[float]) -> tuple[str, str, str]:
     shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
     if n == 1:
         return shown, "–", "undecided (one seed)"
-    half = stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
+    half = stdtrit(n - 1, 0.975) * statistics.stdev(differences) / n**0.5
     verdict = "holds" if mean > half else "does not" if mean < -half else "undecided"
     return shown, f"{100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}", verdict
 
