@@ -391,6 +391,13 @@ def test_variants_are_compared_with_csd_seed_by_seed(computed_once):
     assert comparison.difference_rows(found["temperature"], "own")[1] == []
 
 
+def test_what_has_no_old_gallery_is_still_compared_in_the_other_columns(computed_once):
+    records = [made("csd", s) for s in (0, 1)] + [made("joint", s, (0.7, 0.7)) for s in (0, 1)]
+    header, (row,) = comparison.difference_rows(table_of(records), "own")
+    row = dict(zip(header, row, strict=True))
+    assert row["n"] == "2" and row["average"].startswith("+") and row["old gallery"] == "–"
+
+
 def test_the_old_gallery_stands_beside_the_others_and_has_claims(computed_once):
     def in_old(value, method, seed):
         old = np.array([[0.6, np.nan], [value, 0.5]])

@@ -18,7 +18,13 @@ from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
 from csd_lib.methods import METHODS, get_method
 from csd_lib.paper import figures
-from csd_lib.paper.comparison import paper_groups, render_paper, render_table, tables
+from csd_lib.paper.comparison import (
+    difference_rows,
+    paper_groups,
+    render_paper,
+    render_table,
+    tables,
+)
 from csd_lib.paper.ledger import load_records
 from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paper.report import (
@@ -152,7 +158,11 @@ def fashion_table() -> str:
         rows.append([title, str(len(row)), *map(mean_and_sd, ends), mean_and_sd(old)])
     rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw_pixels()], "–"])
     lines = format_table([*header, "old gallery"], rows, markdown=True)
-    return "\n".join([*headline(group), "", "Recall@1 in %", "", *lines])
+    table = next(table for table in tables(group) if table.name == "table1")
+    differences = format_table(*difference_rows(table, "own"), markdown=True)
+    lines = ["Recall@1 in % after both tasks", "", *lines, ""]
+    lines += ["Differences from CSD, own classes; in points", "", *differences]
+    return "\n".join([*headline(group), "", *lines])
 
 
 def raw_pixels() -> list[float]:

@@ -219,6 +219,9 @@ def _cells(differences: Sequence[Sequence[float]]) -> list[str]:
     """Describe lists of differences, one for each seed, in a cell for each column."""
     cells = []
     for column in zip(*differences, strict=True):
+        if not math.isfinite(sum(column)):  # joint training has no older gallery
+            cells.append("–")
+            continue
         mean_and_sd, interval, _ = paired(column)
         cells.append(mean_and_sd if interval == "–" else f"{mean_and_sd} [{interval}]")
     return cells
