@@ -104,7 +104,9 @@ def reproduce(
     preset: str = "reference",
     seeds: tuple[int, ...] = (0,),
     dataset: Annotated[str, _choice("Data set; digits take a minute", DATASETS)] = "cifar100",
+    tasks: int | None = None,
     epochs: int | None = None,
+    stop_at_epoch: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
     cuda_graph: str = "auto",
@@ -123,7 +125,9 @@ def reproduce(
         preset: reference (the published code, traps included), clean, or class (short).
         seeds: run every cell with each of these seeds.
         dataset: which images.
+        tasks: only the cells with this number of tasks.
         epochs: epochs per task, to try a command; default: the preset's.
+        stop_at_epoch: stop each task at this epoch of its schedule: a prefix, kept apart.
         device: auto, cpu, cuda, ...
         precision: fp32, tf32 or amp.
         cuda_graph: replay each training step as one CUDA graph: auto (where a trial on this GPU
@@ -143,13 +147,17 @@ def reproduce(
 
     configs = get_experiment(experiment).configs(
         seeds,
+        only_tasks=tasks,
         dataset=dataset,
         preset=preset,
         epochs=epochs,
+        stop_at_epoch=stop_at_epoch,
         device=device,
         precision=precision,
         cuda_graph=cuda_graph,
     )
+    if not configs:
+        raise InputError(f"tasks={tasks}: {experiment} has no cell with that number of tasks")
     # Now, not when the first run has been trained.
     check_machine(device, precision, cuda_graph)
     if dry_run:

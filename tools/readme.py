@@ -19,11 +19,12 @@ from csd_lib.datasets import load_dataset
 from csd_lib.methods import METHODS, get_method
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import (
+    Table,
     difference_rows,
     paper_groups,
     render_paper,
-    render_table,
     tables,
+    term_rows,
 )
 from csd_lib.paper.ledger import load_records
 from csd_lib.paper.published import EXPERIMENTS
@@ -37,6 +38,7 @@ from csd_lib.paper.report import (
     load_runs,
     mean_and_sd,
     render,
+    table_rows,
     variants,
 )
 from csd_lib.record import Record
@@ -117,13 +119,25 @@ def long_and_large() -> str:
     return "".join(f"* {line}\n" for line in lines)
 
 
+def terms_table(table: Table) -> list[str]:
+    """An experiment in the gallery of the own classes; ``csd report`` has the other one."""
+    gallery = "own"
+    lines = [f"## {table.title}", "", "Recall@1 in %", ""]
+    lines += format_table(*table_rows(table.rows, gallery, table.columns), markdown=True)
+    if table.name == "figure5":
+        title, rows = "What adding a term changes, in points", term_rows(table, gallery)
+    else:
+        title, rows = "Differences from CSD, in points", difference_rows(table, gallery)
+    return [*lines, "", title, "", *format_table(*rows, markdown=True), ""]
+
+
 def terms_page(groups: list[Group]) -> str:
     """All experiments on digits but the table of methods, which results.md has."""
     lines = []
     for group in groups:
         found = [table for table in tables(group) if table.name not in ("table1", "")]
         lines += [line for text in headline(group) if found for line in (text, "")]
-        lines += [line for table in found for line in render_table(table, markdown=True)]
+        lines += [line for table in found for line in terms_table(table)]
     return "\n".join(lines)
 
 
