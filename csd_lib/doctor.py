@@ -366,9 +366,10 @@ def _task_seconds(config: TrainConfig, number: int, share: float, rates: Rates) 
     train_images, test_images, *_ = _size(config.dataset)
     step = rates.later_step if number else rates.first_step
     steps = math.ceil(share * train_images / config.batch_size)
-    seconds = config.epochs * steps * step
+    epochs = config.epochs_to_run(number)
+    seconds = epochs * steps * step
     if config.selection != "last":
-        looks = 2 + config.epochs // config.select_every
+        looks = 2 + epochs // config.select_every
         seen = test_images * share * (number + 1)
         if config.selection == "held_out":
             seen = config.held_out * train_images * share
