@@ -369,9 +369,13 @@ def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds(comput
         for name, value in first.items()
         for seed in (0, 1)
     ]
+    # What learns all at once has the recipe of fine-tuning, and says nothing of a term.
+    records += [made("fine-tuning", s, (0.45, 0.5), depth=8) for s in (0, 1)]
+    records += [made("joint", s, (0.99, 0.99), depth=8) for s in (0, 1)]
     found = {t.name: t for t in comparison.tables(comparison.paper_groups(records)[0])}
     header, rows = comparison.term_rows(found["figure5"], "own")
-    kd, csd = (dict(zip(header, row, strict=True)) for row in rows)
+    triplet, kd, csd = (dict(zip(header, row, strict=True)) for row in rows)
+    assert triplet["task 1 at the end"].startswith("-5.0 ± 0.0 [")
     assert kd["term added"] == "+ KD" and kd["recipes"] == "2" and kd["n"] == "2"
     assert kd["task 1 at the end"].startswith("+6.5 ± 0.7 [")
     assert csd["task 1 at the end"].startswith("+16.0 ± 0.0 [")

@@ -271,7 +271,12 @@ def term_effects(table: Table, gallery: str) -> dict[str, tuple[int, list[list[f
     checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of tables")
     plain = [row for row in table.rows if not _is_varied(row[0].config)]
-    by_terms = {frozenset(get_method(r[0].config.method).recipe.split("+")): r for r in plain}
+    methods = [get_method(row[0].config.method) for row in plain]
+    by_terms = {  # joint training and the frozen network have no terms on a second task
+        frozenset(method.recipe.split("+")): row
+        for method, row in zip(methods, plain, strict=True)
+        if method.learns_later and not method.joint
+    }
     effects = {}
     for term in TERMS:
         by_seed: dict[int, list[list[float]]] = {}
