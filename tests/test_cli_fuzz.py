@@ -113,6 +113,8 @@ ALLOWED = {
         class_order_seed={"None", "0", "1"},
         depth={"None"},
         epochs={"None", "1"},
+        later_epochs={"None", "1"},
+        stop_at_epoch={"None", "1"},
         batch_size={"None"},
         learning_rate=RATES,
         later_learning_rate=RATES,
@@ -129,7 +131,13 @@ ALLOWED = {
         seed={"0", "1"},
         folder=PATHS,
     ),
-    "reproduce": dict(seeds={"0", "1"}, epochs={"None", "1"}, folder=PATHS),
+    "reproduce": dict(
+        seeds={"0", "1"},
+        tasks={"None"},
+        epochs={"None", "1"},
+        stop_at_epoch={"None", "1"},
+        folder=PATHS,
+    ),
     "report": dict(folder={"None"}, figures=PATHS),
     "data": {},
 }
