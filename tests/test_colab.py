@@ -254,7 +254,7 @@ def test_damaged_features_in_the_cache_are_fetched_again(packaged, monkeypatch):
 
 
 def test_what_an_installed_csd_lib_has_recorded_is_not_run_again(packaged, monkeypatch):
-    (source,) = (ROOT / "data" / "results" / "digits").glob("*-csd-2tasks-seed0-*")
+    source = next((ROOT / "data" / "results" / "digits").glob("*-csd-2tasks-seed0-*"))
     place = shutil.copytree(source, ledger.PACKAGED / "digits" / source.name)
     monkeypatch.setattr(ledger, "run_experiment", lambda *_, **__: pytest.fail("run again"))
     config = TrainConfig(**files.read_json(place / "results.json")["config"])
