@@ -26,7 +26,7 @@ def holder(tmp_path):
     process.start()
     assert inside.wait(60)
     yield process, leave
-    if process.is_alive():  # setting an event waits for ever for a killed process that waited for it
+    if process.is_alive():  # to set an event that a killed process waited for would never end
         leave.set()
     process.join()
 
