@@ -898,10 +898,12 @@ def test_configs_have_different_names_exactly_if_they_differ_in_what_is_read(con
         except InputError:  # preset class or a hundred tasks, on digits
             continue
         is_different = getattr(changed, name) != getattr(config, name) and matters(name, config)
-        if name == "stop_at_epoch":  # read if it cuts a task short that is learned
+        if name in ("stop_at_epoch", "later_epochs"):  # read if a task that is learned is longer
             tasks = range(config.tasks if matters("later_epochs", config) else 1)
-            lengths = [[c.epochs_to_run(t) for t in tasks] for c in (config, changed)]
-            is_different = lengths[0] != lengths[1]
+            length = TrainConfig.epochs_to_run
+            if name == "later_epochs":
+                length = TrainConfig.schedule_length
+            is_different = [length(config, t) for t in tasks] != [length(changed, t) for t in tasks]
         different += is_different
         names.add(run_name(changed, "data"))
     assert len(names) == different + 1
