@@ -33,7 +33,7 @@ from csd_lib.train import TaskTraining, add_head_rows
 
 # Training images, test images, channels and pixels a side; CIFAR-100's, which may not be here yet.
 SIZES = {"cifar100": (50_000, 10_000, 3, 32)}
-# What all six notebooks train, for each of their seeds.
+# What notebooks 1 to 6 train, for each of their seeds.
 NOTEBOOK_RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((method, {}) for method in ("fine-tuning", "lwf", "csd", "joint", "ce")),
     ("fine-tuning", dict(later_learning_rate=1e-3, milestones=(0.25, 0.5, 0.75))),
@@ -121,7 +121,7 @@ def runs_of(name: str, device: str = "auto", precision: str = "fp32") -> list[Tr
     """Return the runs of something that takes time.
 
     Args:
-        name: ``smoke``, ``class`` or ``paper``: all six notebooks in that mode; ``table1 PRESET``:
+        name: ``smoke``, ``class`` or ``paper``: notebooks 1 to 6 in that mode; ``table1 PRESET``:
             CIFAR-100's Table 1, one seed; or ``table1 PRESET METHOD``: one cell of it.
         device, precision: to train with.
     """
@@ -200,7 +200,7 @@ def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
     checks.one_of("mode", mode, ("smoke", "class", "paper"))
     configs = runs_of(mode, device)
     minutes = forecast(configs, measure(configs[2], seconds)) / 60
-    return f"Training in all six notebooks takes about {_duration(minutes)} here in mode {mode}."
+    return f"Training in notebooks 1 to 6 takes about {_duration(minutes)} here in mode {mode}."
 
 
 def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
@@ -209,8 +209,8 @@ def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
     images = runs_of("class", device, precision)
     small, large = measure(digits[2 * SMOKE_SEEDS], seconds), measure(images[2], seconds)
     here, _ = check_machine(device, precision, "auto")
-    minutes = {"make run: all six notebooks on digits": NOTEBOOKS * forecast(digits, small)}
-    minutes["mode class: training in all six notebooks"] = forecast(images, large)
+    minutes = {"make run: the notebooks": NOTEBOOKS * forecast(digits, small)}
+    minutes["mode class: training in notebooks 1 to 6"] = forecast(images, large)
     for preset in ("class", "reference"):
         known: list[TrainConfig] = []
         for config in runs_of(f"table1 {preset}", device, precision):

@@ -354,15 +354,15 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
     found: list[tuple[int, Path]] = []
     wanted = json.loads(json.dumps(config.key("stop_at_epoch")))
     for settings in folder.glob(f"{config.dataset}-{config.method}-*/config.json"):
-        with suppress(InputError, LookupError, TypeError):
+        try:
             other = TrainConfig(**read_json(settings)["config"])
-            if json.loads(json.dumps(other.key("stop_at_epoch"))) != wanted:
-                continue
-            for name in ("prefix.pt", "checkpoint.pt"):
-                path = settings.with_name(name)
-                if path.exists():
-                    saved = RunFolder.load_prefix(path, config, dataset)
-                    assert saved  # it is None only where no path is given
+        except (InputError, LookupError, TypeError):
+            continue
+        if json.loads(json.dumps(other.key("stop_at_epoch"))) != wanted:
+            continue
+        for path in (settings.with_name("prefix.pt"), settings.with_name("checkpoint.pt")):
+            with suppress(InputError):  # it is further than this run goes, or another data set's
+                if path.exists() and (saved := RunFolder.load_prefix(path, config, dataset)):
                     found.append((saved["learning"]["epoch"], path))
     return max(found, default=(0, None))[1]
 

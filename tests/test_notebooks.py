@@ -53,7 +53,7 @@ def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path, made_
     What one notebook has trained with ``session.run``, the next one loads; that saves minutes.
     """
     notebook = nbformat.read(path, as_version=4)
-    if path in CHAPTERS:
+    if path in NOTEBOOKS:
         source = (CHECKS / f"{path.stem}.py").read_text("utf-8")
         notebook.cells.append(nbformat.v4.new_code_cell(source))
     nbformat.write(notebook, tmp_path / path.name)

@@ -46,14 +46,22 @@ def test_sgd_is_another_run_with_momentum(digits):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_prefix_is_the_whole_run_so_far_and_the_whole_run_goes_on_from_it(digits, own_runs):
-    whole = run_experiment(QUICK, digits, folder=own_runs / "by-hand", progress=False)
-    prefix = run_experiment(replace(QUICK, stop_at_epoch=3), digits, progress=False)
+@pytest.mark.parametrize("selection", ["last", "held_out"])
+def test_a_prefix_is_the_whole_run_so_far_and_the_whole_run_goes_on_from_it(
+    digits, own_runs, selection
+):
+    """Also where the stop lies between two looks of a selection."""
+    config = replace(QUICK, selection=selection)
+    whole = run_experiment(config, digits, folder=own_runs / "by-hand", progress=False)
+    prefix = run_experiment(replace(config, stop_at_epoch=3), digits, progress=False)
     assert len(prefix.history) == 6
-    for name in ("loss", "learning_rate"):
-        assert [h[name] for h in prefix.history[:3]] == [h[name] for h in whole.history[:3]]
+    for name in ("loss", "learning_rate", "selection_recall"):
+        found, wanted = ([h.get(name) for h in run.history[:3]] for run in (prefix, whole))
+        assert found == wanted
     trained = []
-    on = run_experiment(QUICK, digits, progress=False, on_epoch=lambda h, s: trained.append(len(h)))
+    on = run_experiment(
+        config, digits, progress=False, on_epoch=lambda h, s: trained.append(len(h))
+    )
     assert trained == [4, 5, 6, 7, 8], "three of the first task's epochs were there already"
     assert torch.equal(weights(on), weights(whole)) and not torch.equal(
         weights(prefix), weights(whole)

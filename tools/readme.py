@@ -16,7 +16,7 @@ import torch
 
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
-from csd_lib.methods import METHODS, get_method
+from csd_lib.methods import get_method
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import (
     Table,
@@ -143,16 +143,41 @@ def terms_page(groups: list[Group]) -> str:
 
 def effect_table(records: list[Record]) -> str:
     """The effect in one table: own classes, and the old gallery."""
+    (about, *_) = headline(paper_groups([r for r in records if is_plain(r)])[0])
     header = ["", "recipe", "seeds", "old classes, before", "after", "new classes", "old gallery"]
     rows = []
-    for row in variants([r for r in records if is_plain(r) and r.config.method in METHODS]):
+    for row in variants([r for r in records if is_plain(r)]):
         method = get_method(row[0].config.method)
         own = np.array([record.matrix.own for record in row])
         before = mean_and_sd(own[:, 0, 0].tolist()) if own.shape[1] > 1 else "–"
         cells = [mean_and_sd(own[:, -1, column].tolist()) for column in (0, 1)]
         old = mean_and_sd([record.matrix.in_first_gallery() for record in row])
         rows.append([method.title, method.recipe, str(len(row)), before, *cells, old])
-    return "\n".join(format_table(header, rows, markdown=True))
+    return "\n".join([*format_table(header, rows, markdown=True), "", f"({about}.)"])
+
+
+def choice_table() -> str:
+    """What the settings of fashion were chosen from: old / new classes, and the old gallery."""
+    records, _ = load_runs(ROOT / "data" / "choosing" / "fashion")
+    methods = ("initial", "fine-tuning", "lwf", "csd", "joint")
+    names = ("epochs", "learning_rate", "later_learning_rate", "class_order_seed", "seed")
+    rows: dict[tuple[float, ...], dict[str, str]] = {}
+    for record in records:
+        settings = tuple(-1 if v is None else v for v in map(vars(record.config).get, names))
+        old, new = (f"{100 * value:.1f}" for value in record.matrix.own[-1])
+        gallery = record.matrix.in_first_gallery()
+        text = f"{old} / {new}" + ("" if np.isnan(gallery) else f" ({100 * gallery:.1f})")
+        rows.setdefault(settings, {})[record.config.method] = text
+    header = ["epochs", "first rate", "later rate", "class order", "seed"]
+    header += [get_method(name).title for name in methods]
+    lines = []
+    for settings, cells in sorted(rows.items()):
+        epochs, first, later, order, seed = settings
+        left = [f"{epochs:g}", f"{first:g}", f"{later:g}"]
+        left += ["label" if order < 0 else f"seed {order:g}", f"{seed:g}"]
+        lines.append([*left, *(cells.get(name, "–") for name in methods)])
+    devices = ", ".join(sorted({f"{r.device}, {r.date}" for r in records}))
+    return "\n".join([*format_table(header, lines, markdown=True), "", f"({devices}.)"])
 
 
 def fashion_table() -> str:
@@ -199,7 +224,7 @@ def main() -> None:
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
         },
-        "docs/fashion.md": {"fashion": fashion_table()},
+        "docs/fashion.md": {"fashion": fashion_table(), "choice": choice_table()},
         "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
         "docs/promises.md": {"long": long_and_large()},
