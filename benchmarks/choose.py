@@ -32,12 +32,13 @@ SGD = dict(optimizer="sgd", learning_rate=0.1, schedule="steps", milestones=(49,
 # Each line: methods, and the settings that they are tried with. A method alone shows little.
 CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "class": [
-        ("csd lwf fine-tuning mmd mmd-kd", dict(later_learning_rate=1e-4, **SHORT)),
-        ("csd lwf", dict(later_learning_rate=1e-4, later_epochs=15, head_init="class_means")),
-        ("csd lwf fine-tuning", dict(later_learning_rate=3e-4, **SHORT)),
-        ("csd", dict(later_learning_rate=1e-4, **SHORT, teacher_statistics="batch")),
-        ("csd lwf", dict(later_learning_rate=1e-3, **SHORT)),
         ("csd lwf", dict(later_learning_rate=3e-4, later_epochs=8, head_init="random")),
+        ("csd lwf", dict(later_learning_rate=1e-4, **SHORT)),
+        ("csd lwf", dict(later_learning_rate=3e-4, later_epochs=8, head_init="class_means")),
+        ("fine-tuning", dict(later_learning_rate=3e-4, later_epochs=8, head_init="random")),
+        ("csd lwf", dict(later_learning_rate=3e-4, **SHORT)),
+        ("csd", dict(later_learning_rate=1e-4, **SHORT, teacher_statistics="batch")),
+        ("csd lwf", dict(later_learning_rate=1e-3, later_epochs=8, head_init="random")),
         ("initial", SGD),
     ],
     "fashion": [

@@ -268,9 +268,8 @@ class TaskTraining:
         self.epoch += 1
         last = self.epoch == self.epochs
         healthy = self.health.check(record, bool(finite), last)
-        ends = self.epoch == config.schedule_length(
-            self.index
-        )  # a prefix looks when the whole does
+        # A prefix looks when the whole run does.
+        ends = self.epoch == config.schedule_length(self.index)
         if self.selection and healthy and (ends or self.epoch % config.select_every == 0):
             record["selection_recall"] = self.selection.measure(self.student)
         record["seconds"] = time.perf_counter() - started
