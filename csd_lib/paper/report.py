@@ -41,7 +41,7 @@ OLDER = (
 # What a block of a table has in common; all else is said in its rows.
 _BLOCK = ("dataset", "class_order_seed", "tasks", "epochs")
 _IN_HEADLINE = ("method", "tasks", "epochs", "seed")
-MAX_CHANNELS = 1000  # of the images of a record whose code is tried
+MAX_CHANNELS = 5000  # of the images of a record whose code is tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset's, without those that a headline has."""
     checks.instance("config", config, TrainConfig, "a TrainConfig")
     headline = {name: getattr(config, name) for name in _IN_HEADLINE}
-    usual = vars(TrainConfig(dataset=config.dataset, preset=config.preset, **headline))
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset, **headline).settings()
     return {name: value for name, value in config.key().items() if value != usual[name]}
 
 
