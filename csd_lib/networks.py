@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -276,7 +277,8 @@ def _torchvision(
         options = dict(aux_logits=False, transform_input=config.weights is not None)
         options |= {} if config.weights == PUBLISHED else {"init_weights": True}
     weights = "DEFAULT" if config.weights == PUBLISHED else None
-    body = models.get_model(name, weights=weights, **options)
+    with _fetching(f"torchvision:{name}", config):
+        body = models.get_model(name, weights=weights, **options)
     found = [(n, module) for n, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not found:
         raise InputError(f"network='torchvision:{name}' has no linear classifier: choose another")
@@ -305,7 +307,8 @@ def _timm(
     about: Published,
 ) -> Network:
     timm = _library("timm", "timm")
-    body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
+    with _fetching(f"timm:{name}", config):
+        body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
     size = getattr(body, "head_hidden_size", None) or body.num_features
     classifier = (getattr(body, "pretrained_cfg", None) or {}).get("classifier", "classifier")
     return LibraryNetwork(body, size, mean, std, about.smallest_image, classifier)
@@ -315,6 +318,21 @@ _LIBRARIES: dict[str, tuple[Callable[[str], Published], Callable[..., Network]]]
     "torchvision": (_torchvision_published, _torchvision),
     "timm": (_timm_published, _timm),
 }
+
+
+@contextmanager
+def _fetching(name: str, config: TrainConfig) -> Iterator[None]:
+    """Turn what a library raises where it cannot download its weights into one clear line."""
+    try:
+        yield
+    except Exception as error:  # of urllib, of two other clients, or about a wrong checksum
+        if config.weights != PUBLISHED:
+            raise
+        words = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"weights={PUBLISHED!r} of {name} cannot be fetched ({words[:120]}): try again where "
+            f"there is a network, or give a file of its state"
+        ) from error
 
 
 def _unknown(library: str, name: str, known: Sequence[str]) -> InputError:

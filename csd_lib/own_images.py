@@ -150,10 +150,9 @@ def describe(found: OwnImages) -> str:
     for title, part in {"training": found.train, "test": found.test}.items():
         counts = np.bincount(part.labels, minlength=len(found.class_names))
         low, high = int(counts.argmin()), int(counts.argmax())
-        lines.append(
-            f"{title} images a class: {counts[low]} ({found.class_names[low]}) to "
-            f"{counts[high]} ({found.class_names[high]})"
-        )
+        least, most = (f"{counts[i]} ({found.class_names[i]})" for i in (low, high))
+        numbers = f"{counts[low]}" if counts[low] == counts[high] else f"{least} to {most}"
+        lines.append(f"{title} images a class: {numbers}")
         few = [found.class_names[label] for label in np.flatnonzero(counts < 2)]
         if few:
             lines.append(f"  fewer than two: {_listed(few)}")

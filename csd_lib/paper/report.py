@@ -231,6 +231,13 @@ def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
     return found
 
 
+def _inputs(config: TrainConfig) -> str:
+    """Say which images, and which weights the network began with."""
+    size = f" at {config.image_size} pixels" if config.image_size else ""
+    weights = f", weights {config.weights}" if config.weights else ""
+    return f"{config.dataset}{size}{weights}"
+
+
 def headline(group: Group) -> list[str]:
     """Say all that one must know to believe a group of records."""
     records, config = group.records, group.config
@@ -245,7 +252,7 @@ def headline(group: Group) -> list[str]:
     hours = sum(found[-1] for found in seconds)
     hours += sum(record.training_seconds for record in records if not record.history)
     facts = [
-        f"{config.dataset}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
+        f"{_inputs(config)}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
         f"seeds {_listed(record.config.seed for record in records)}",
         _listed(record.device for record in records),
         _listed(record.config.precision for record in records),
