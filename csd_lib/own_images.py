@@ -278,10 +278,9 @@ def _common_shape(path: Path, files: Sequence[str], image_size: int | None) -> t
     broken, is_grey = [], True
     for name in files:
         try:
-            with _opened(path / name) as image:
-                is_grey = is_grey and image.mode in ("1", "L", "LA")
-                turned = image.getexif().get(0x0112, 1) >= 5  # by a quarter, says the camera
-                sizes.setdefault(image.size[::-1] if not turned else image.size, name)
+            size, mode = _size_and_mode(path / name)
+            is_grey = is_grey and mode in ("1", "L", "LA")
+            sizes.setdefault(size, name)
         except InputError as error:
             broken.append(str(error))
     _refuse_broken(path, broken)
@@ -333,6 +332,16 @@ def _opened(file: Path) -> Any:
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{file.name} (it has more than 8 bits a pixel)")
     return image
+
+
+def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:
+    """Return height and width of an image as it will be decoded, and Pillow's name of its kind."""
+    with _opened(file) as image:
+        try:
+            turned = image.getexif().get(0x0112, 1) >= 5  # by a quarter, says the camera
+        except Exception as error:  # of a PNG this decodes the image
+            raise InputError(f"{file.name} ({_reason(error)})") from error
+        return image.size if turned else image.size[::-1], image.mode
 
 
 def _pixels(file: Path, channels: int, image_size: int | None) -> np.ndarray:
