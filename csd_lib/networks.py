@@ -184,7 +184,15 @@ class LibraryNetwork(Network):
 
     def backbone(self, images: Tensor) -> Tensor:
         """Return features ``[B, D]`` of normalised images ``[B, C, H, W]``."""
-        return self.body(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        try:
+            return self.body(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        except ValueError as error:
+            if not self.training or len(images) > 1:
+                raise
+            raise InputError(
+                "the last batch of an epoch has one image, of which this network cannot take batch "
+                "statistics: choose another batch_size, or larger images"
+            ) from error
 
 
 @dataclass(frozen=True)

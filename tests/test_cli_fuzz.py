@@ -36,7 +36,7 @@ def options(command):
     names = list(inspect.signature(getattr(commands, command)).parameters)
     if command == "train":
         names = [field.name for field in fields(TrainConfig)] + ["folder", "quiet"]
-    return [name for name in names if name != "experiment"]
+    return [name for name in names if name not in ("experiment", "what")]
 
 
 class Started(Exception):  # noqa: N818 - it is no error: the values were accepted
@@ -50,13 +50,13 @@ def cli(monkeypatch, tmp_path, digits, capsys):
     def started(*_, **__):
         raise Started
 
-    def load(name, root=None):
+    def load(name, root=None, image_size=None):
         return digits if name == "digits" else started()
 
     monkeypatch.setattr(csd_lib.train, "TaskTraining", started)
-    for module in (csd_lib.train, csd_lib.experiment, csd_lib.datasets):
+    for module in (csd_lib.train, csd_lib.datasets):
         monkeypatch.setattr(module, "load_dataset", load)
-    monkeypatch.setattr(ledger, "load_dataset", started)
+    monkeypatch.setattr(ledger, "load_images", started)
     monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "data")
     monkeypatch.setattr(download, "ORIGIN", str(tmp_path / "no-origin"))
     for name in [name for name in os.environ if name.startswith("CSD_")]:
