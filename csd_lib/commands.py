@@ -15,6 +15,7 @@ import tyro
 from csd_lib import InputError, checks
 from csd_lib.config import PRESETS, TrainConfig
 from csd_lib.datasets import DATASETS
+from csd_lib.fine_grained import FINE_GRAINED
 from csd_lib.methods import METHODS, TERMS
 from csd_lib.networks import NETWORKS, import_network
 from csd_lib.output import Output, printable
@@ -23,6 +24,7 @@ from csd_lib.paths import results_folder, runs_folder, unknown_variables
 from csd_lib.record import Record
 
 OWN = "a folder of images or an .npz file, as ./flowers (with a slash)"
+FETCHED = ("cifar100", *FINE_GRAINED)
 LIBRARY_NETWORKS = ["torchvision:NAME", "timm:NAME", "package.module:Class"]
 app = tyro.extras.SubcommandApp()
 
@@ -229,15 +231,15 @@ def report(
 
 @command
 def data(
-    what: Annotated[str, tyro.conf.Positional, _choice("Which", ["cifar100", OWN])] = "cifar100",
+    what: Annotated[str, tyro.conf.Positional, _choice("Which", FETCHED, [OWN])] = "cifar100",
     *,
     image_size: int | None = None,
     check: bool = False,
 ) -> None:
-    """Fetch CIFAR-100 now, say where it lies and how others can use it; or check your own images.
+    """Fetch a data set now and say where it lies, or check your own images.
 
     Args:
-        what: cifar100, or the path of a folder or an .npz file.
+        what: cifar100, cub200, dogs, or the path of a folder or an .npz file.
         image_size: scale the images of a folder to this height and width.
         check: fetch nothing, only verify the files that are there.
     """
@@ -248,10 +250,20 @@ def data(
 
         print(own_images.describe(own_images.find_own_images(what, image_size)))
         return
-    checks.one_of("what", what, ("cifar100",))
+    checks.one_of("what", what, FETCHED)
     if image_size is not None:
         raise InputError(f"image_size={image_size} is for images of your own: leave it out")
-    _cifar100(check)
+    _cifar100(check) if what == "cifar100" else _fine_grained(what, check)
+
+
+def _fine_grained(name: str, check: bool) -> None:
+    from csd_lib.fine_grained import check_fine_grained, fetch_fine_grained
+
+    if not check:
+        fetch_fine_grained(name)
+    print(*check_fine_grained(name), sep="\n")
+    folder = fetch_fine_grained(name)  # it is there by now
+    print(f"\nTrain on it with --dataset {folder} --image-size 128, or another size")
 
 
 def _cifar100(check: bool) -> None:

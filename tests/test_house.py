@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
     *("stored", "checks", "paths", "output", "files", "fetch", "archive", "download", "data"),
-    *("own_images", "datasets"),
+    *("fine_grained", "own_images", "datasets"),
     *("numerics", "losses", "model", "networks", "methods", "config", "runs", "retrieval"),
     *(
         "engine",
