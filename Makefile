@@ -1,4 +1,4 @@
-# make run   run the six notebooks on the embedded data, write build/*.html, print the results
+# make run   run all chapters on the embedded data, write build/*.html, print the results
 # make test  all checks: style, unit tests, every notebook, chapters and solved exercises; one process
 #            for each core
 # make types the type checker, ten seconds
@@ -25,14 +25,14 @@ types: $(VENV)/installed
 lab: $(VENV)/installed
 	$(PY) -m jupyterlab --notebook-dir=notebooks
 
-# After a change to the library or a notebook: their heads, the outputs of a fresh run, the students'
-# copies of the exercises, and what the instructor's guide takes from the checkers.
+# After a change to the library or a notebook: their heads, the exercises of students and chapters, the
+# outputs of a fresh run, and what the instructor's guide takes from the checkers.
 notebooks: heads
-	$(PY) tools/run_notebooks.py --all --write
 	$(PY) tools/exercises.py
+	$(PY) tools/run_notebooks.py --all --write
 	$(PY) tools/answers.py
 
-# Write the link to Google Colab and the set-up cell into every notebook, from csd_lib/__init__.py.
+# Write the way to Google Colab, the set-up cell and the reading time into every notebook.
 heads: $(VENV)/installed
 	$(PY) tools/heads.py
 

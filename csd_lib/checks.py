@@ -99,6 +99,17 @@ def flag(name: str, value: Any) -> None:
         raise InputError(f"{name}={shown(value)}: choose True or False")
 
 
+def automatic(name: str, value: Any) -> None:
+    """Refuse what is neither auto, true nor false.
+
+    Raises:
+        InputError: if it is not.
+    """
+    is_known = isinstance(value, str) and value in ("auto", "true", "false")
+    if not isinstance(value, bool) and not is_known:
+        raise InputError(f"{name}={shown(value)}: choose auto, true or false")
+
+
 def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse what is none of several names.
 
@@ -285,19 +296,20 @@ def labels(name: str, value: Any, count: int) -> None:
         )
 
 
-def finite(name: str, value: Tensor) -> None:
-    """Refuse rows with NaN or infinite values. Reads values.
+def finite(name: str, value: Tensor, because: str = "the network that made them is broken") -> None:
+    """Refuse rows, or images, with NaN or infinite values. Reads values.
 
     Raises:
-        InputError: if there are any.
+        InputError: if there are any; it says why that may be.
     """
+    if not value.is_floating_point():
+        return
     if value.is_meta:
         raise InputError(f"{name} are {shown(value)}, a device that holds no values: use another")
-    broken = int((~torch.isfinite(value)).any(dim=1).sum())
+    broken = int((~torch.isfinite(value)).flatten(1).any(dim=1).sum())
     if broken:
         raise InputError(
-            f"{broken} of {len(value)} {name} contain NaN or infinite values: the network that "
-            f"made them is broken"
+            f"{broken} of {len(value)} {name} contain NaN or infinite values: {because}"
         )
 
 

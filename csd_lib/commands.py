@@ -1,14 +1,13 @@
-"""The commands: ``csd train``, ``reproduce``, ``report`` and ``data``."""
+"""The commands: ``csd train``, ``reproduce``, ``report``, ``doctor`` and ``data``."""
 
 from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,7 +17,7 @@ from csd_lib.datasets import DATASETS
 from csd_lib.fine_grained import FINE_GRAINED
 from csd_lib.methods import METHODS, TERMS
 from csd_lib.networks import NETWORKS, import_network
-from csd_lib.output import Output, printable
+from csd_lib.output import Output, printable, shorten_warnings
 from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paths import results_folder, runs_folder, unknown_variables
 from csd_lib.record import Record
@@ -34,9 +33,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*arguments: Any, **options: Any) -> None:
-        warnings.showwarning = lambda message, *_: print(
-            f"note: {printable(str(message))}", file=sys.stderr
-        )
+        shorten_warnings("stderr")
         if isinstance(sys.stdout, Output):  # only now, since the help itself has colours
             sys.stdout.only_text = True
         for line in unknown_variables():
@@ -68,28 +65,39 @@ def _settings() -> Any:
     shown = [(n, Annotated[str, c], field(default=parts[n].default)) for n, c in choices.items()]
     # It checks nothing: train makes a TrainConfig of it.
     unchecked = {"__post_init__": lambda self: None}
-    options = dict(bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked)
+    options: dict[str, Any] = dict(
+        bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked
+    )
     return Annotated[make_dataclass("TrainConfig", shown, **options), tyro.conf.arg(name="")]
 
 
 @command
-def train(config: _settings(), *, folder: Path | None = None, quiet: bool = False) -> None:
+def train(
+    config: _settings(),  # type: ignore[valid-type]
+    *,
+    folder: Path | None = None,
+    log: Literal["tensorboard", "wandb", "trackio"] | None = None,
+    quiet: bool = False,
+) -> None:
     """Train one network on all tasks, print its matrices, keep config, history and results.
 
     Args:
         config: everything that decides the run.
         folder: where to keep the run. Default: a folder of its own under runs/. The same command
             again goes on where a killed run stopped.
+        log: also send each epoch's numbers to this tool, if it is installed.
         quiet: show no progress bar.
     """
     from csd_lib.engine import check_machine
     from csd_lib.experiment import run_experiment
+    from csd_lib.integrations.loggers import epoch_logger
     from csd_lib.paper.report import render_matrix
 
     config = TrainConfig(**vars(config))
-    import_network(config.network)
+    import_network(config.network, config.weights)
     check_machine(config.device, config.precision, config.cuda_graph)
-    run = run_experiment(config, folder=folder, progress=not quiet)
+    with epoch_logger(log, config) as on_epoch:
+        run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
     print(render_matrix(run.matrix))
     print(f"\nconfig, history, models and results: {run.folder}")
 
@@ -111,7 +119,7 @@ def reproduce(
     epochs: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
-    cuda_graph: bool = False,
+    cuda_graph: str = "auto",
     folder: Path | None = None,
     keep_models: bool = False,
     again: bool = False,
@@ -135,7 +143,8 @@ def reproduce(
         epochs: epochs per task, to try a command; default: the preset's.
         device: auto, cpu, cuda, ...
         precision: fp32, tf32 or amp.
-        cuda_graph: replay each training step as one CUDA graph.
+        cuda_graph: replay each training step as one CUDA graph: auto (where a trial on this GPU
+            finds it right and faster), true or false.
         folder: where records are kept. Default: data/results/.
         keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
         again: run also what was recorded by code that computes other numbers.
@@ -163,7 +172,7 @@ def reproduce(
         precision=precision,
         cuda_graph=cuda_graph,
     )
-    import_network(network)
+    import_network(network, weights)
     # Now, not when the first run has been trained.
     check_machine(device, precision, cuda_graph)
     if dry_run:
@@ -209,7 +218,8 @@ def report(
 
         make_folder(figures)
     recorded, problems = ([], []) if folder else ledger.read_ledger()
-    own, more_problems = [], []
+    own: list[Record] = []
+    more_problems: list[str] = []
     if folder or any(runs_folder().glob("*/results.json")):
         own, more_problems = report.load_runs(folder, may_be_none=folder is None)
     problems = [printable(problem) for problem in [*problems, *more_problems]]
@@ -227,6 +237,31 @@ def report(
         print("" if folder else f"\nYour runs in {runs_folder()}:\n")
         print(report.render(own, markdown))
     print(*problems, sep="\n", end="\n" if problems else "")
+
+
+@command
+def doctor(
+    *, device: str = "auto", precision: str = "fp32", seconds: float = 2.0, json: bool = False
+) -> None:
+    """Say whether training can start here, and how long everything takes; about 20 seconds.
+
+    Exit code 1: training cannot start.
+
+    Args:
+        device: auto, cpu, cuda, ...
+        precision: fp32, tf32 or amp.
+        seconds: how long each step is measured.
+        json: write what was found for programs.
+    """
+    from json import dumps
+
+    from csd_lib.doctor import examine, render
+
+    checks.number("seconds", seconds, above=0, at_most=600)
+    found = examine(device, precision, seconds)
+    print(dumps(found, indent=1) if json else render(found))
+    if not found["can_start"]:
+        sys.exit(1)
 
 
 @command

@@ -51,7 +51,7 @@ class TrainConfig(LossSettings):
     """Everything that decides a run. It is stored with the run's results."""
 
     dataset: str = setting("digits", lambda name, value: get_spec(value))
-    """Data set: digits, cifar100, or the path of a folder of images or an .npz file."""
+    """Data set: digits, fashion, cifar100, or the path of a folder of images or an .npz file."""
     image_size: int | None = setting(None, checks.whole, 1, 4096, optional=True, decides="data")
     """Scale the images of a folder to this height and width (None: they have one size)."""
     preset: str = setting("clean", checks.text)
@@ -76,9 +76,9 @@ class TrainConfig(LossSettings):
     """Learning rate of what is below embedding and classifier, as a multiple of theirs (0: frozen;
     the paper's fine-grained experiments: 10)."""
     depth: int | None = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
-    """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, 8 for digits)."""
+    """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, else 8)."""
     epochs: int | None = setting(None, checks.whole, 1, MAX_EPOCHS)
-    """Epochs per task (None: 800 for cifar100 as in the paper, 15 for digits)."""
+    """Epochs per task (None: 800 for cifar100 as in the paper, 15 for digits, 5 for fashion)."""
     later_epochs: int | None = setting(
         None, checks.whole, 1, MAX_EPOCHS, optional=True, decides="later"
     )
@@ -89,18 +89,19 @@ class TrainConfig(LossSettings):
     batch_size: int | None = setting(
         None, checks.whole, 2, 16_384, "the losses compare images of one batch"
     )
-    """Images per step (None: 128 for cifar100 as in the paper, 64 for digits)."""
+    """Images per step (None: 128 for cifar100 as in the paper, else 64)."""
     learning_rate: float | None = setting(None, checks.number, above=0, at_most=100)
     """Learning rate on the first task (None: 1e-3, as in the paper)."""
     later_learning_rate: float | None = setting(
         None, checks.number, above=0, at_most=100, decides="later"
     )
-    """Learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, else 1e-2)."""
+    """Learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, 1e-2 for digits, 1e-3
+    for fashion)."""
     optimizer: str = setting("adam", checks.one_of, ("adam", "sgd"))
     """Optimiser: adam (paper) or sgd with momentum 0.9."""
     milestones: tuple[float, ...] | None = setting(None, _check_milestones)
     """When to divide the learning rate by 10, in fractions of a task's epochs or, from 1 on, in
-    epochs (None: 0.25 0.5 0.75 for cifar100, the published code's 200, 400, 600 of 800; for digits
+    epochs (None: 0.25 0.5 0.75 for cifar100, the published code's 200, 400, 600 of 800; else
     never)."""
     schedule: str | None = setting(None, checks.one_of, ("steps", "one_cycle"))
     """Learning rate over a task: steps (at the milestones; paper) or one_cycle (rises for a fifth
@@ -108,9 +109,9 @@ class TrainConfig(LossSettings):
     weight_decay: float = setting(5e-4, checks.number, at_least=0, at_most=100)
     """L2 penalty inside the optimiser, on every parameter (paper)."""
     crop_padding: int | None = setting(None, checks.whole, 0, 64)
-    """Black pixels around an image before the random crop (None: 4 for cifar100, 0 for digits)."""
+    """Black pixels around an image before the random crop (None: 4 for cifar100, else 0)."""
     flip: bool | None = setting(None, checks.flag)
-    """Mirror images at random (None: True for cifar100, False for digits)."""
+    """Mirror images at random (None: True for cifar100, else False)."""
     head_init: str | None = setting(None, checks.one_of, ("random", "class_means"), decides="later")
     """New head rows: random (published code) or class_means of the teacher's features."""
     teacher_statistics: str | None = setting(
@@ -133,8 +134,8 @@ class TrainConfig(LossSettings):
     """Where to train: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, mps."""
     precision: str = setting("fp32", checks.one_of, ("fp32", "tf32", "amp"))
     """fp32, tf32 (NVIDIA from compute capability 8.0) or amp (bfloat16; float16 on older GPUs)."""
-    cuda_graph: bool = setting(False, checks.flag, decides="machine")
-    """Replay each training step as one CUDA graph. Off until it was verified on a GPU."""
+    cuda_graph: str = setting("auto", checks.automatic, decides="machine")
+    """Replay steps as a CUDA graph: auto (if a trial finds it right and faster), true or false."""
 
     def __post_init__(self) -> None:
         data = get_spec(self.dataset)
@@ -159,6 +160,7 @@ class TrainConfig(LossSettings):
         # The command line reads whole epochs as 200.0, JSON makes lists of tuples.
         whole = [int(m) if m >= 1 else m for m in self.milestones]
         object.__setattr__(self, "milestones", tuple(whole))
+        object.__setattr__(self, "cuda_graph", str(self.cuda_graph).lower())
         if self.network == "resnet" and self.depth % 6 != 2:
             raise InputError(f"depth={self.depth}: a ResNet has 6n + 2 layers: 8, 14, 20, 32")
         if self.image_size is not None and not is_path(self.dataset):

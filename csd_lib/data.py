@@ -47,6 +47,7 @@ class Dataset:
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
             checks.images(f"{part}_images", images)
+            checks.finite(f"{part}_images", images, "correct them, or leave them out")
             checks.labels(f"{part}_labels", labels, len(images))
             if labels.min() < 0 or labels.max() >= len(self.class_names):
                 raise InputError(

@@ -17,6 +17,8 @@ from csd_lib.files import read_arrays
 from csd_lib.own_images import load_own_images
 
 MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file; CIFAR-100 has 185 MB
+# Inside the package, so that it is there wherever csd_lib is; tools/fashion.py makes it.
+FASHION = Path(__file__).resolve().parent / "embedded" / "fashion.npz"
 
 
 def load_dataset(
@@ -26,7 +28,8 @@ def load_dataset(
 
     Args:
         name: ``"digits"`` (1,797 real handwritten 8x8 digits that scikit-learn ships; no network
-            needed) or ``"cifar100"`` (60,000 colour images of 32x32); or the path of a folder or
+            needed), ``"fashion"`` (6,000 photographs of clothes, shoes and bags, 28x28, that the
+            kit ships) or ``"cifar100"`` (60,000 colour images of 32x32); or the path of a folder or
             an ``.npz`` file (see ``is_path`` and ``own_images.find_own_images``).
         root: the folder that holds ``cifar100.npz``, or the file itself. Default:
             ``$CSD_DATA``, else ``data/``. If the file is missing, it is made from the official
@@ -94,6 +97,10 @@ def _load_digits(root: str | Path | None = None) -> Dataset:
         mean=(0.3064,),
         std=(0.3754,),
     )
+
+
+def _load_fashion(root: str | Path | None = None) -> Dataset:
+    return read_npz(FASHION, "fashion", mean=(0.2875,), std=(0.3534,))
 
 
 def _load_cifar100(root: str | Path | None = None) -> Dataset:
@@ -173,6 +180,20 @@ DATASETS = {
             batch_size=64,
             learning_rate=1e-3,
             later_learning_rate=1e-2,
+            milestones=(),
+            crop_padding=0,
+            flip=False,
+        ),
+    ),
+    "fashion": DatasetSpec(
+        _load_fashion,
+        classes=10,
+        defaults=dict(
+            depth=8,
+            epochs=5,
+            batch_size=64,
+            learning_rate=1e-3,
+            later_learning_rate=1e-3,
             milestones=(),
             crop_padding=0,
             flip=False,

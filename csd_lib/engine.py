@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +89,21 @@ class Precision:
         cudnn.benchmark = True  # every step has the same shapes
         # Adam with weight decay shrinks some numbers until a CPU handles them ten times slower.
         torch.set_flush_denormal(True)
+        full = False
         try:
             # Only convolutions are in TF32: CSD divides the products of its features by 0.07.
             with tf32(convolutions=self.tf32), on_device(self.device):
                 yield
+        except torch.OutOfMemoryError:
+            full = True
         finally:
             cudnn.benchmark = benchmark
             torch.set_flush_denormal(flushed)
+        if full:  # not in a step: ``Steps`` would have said which batch fits
+            raise InputError(
+                f"{self.device}: its memory is too small for the images and the network: end what "
+                f"else uses it (nvidia-smi lists that), or take fewer or smaller images"
+            )
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
@@ -108,16 +117,18 @@ def flushes_denormals() -> bool:
     return (smallest / 2).item() == 0
 
 
-def check_machine(name: str, precision: str, cuda_graph: bool) -> tuple[torch.device, Precision]:
+def check_machine(
+    name: str, precision: str, cuda_graph: str | bool
+) -> tuple[torch.device, Precision]:
     """Return the device and the precision that a config asks for.
 
     Raises:
         InputError: if this machine does not have them, or cannot capture CUDA graphs on it.
     """
-    checks.flag("cuda_graph", cuda_graph)
+    checks.automatic("cuda_graph", cuda_graph)
     device = pick_device(name)
-    if cuda_graph and device.type != "cuda":
-        raise InputError(f"cuda_graph=True needs an NVIDIA GPU, not {device}: leave it out")
+    if str(cuda_graph).lower() == "true" and device.type != "cuda":
+        raise InputError(f"cuda_graph=true needs an NVIDIA GPU, not {device}: leave it out")
     return device, Precision(precision, device)
 
 
@@ -134,8 +145,8 @@ def make_optimizer(
     left out.
     """
     graphable = device.type == "cuda"
-    common = dict(weight_decay=weight_decay, fused=device.type in ("cuda", "cpu"))
-    groups = [{"params": [*model.parameters()]}]
+    common: dict[str, Any] = dict(weight_decay=weight_decay, fused=device.type in ("cuda", "cpu"))
+    groups: list[dict[str, Any]] = [{"params": [*model.parameters()]}]
     if backbone_rate != 1:
         top, below = model.top_and_backbone()
         groups = [{"params": top}]
@@ -194,26 +205,36 @@ class StepState:
         generator: torch.Generator,
     ):
         parts = [(*network.parameters(), *network.buffers()) for network in networks]
-        self.tensors, self.optimizer = [*sum(parts, ()), totals], optimizer
-        self.scaler, self.generator = scaler, generator
+        self.tensors, self.totals = [*sum(parts, ()), totals], totals
+        self.optimizer, self.scaler, self.generator = optimizer, scaler, generator
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """Undo, in place, whatever the steps inside the context do."""
+        """Undo, in place, whatever the steps inside the context do, also if one fails."""
         tensors = [tensor.detach().clone() for tensor in self.tensors]
         moments = copy.deepcopy(self.optimizer.state_dict()["state"])
         scale, random_state = self.scaler.state_dict(), self.generator.get_state()
-        yield
-        with torch.no_grad():
-            for tensor, before in zip(self.tensors, tensors, strict=True):
-                tensor.copy_(before)
-            # In place, because a graph keeps the addresses. A new Adam starts from zeros.
-            for index, state in self.optimizer.state_dict()["state"].items():
-                for name, tensor in state.items():
-                    tensor.copy_(moments[index][name]) if moments else tensor.zero_()
-        self.scaler.load_state_dict(scale)
-        self.generator.set_state(random_state)
-        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in zip(self.tensors, tensors, strict=True):
+                    tensor.copy_(before)
+                # In place, because a graph keeps the addresses. A new optimiser starts from zeros.
+                for index, state in self.optimizer.state_dict()["state"].items():
+                    for name, tensor in state.items():
+                        if isinstance(tensor, Tensor):
+                            tensor.copy_(moments[index][name]) if moments else tensor.zero_()
+            self.scaler.load_state_dict(scale)
+            # What a step that broke off has begun: the scaler would refuse the next one.
+            getattr(self.scaler, "_per_optimizer_states", {}).clear()
+            self.generator.set_state(random_state)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all steps."""
+        if self.totals.device.type == "cuda":
+            torch.cuda.synchronize(self.totals.device)
 
 
 class CapturedStep:
@@ -241,15 +262,17 @@ class CapturedStep:
         graph.replay()
 
     def _capture(self, static_batch: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph]:
-        side_stream = torch.cuda.Stream()
+        # A stream of this GPU: torch's own belongs to the one that was captured on first.
+        side_stream = torch.cuda.Stream(self.state.totals.device)
         side_stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        # Around the capture too, which leaves its stream current when its end fails.
         with torch.cuda.stream(side_stream):
             self.rehearse(static_batch)
+            graph.register_generator_state(self.state.generator)
+            with torch.cuda.graph(graph, stream=side_stream):
+                self.step(static_batch)
         torch.cuda.current_stream().wait_stream(side_stream)
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.state.generator)
-        with torch.cuda.graph(graph):
-            self.step(static_batch)
         return static_batch, graph
 
     def rehearse(self, batch: Tensor, times: int = 3) -> None:

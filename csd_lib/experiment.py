@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,7 +110,9 @@ def run_experiment(
         )
         path = folder / "results.json"
         if not path.exists():  # else train has seen that they are this run's
-            _measure(run, dataset, wanted).write(path)
+            steps = folder / "steps.jsonl"
+            lines = steps.read_text().splitlines() if steps.exists() else []
+            _measure(run, dataset, wanted, lines).write(path)
         record = Record.read(path)
     return FinishedRun(
         run.config, run.tasks, run.models, run.history, record.matrix, record, folder
@@ -152,7 +154,7 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     return FinishedRun(config, tasks, models, history, record.matrix, record, folder)
 
 
-def _measure(run: Run, dataset: Dataset, identity: dict[str, str]) -> Record:
+def _measure(run: Run, dataset: Dataset, identity: dict[str, str], steps: Sequence[str]) -> Record:
     """Measure a run, and say where and when."""
     device = torch.device(run.config.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -173,6 +175,7 @@ def _measure(run: Run, dataset: Dataset, identity: dict[str, str]) -> Record:
         versions=versions,
         threads=torch.get_num_threads(),
         peak_memory_mb=_peak_memory(device),
+        steps=tuple(json.loads(line) for line in steps),
         training_seconds=round(sum(record["seconds"] for record in run.history), 1),
     )
 

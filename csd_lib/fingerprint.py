@@ -57,7 +57,9 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         later_learning_rate=1e-3,
         select_every=1,
         seed=0,
-        **{"device": "cpu", "precision": "fp32", "cuda_graph": False},
+        device="cpu",
+        precision="fp32",
+        cuda_graph="false",
     )
     learned = (0, 1) if config.learns_later() else (0,)
     epochs = [(t, epoch) for t in learned for epoch in range(config.schedule_length(t))]

@@ -157,12 +157,12 @@ def get_method(name: str) -> Method:
     Raises:
         InputError: if there is no such method or term.
     """
-    if isinstance(name, str) and name in METHODS:
-        return METHODS[name]
-    for method in METHODS.values():
-        if method.recipe == name and method.learns_later and not method.joint:
-            return method
-    terms = name.split("+") if isinstance(name, str) else []
+    terms = []
+    if isinstance(name, str):
+        same = [m for m in METHODS.values() if m.recipe == name and m.learns_later and not m.joint]
+        if name in METHODS or same:
+            return METHODS[name] if name in METHODS else same[0]
+        terms = name.split("+")
     # Every term once, and in one order, so that a recipe has one name.
     known = [term for term in TERMS if term in terms]
     if terms != known or all(TERMS[term].distils for term in known):

@@ -133,12 +133,14 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 # --- classes of one's own ------------------------------------------------------------------------
 
 
-def import_network(name: str) -> None:
+def import_network(name: str, weights: str | None = None) -> None:
     """Import the module of ``package.module:Class``, also from the current folder.
 
     Raises:
-        InputError: if there is no such module, or no such class in it.
+        InputError: if there is no such module, no such class in it, or no file of weights.
     """
+    if weights not in (None, PUBLISHED):
+        _read(Path(str(weights)), bytes)
     module = name.partition(":")[0]
     if ":" not in name or module in _LIBRARIES or name in NETWORKS:
         return
@@ -384,8 +386,14 @@ def _begin_with(network: Network, path: Path) -> None:
 
 
 def _read(path: Path, kind: type) -> Any:
-    if not path.is_file():
-        raise InputError(f"weights={str(path)!r}: there is no such file: give one, or {PUBLISHED}")
+    try:
+        is_there = path.is_file()
+    except OSError:  # its name is too long
+        is_there = False
+    if not is_there:
+        raise InputError(
+            f"weights={checks.shown(str(path))}: there is no such file: give one, or {PUBLISHED}"
+        )
     if kind is bytes:
         return path.read_bytes()
     content = read_tensors(path)

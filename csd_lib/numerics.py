@@ -43,10 +43,10 @@ def tf32(convolutions: bool) -> Iterator[None]:
     used the new. So both are kept, as far as they can be read.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    parts = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul]
+    parts: list[Any] = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul]
     parts = [part for part in parts if hasattr(part, "fp32_precision")]
     new_names = [part.fp32_precision for part in parts]
-    old_names = []
+    old_names: list[Any] = []
     for read in (lambda: cudnn.allow_tf32, torch.get_float32_matmul_precision):
         try:
             old_names.append(read())
@@ -80,6 +80,19 @@ def true_float32(device_type: str) -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark = benchmark
+
+
+def in_parts(network: Callable[[Tensor], Any], batch: Tensor) -> Any:
+    """Apply a network to a batch, in halves of halves where a GPU's memory is too small for it."""
+    try:
+        return network(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    # Only here, after the exception, is what the attempt had made free again.
+    return tuple(
+        map(torch.cat, zip(*(in_parts(network, half) for half in batch.chunk(2)), strict=True))
+    )
 
 
 def unit_length(features: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import codecs
 import io
 import os
 import re
+import sys
+import warnings
 from typing import Any, TextIO
 
 # All control characters but tab and newline, and those that turn the direction of writing: a
@@ -21,6 +23,19 @@ _SPELLING = {"–": "-", "±": "+/-", "×": "x", "→": "->", "…": "...", "“
 def printable(text: str) -> str:
     """Leave out what a terminal would obey and not show."""
     return _CONTROL.sub("", text)
+
+
+def shorten_warnings(stream: str) -> None:
+    """From now on, show each warning as a note of one line.
+
+    Args:
+        stream: where: ``stderr``, or ``stdout`` among the output of a notebook's cell.
+    """
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"note: {printable(str(message))}", file=getattr(sys, stream))
+
+    warnings.showwarning = show
 
 
 class OutputError(Exception):

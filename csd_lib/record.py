@@ -35,6 +35,7 @@ class Record:
     peak_memory_mb: int = 0
     training_seconds: float = 0.0
     history: tuple[dict[str, float], ...] = ()
+    steps: tuple[dict[str, Any], ...] = ()  # on a GPU, how they were taken (``steps.Decision``)
     files: dict[str, str] = field(default_factory=dict)  # kept beside it, with their SHA-256
     folder: Path | None = None  # where it was read
 
@@ -61,7 +62,7 @@ class Record:
             "files": dict,
         }
         optional |= {"threads": int, "peak_memory_mb": int, "training_seconds": (int, float)}
-        optional |= {"history": list, "image_shape": list}
+        optional |= {"history": list, "image_shape": list, "steps": list}
         if not isinstance(content, dict):
             raise ValueError("it is no dictionary")
         for name, kind in (kinds | optional).items():
@@ -73,6 +74,8 @@ class Record:
             texts = content.get(name, {})
             if not all(isinstance(t, str) for pair in texts.items() for t in pair):
                 raise ValueError(f"its {name} are {checks.shown(texts)}")
+        if not all(isinstance(step, dict) for step in content.get("steps", ())):
+            raise ValueError(f"its steps are {checks.shown(content['steps'])}")
         config = TrainConfig(**content["config"])
         matrix = RetrievalMatrix(
             **{name: _numbers(name, values) for name, values in content["matrix"].items()}
@@ -83,7 +86,7 @@ class Record:
         if len(matrix.own) != stages:
             raise ValueError(f"its matrix has {len(matrix.own)} rows, not {stages}")
         others = {name: content[name] for name in optional if name in content}
-        for name in ("history", "image_shape"):
+        for name in ("history", "image_shape", "steps"):
             others[name] = tuple(others.get(name, ()))
         return cls(
             **others,

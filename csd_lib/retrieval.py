@@ -13,7 +13,7 @@ from torch import Tensor
 from csd_lib import InputError, checks
 from csd_lib.data import Task
 from csd_lib.model import Network
-from csd_lib.numerics import true_float32, unit_length
+from csd_lib.numerics import in_parts, true_float32, unit_length
 from csd_lib.stored import StoredImages
 
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
@@ -38,6 +38,7 @@ def _features_and_logits(
     """Run the network over all images in eval mode, and leave it in the mode it was in."""
     checks.instance("model", model, torch.nn.Module, "a network, such as a ResNet")
     checks.images("images", images)
+    checks.finite("images", images, "correct them, or leave them out")
     checks.whole("batch_size", batch_size, 1, 1_000_000)
     device = next(model.parameters()).device
     was_training = model.training
@@ -45,7 +46,7 @@ def _features_and_logits(
     outputs = []
     for batch in images.split(batch_size):
         with true_float32(device.type):
-            found = model(batch.to(device))
+            found = in_parts(model, batch.to(device))
         if not isinstance(found, tuple) or [len(f) for f in found] != [len(batch)] * 2:
             raise InputError(f"model returned {checks.shown(found)}: it must be features, logits")
         outputs.append(found)
@@ -163,6 +164,35 @@ def recall_at_k(
     return Recall(values, len(counted), len(counts) - len(counted))
 
 
+def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = False) -> Tensor:
+    """Return what each query finds first: places in the gallery ``[N, k]``, the nearest first.
+
+    Args:
+        queries: float ``[N, D]``.
+        gallery: float ``[M, D]``.
+        k: how many.
+        same_images: as in ``recall_at_k``.
+
+    Raises:
+        InputError: for features that are not finite or of two lengths, or too few to be found.
+    """
+    for name, part in (("queries", queries), ("gallery", gallery)):
+        checks.matrix(name, part)
+        checks.finite(name, part)
+    checks.flag("same_images", same_images)
+    if queries.shape[1] != gallery.shape[1] or (same_images and len(queries) != len(gallery)):
+        raise InputError(
+            f"queries are {checks.shown(queries)}, the gallery is {checks.shown(gallery)}: embed "
+            f"both with networks of one kind and, with same_images=True, the same images"
+        )
+    checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")
+    similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
+    similarity = (similarity * STEPS).round()  # so that equal ones tie on every machine
+    if same_images:
+        similarity.fill_diagonal_(-torch.inf)
+    return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
 def _check(name: str, features: Tensor, labels: Tensor) -> None:
     checks.matrix(name, features)
     checks.labels(f"the labels of the {name}", labels, len(features))
@@ -189,16 +219,16 @@ class RetrievalMatrix:
     model after task j indexed them. NaN for j > i. Older records have none."""
 
     def __post_init__(self) -> None:
-        tables = {n: checks.table(n, v) for n, v in vars(self).items() if v is not None}
-        old = tables.pop("old_gallery", None)
-        shapes = {values.shape for values in tables.values()}
+        old = self.old_gallery if self.old_gallery is None else _square(self.old_gallery)
+        tables = {"own": self.own, "seen": self.seen, "accuracy": self.accuracy}
+        shapes = {checks.table(name, values).shape for name, values in tables.items()}
         if len(shapes) > 1:
             raise InputError(
                 f"own, seen and accuracy have shapes {', '.join(map(str, sorted(shapes)))}: give "
                 f"three matrices of one shape"
             )
         stages = len(self.own)
-        if old is not None and old.shape != (stages, stages):
+        if old is not None and len(old) != stages:
             raise InputError(f"old_gallery has shape {old.shape}: give ({stages}, {stages})")
 
     def in_first_gallery(self) -> float:
@@ -270,6 +300,13 @@ def forgetting(matrix: np.ndarray) -> float:
     return float(np.mean([matrix[j:-1, j].max() - matrix[-1, j] for j in range(tasks - 1)]))
 
 
+def _square(old_gallery: np.ndarray) -> np.ndarray:
+    matrix = checks.table("old_gallery", old_gallery)
+    if len(set(matrix.shape)) > 1:
+        raise InputError(f"old_gallery has shape {matrix.shape}: give as many columns as rows")
+    return matrix
+
+
 def average_compatibility(old_gallery: np.ndarray) -> float:
     """Share of pairs of models, an old and a newer one, in which the newer one is compatible.
 
@@ -277,14 +314,14 @@ def average_compatibility(old_gallery: np.ndarray) -> float:
     et al., CVPR 2020); averaged over all pairs as in Biondi et al. (TOMM 2023). Equal is not better
     here; code of that group exists with and without ties. NaN for a single model.
     """
-    matrix = checks.table("old_gallery", old_gallery)
+    matrix = _square(old_gallery)
     pairs = [(i, j) for i in range(len(matrix)) for j in range(i)]
     return float(np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])) if pairs else math.nan
 
 
 def average_multi_model(old_gallery: np.ndarray) -> float:
     """Mean Recall@1 of all models on their own gallery and on all older ones (Biondi et al.)."""
-    matrix = checks.table("old_gallery", old_gallery)
+    matrix = _square(old_gallery)
     return float(np.mean(matrix[np.tril_indices(len(matrix))]))
 
 

@@ -32,7 +32,10 @@ from csd_lib.files import (
 from csd_lib.networks import weights_sha256
 
 if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
     from csd_lib.model import Network
+    from csd_lib.steps import Decision
     from csd_lib.train import TaskTraining
 
 
@@ -250,10 +253,21 @@ class RunFolder:
 
     def append_history(self, record: dict[str, float]) -> None:
         """Add one epoch's line to the history."""
+        self._append("history.jsonl", record)
+
+    def note_steps(self, task: int, decisions: Sequence[Decision], bar: tqdm) -> None:
+        """Say and keep how the steps of a task are taken on this GPU."""
+        for number, decision in enumerate(decisions):
+            differs = decision.captured != decisions[0].captured  # the smaller, last batch
+            if not bar.disable and (number == 0 or differs):
+                bar.write(str(decision))
+            self._append("steps.jsonl", {"task": task, **decision.for_record()})
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.folder:
-            path = self.folder / "history.jsonl"
+            path = self.folder / name
             with writing(path), path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(line) + "\n")
 
     def save(
         self,
@@ -355,6 +369,7 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
                 path = settings.with_name(name)
                 if path.exists():
                     saved = RunFolder.load_prefix(path, config, dataset)
+                    assert saved  # it is None only where no path is given
                     found.append((saved["learning"]["epoch"], path))
     return max(found, default=(0, None))[1]
 

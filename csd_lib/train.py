@@ -19,7 +19,6 @@ from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, class_incremental_split, hold_out, merge_tasks
 from csd_lib.datasets import is_path, load_dataset
 from csd_lib.engine import (
-    CapturedStep,
     Precision,
     StepState,
     check_machine,
@@ -32,6 +31,7 @@ from csd_lib.model import Network, freeze
 from csd_lib.networks import input_size, load_state, make_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
+from csd_lib.steps import Steps
 from csd_lib.stored import StoredImages
 from csd_lib.watch import Health, Selection, all_finite, feature_spread, spread_in_training
 
@@ -66,9 +66,9 @@ def check_images(config: TrainConfig, dataset: Dataset) -> None:
             f"{dataset.name} holds features, which cannot be cropped or mirrored: choose "
             f"network='features', or crop_padding=0 and flip=False"
         )
-    if config.cuda_graph and isinstance(images, StoredImages):
+    if config.cuda_graph == "true" and isinstance(images, StoredImages):
         raise InputError(
-            f"cuda_graph=True: the images of {dataset.name} stay in their file, and a graph cannot "
+            f"cuda_graph=true: the images of {dataset.name} stay in their file, and a graph cannot "
             f"read it: leave it out"
         )
 
@@ -189,6 +189,7 @@ def _learn(
         while learning.epoch < learning.epochs:
             run.history.append(learning.run_epoch(bar))
             kept.append_history(run.history[-1])
+            kept.note_steps(learning.index, learning.step.take_decisions(), bar)
             if on_epoch:
                 on_epoch(run.history, learning.student)
             if kept.is_due() and learning.epoch < learning.epochs:
@@ -244,8 +245,8 @@ class TaskTraining:
             self.teacher = copy.deepcopy(teacher).train()
         self.selection = None
         if config.selection == "test":
-            seen = merge_tasks(tasks)
-            self.selection = Selection(seen.test_images.to(device), seen.test_labels.to(device))
+            parts = ([getattr(t, f"test_{p}") for t in tasks] for p in ("images", "labels"))
+            self.selection = Selection(*(torch.cat(part).to(device) for part in parts))
         elif config.selection == "held_out":
             task, *held_out = hold_out(task, config.held_out, config.seed)
             self.selection = Selection(*(part.to(device) for part in held_out))
@@ -258,11 +259,11 @@ class TaskTraining:
         self.totals = torch.zeros(len(self.names), device=device)
         batch = self.images[:: max(1, len(self.images) // config.batch_size)][: config.batch_size]
         self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
-        self.step = self.eager_step
-        if config.cuda_graph:  # the same step, recorded once and replayed
-            networks = [student] if teacher is None else [student, self.teacher]
-            state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
-            self.step = CapturedStep(self.eager_step, state)
+        networks = [student] if teacher is None else [student, self.teacher]
+        state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
+        # A graph cannot read a file.
+        graph = "false" if isinstance(self.images, StoredImages) else config.cuda_graph
+        self.step = Steps(self.eager_step, state, graph, len(self.labels))
 
     def eager_step(self, batch: Tensor) -> None:
         """Learn the images with these indices (int64 ``[B]``), and add up what was measured."""
@@ -308,6 +309,7 @@ class TaskTraining:
 
     def finish(self) -> None:
         """Leave in the student the model that the task hands on."""
+        self.step.release()
         if self.selection:
             self.student.load_state_dict(self.selection.state)
 

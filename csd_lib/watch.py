@@ -62,6 +62,8 @@ class Health:
         if broken or not finite:
             what = ", ".join(broken) or "the network's weights are not finite"
             raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
+        if record["loss"] == 0 == record["spread"]:
+            raise TrainingError(f"{where}: the steps computed nothing: use cuda_graph=false")
         best, was_collapsed = max(self.spreads), self.collapsed
         self.note(record)
         if self.collapsed and (last or was_collapsed):

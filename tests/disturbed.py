@@ -1,4 +1,4 @@
-"""What the processes do that tests/test_faults.py kills, starves and lets wait for each other.
+"""What the processes do that tests kill, starve and let wait for each other.
 
 A module of its own, because every one of them imports it.
 """
@@ -10,6 +10,7 @@ from io import StringIO
 
 import torch
 
+from csd_lib import files
 from csd_lib.__main__ import main
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
@@ -70,3 +71,9 @@ def train_and_say(connection, folder):
     with redirect_stdout(printed):
         train_here(folder)
     connection.send(printed.getvalue())
+
+
+def hold(folder, inside, leave, seconds=60):
+    with files.only_one(folder, "sleeping"):
+        inside.set()
+        leave.wait(seconds)

@@ -87,6 +87,9 @@ class Generator(torch.Generator):
     def device(self) -> torch.device:
         return self.where
 
+    def graphsafe_set_state(self, other: Generator) -> None:
+        self.set_state(other.get_state())
+
 
 class Draws(TorchFunctionMode):
     """Refuses a generator of another device, which the dispatcher passes on without its name."""
@@ -97,6 +100,30 @@ class Draws(TorchFunctionMode):
         if generator is not None and generator.device.type != device.type:
             raise RuntimeError(f"{func}: a generator on {device} is needed, not {generator.device}")
         return func(*args, **kwargs)
+
+
+class Graph:
+    """Stands in for a CUDA graph: keeps the step that was recorded, and runs it at each replay."""
+
+    def __init__(self) -> None:
+        self.generators, self.recorded, self.replays = [], None, 0
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generators.append(generator)
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.recorded()
+
+
+class Stream:
+    """Stands in for a stream; what is on it is done at once."""
+
+    def __init__(self, device: Any = None):
+        self.device = torch.device(device) if device is not None else None
+
+    def wait_stream(self, other: Stream) -> None:
+        pass
 
 
 class PretendGpu(TorchDispatchMode):
@@ -119,6 +146,19 @@ class PretendGpu(TorchDispatchMode):
         self.copies: Counter[str] = Counter()
         self.steps, self.current, self._inside = 0, 0, False
         self._leaves: dict[int, weakref.ref] = {}
+        self.recording: Graph | None = None
+        self.graphs: list[weakref.ref[Graph]] = []
+
+    @contextlib.contextmanager
+    def record(self, graph: Graph, stream: Stream) -> Iterator[None]:
+        """Do what ``torch.cuda.graph`` does: a step in this block is kept and not taken."""
+        assert stream.device == self.where and self.current == self.where.index
+        self.recording = graph
+        self.graphs.append(weakref.ref(graph))
+        try:
+            yield
+        finally:
+            self.recording = None
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -245,6 +285,12 @@ def pretend_gpu(
             "current_device": lambda: gpu.current,
             "is_current_stream_capturing": lambda: False,
             "device": gpu.device_context,
+            # Streams and graphs: what is put on them is done at once, or at each replay.
+            "Stream": Stream,
+            "current_stream": Stream,
+            "stream": lambda stream: contextlib.nullcontext(),
+            "CUDAGraph": Graph,
+            "graph": gpu.record,
         }
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, answer)

@@ -4,9 +4,10 @@ The wrong answers are written here as a student would write them, not taken from
 """
 
 import copy
+import importlib
 import math
 import re
-import subprocess
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
 
 from csd_lib import course, data, losses, methods
 from csd_lib.config import TrainConfig
@@ -628,26 +630,26 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("5.3", lambda f, g: rotation(unit(f), unit(g)), "better rotation exists"),
     ("5.3", rotation_without_mirror, "mirror is allowed"),
 ]
-MEASURED = ["1.5", "2.4", "3.4b", "5.4"]  # numbers to fill in, not a function
+MEASURED = ["2.4", "3.4b", "4.5", "5.4"]  # numbers to fill in, not a function
 FUNCTIONS = [exercise for exercise in CHECKERS if exercise not in MEASURED]
 each_exercise = pytest.mark.parametrize("exercise", FUNCTIONS)
 
 
 RIGHT_NUMBERS = {
-    "1.5": (Runs(), lost_by_order()),
+    "4.5": (Runs(), lost_by_order()),
     "2.4": (Runs(), recipes(0), recipes(1)),
     "3.4b": (Runs(), teachers()),
     "5.4": (Rotated(), *undone()),
 }
 WRONG_NUMBERS = [
-    ("1.5", (lost_by_order(percent=1),), "100 times"),
-    ("1.5", (lost_by_order(percent=-100),), "wrong way round"),
-    ("1.5", (lost_by_order(after=(0, 1)),), "along a row"),
-    ("1.5", (lost_by_order(gallery="seen"),), "larger gallery"),
-    ("1.5", (lost_by_order((0, 1), (1, 1)),), "column of task 2"),
-    ("1.5", ([13.0, 12.0, 15.0],), "keep the dictionary"),
-    ("1.5", ({0: 1.0, 1: 2.0, 2: 3.0},), "Not right yet"),
-    ("1.5", ({},), "Not all numbers"),
+    ("4.5", (lost_by_order(percent=1),), "100 times"),
+    ("4.5", (lost_by_order(percent=-100),), "wrong way round"),
+    ("4.5", (lost_by_order(after=(0, 1)),), "along a row"),
+    ("4.5", (lost_by_order(gallery="seen"),), "larger gallery"),
+    ("4.5", (lost_by_order((0, 1), (1, 1)),), "column of task 2"),
+    ("4.5", ([13.0, 12.0, 15.0],), "keep the dictionary"),
+    ("4.5", ({0: 1.0, 1: 2.0, 2: 3.0},), "Not right yet"),
+    ("4.5", ({},), "Not all numbers"),
     ("2.4", (recipes(0, percent=1), recipes(1, percent=1)), "100 times"),
     ("2.4", (recipes(1), recipes(0)), "changed places"),
     ("2.4", (recipes(0, row=1), recipes(1, row=1)), "after task 2"),
@@ -680,7 +682,7 @@ def test_names_the_mistake_in_wrong_numbers(exercise, answers, words):
 
 
 def test_measuring_checkers_run_nothing_before_the_numbers_are_there():
-    assert not CHECKERS["1.5"](None, {}) and not CHECKERS["5.4"](None, [], [])
+    assert not CHECKERS["4.5"](None, {}) and not CHECKERS["5.4"](None, [], [])
 
 
 @each_exercise
@@ -749,21 +751,42 @@ def test_progress_counts_what_was_solved_in_this_session(capsys):
 
 
 def test_the_students_copies_are_made_from_the_solved_notebooks():
-    check = [sys.executable, ROOT / "tools" / "exercises.py", "--check"]
-    done = subprocess.run(check, capture_output=True, text=True)
+    done = warm.run(ROOT / "tools" / "exercises.py", "--check")
     assert done.returncode == 0, done.stderr
 
 
+def test_an_exercise_inside_a_chapter_is_the_one_of_the_solved_notebook(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool = importlib.import_module("exercises")
+    for name in ("CHAPTERS", "STUDENT"):
+        shutil.copytree(getattr(tool, name), tmp_path / name)
+        monkeypatch.setattr(tool, name, tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["exercises.py", "--check"])
+    chapters = tool.places()
+    assert chapters.keys() >= {"2.2", "3.2", "4.1", "4.2"} and len(set(chapters.values())) == 6
+    tool.main()
+    for number, name in chapters.items():
+        path = tmp_path / "CHAPTERS" / name
+        notebook = nbformat.read(path, as_version=4)
+        card = next(c for c in notebook.cells if c.id == f"core-{number.replace('.', '-')}")
+        assert card.source.startswith(f"### Exercise {number}: ")
+        changed = path.read_text("utf-8").replace(f"Exercise {number}:", f"Exercise {number} :")
+        path.write_text(changed, "utf-8")
+        with pytest.raises(SystemExit, match=name):
+            tool.main()
+        path.write_text(changed.replace(f"Exercise {number} :", f"Exercise {number}:"), "utf-8")
+
+
 def test_a_changed_copy_is_found_and_graded_copies_hold_no_solution(tmp_path):
-    tool = [sys.executable, ROOT / "tools" / "exercises.py", "--graded", tmp_path]
-    subprocess.run(tool, check=True)
+    tool = [ROOT / "tools" / "exercises.py", "--graded", tmp_path]
+    assert warm.run(*tool).returncode == 0
     for path in tmp_path.glob("*.ipynb"):
         text = path.read_text()
         assert "<summary>Hint 2" in text
         assert "SOLUTION" not in text and "<summary>Solution" not in text
     target = tmp_path / SOLVED[0].name
     target.write_text(target.read_text().replace("Your code here", "Mine"))
-    done = subprocess.run([*tool, "--check"], capture_output=True, text=True)
+    done = warm.run(*tool, "--check")
     assert done.returncode == 1 and target.name in done.stderr
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -26,14 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "csd_lib"]
 
 
-def start_cli(*arguments, **environment):
-    """The command in a process of its own, which takes three seconds to import all."""
-    env = {**os.environ, **environment}
-    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, env=env)
-
-
 def run_cli(*arguments, runs=None, **environment):
-    """The same in this process."""
+    """The command in this process."""
     environment |= {"CSD_RUNS": str(runs)} if runs else {}
     stdout, stderr, code = StringIO(), StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
@@ -56,7 +51,7 @@ def only_line(text):
 
 def test_train_prints_the_matrices_and_keeps_config_history_and_results(tmp_path):
     command = ["train", "--epochs", "1", "--tasks", "2", "--seed", "3"]
-    done = start_cli(*command, CSD_RUNS=str(tmp_path))
+    done = warm.run("-m", "csd_lib", *command, env={**os.environ, "CSD_RUNS": tmp_path})
     assert done.returncode == 0, done.stderr
     assert "after task 2" in done.stdout and "forgetting" in done.stdout
     (folder,) = tmp_path.iterdir()
@@ -98,7 +93,7 @@ def test_help_lists_every_field_of_the_config():
         (["train", "--preset", "class"], ["'class'", "digits"]),
         (["train", "--method", "kd+ce"], ["'kd+ce'", "this order"]),
         (["train", "--precision", "tf32", "--device", "cpu"], ["tf32", "fp32"]),
-        (["train", "--cuda-graph", "--device", "cpu"], ["cuda_graph", "cpu"]),
+        (["train", "--cuda-graph", "true", "--device", "cpu"], ["cuda_graph", "cpu"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
@@ -111,7 +106,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words)
 
 def test_an_unwritable_folder_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = start_cli("train", "--folder", str(tmp_path / "file" / "run"))
+    done = run_cli("train", "--folder", str(tmp_path / "file" / "run"))
     assert done.returncode == 2
     assert "cannot write to" in only_line(done.stderr)
 
@@ -222,7 +217,7 @@ def test_a_signal_during_the_imports_ends_in_one_line(number, module):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_a_signal_in_training_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
-    command = [*CLI, "train", "--epochs", "6", "--folder", tmp_path / "run"]
+    command = ["-m", "csd_lib", "train", "--epochs", "6", "--folder", tmp_path / "run"]
     history = tmp_path / "run" / "history.jsonl"
     seen = 0
 
@@ -230,8 +225,7 @@ def test_a_signal_in_training_ends_in_one_line_and_the_same_command_goes_on(tmp_
         return history.exists() and history.stat().st_mtime_ns > seen and history.read_text()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process = subprocess.Popen(command, **options)
+        process = warm.Python(*command)
         while process.poll() is None and not an_epoch_is_over():
             time.sleep(0.01)
         process.send_signal(number)
@@ -240,14 +234,21 @@ def test_a_signal_in_training_ends_in_one_line_and_the_same_command_goes_on(tmp_
         assert out == "" and "Traceback" not in err
         assert err.splitlines()[-1].startswith("stopped")
         seen = history.stat().st_mtime_ns
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm.run(*command)
     assert done.returncode == 0 and "after task 2" in done.stdout, done.stderr
     assert len(history.read_text().splitlines()) == 12
 
 
+@pytest.fixture
+def no_records(tmp_path, monkeypatch):
+    """A report then computes no fingerprints, which takes seconds."""
+    for name in ("CSD_RESULTS", "CSD_RUNS"):
+        monkeypatch.setenv(name, str(tmp_path))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")
 @pytest.mark.parametrize("arguments", [["report"], ["--help"], ["--version"]])
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments):
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments, no_records):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([*CLI, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True)
@@ -257,7 +258,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
 @pytest.mark.parametrize("arguments", [["report"], ["--help"], ["--version"]])
-def test_output_that_cannot_be_written_is_one_line(arguments):
+def test_output_that_cannot_be_written_is_one_line(arguments, no_records):
     with open("/dev/full", "w") as full:
         done = subprocess.run([*CLI, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
@@ -270,11 +271,9 @@ def test_without_any_output_a_command_still_works():
 
 
 def test_a_terminal_that_knows_only_ascii_gets_all_numbers():
-    folder = str(ROOT / "data" / "results" / "digits")
-    plain, ascii_only = (
-        start_cli("report", "--folder", folder, PYTHONIOENCODING=encoding)
-        for encoding in ("utf-8", "ascii")
-    )
+    command = ["report", "--folder", str(ROOT / "data" / "results" / "digits")]
+    plain, env = run_cli(*command), {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ascii_only = subprocess.run([*CLI, *command], capture_output=True, text=True, env=env)
     assert "±" in plain.stdout and "–" in plain.stdout
     assert ascii_only.returncode == 0, ascii_only.stderr
     assert ascii_only.stdout == plain.stdout.replace("±", "+/-").replace("–", "-")
@@ -320,15 +319,15 @@ def test_training_and_reporting_need_none_of_the_courses_packages(tmp_path):
     ]
     course = {"torchvision", "matplotlib", "seaborn", "umap", "IPython", "ipywidgets"}
     assert course <= set(others)
-    command = csd_without(*others)
-    environment = {**os.environ, "CSD_RUNS": str(tmp_path)}
-    options = dict(capture_output=True, text=True, env=environment)
-    done = subprocess.run([*command, "train", "--epochs", "1"], **options)
-    assert done.returncode == 0 and "after task 2" in done.stdout, done.stderr
-    done = subprocess.run([*command, "report"], **options)
-    assert done.returncode == 0 and "Not reproduced" in done.stdout, done.stderr
-    assert "CSD" in done.stdout.split("Your runs in")[1]
+    *command, code = csd_without(*others)
     figures = ["report", "--figures", str(tmp_path / "figures")]
-    done = subprocess.run([*command, *figures], **options)
+    each = (["train", "--epochs", "1"], ["report"], figures)
+    calls = "; ".join(f"sys.argv[1:] = {arguments}; main()" for arguments in each)
+    command = [*command, code.removesuffix("main()") + calls]
+    environment = {**os.environ, "CSD_RUNS": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.count("Not reproduced") == 1, done.stderr
+    trained, _, reported = done.stdout.partition("Not reproduced")
+    assert "after task 2" in trained and "CSD" in reported.split("Your runs in")[1], done.stderr
     assert done.returncode == 2 and "csd-lib" in only_line(done.stderr), "it names the remedy"
     assert not (tmp_path / "figures").exists()

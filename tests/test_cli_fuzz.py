@@ -19,6 +19,8 @@ from csd_lib.config import TrainConfig
 from csd_lib.methods import LossSettings
 from csd_lib.paper import ledger
 
+# Positional ones, and one that "data --check" alone, where nothing is, does not come to.
+NOT_TRIED = {"reproduce": {"experiment"}, "data": {"what", "image_size"}}
 VALUES = [
     *("", "no such name", "two\nlines", "None", "True", "1,2", "[1]", "-1", "0", "1", "1.5"),
     *("nan", "inf", "-inf", "1e-30", "1e30", "1" + "0" * 30, "9" * 300),
@@ -36,7 +38,7 @@ def options(command):
     names = list(inspect.signature(getattr(commands, command)).parameters)
     if command == "train":
         names = [field.name for field in fields(TrainConfig)] + ["folder", "quiet"]
-    return [name for name in names if name not in ("experiment", "what")]
+    return [name for name in names if name not in NOT_TRIED.get(command, ())]
 
 
 class Started(Exception):  # noqa: N818 - it is no error: the values were accepted
@@ -103,6 +105,7 @@ def problem(code, out, err, option, value):
 PATHS = {*VALUES} - {"9" * 300}  # which is too long for a file system
 NUMBERS = {"0", "1", "1.5", "1e-30"}
 RATES = {"None", "1", "1.5", "1e-30"}
+OWN = dict(image_size={"None"}, weights={"None"}, embedding={"None", "1"}, backbone_rate=NUMBERS)
 ALLOWED = {
     "train": dict(
         **{
@@ -113,6 +116,9 @@ ALLOWED = {
         class_order_seed={"None", "0", "1"},
         depth={"None"},
         epochs={"None", "1"},
+        later_epochs={"None", "1"},
+        stop_at_epoch={"None", "1"},
+        **OWN,
         batch_size={"None"},
         learning_rate=RATES,
         later_learning_rate=RATES,
@@ -129,7 +135,7 @@ ALLOWED = {
         seed={"0", "1"},
         folder=PATHS,
     ),
-    "reproduce": dict(seeds={"0", "1"}, epochs={"None", "1"}, folder=PATHS),
+    "reproduce": dict(seeds={"0", "1"}, epochs={"None", "1"}, folder=PATHS, **OWN),
     "report": dict(folder={"None"}, figures=PATHS),
     "data": {},
 }

@@ -4,11 +4,10 @@
 """
 
 import hashlib
+import importlib
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
 import threading
 import zipfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+import warm
 
 import csd_lib
 from csd_lib import InputError, course, fetch, files, paths
@@ -45,8 +45,7 @@ def setup_cell():
 
 
 def test_make_heads_would_change_nothing():
-    check = [sys.executable, ROOT / "tools" / "heads.py", "--check"]
-    done = subprocess.run(check, capture_output=True, text=True)
+    done = warm.run(ROOT / "tools" / "heads.py", "--check")
     assert done.returncode == 0, done.stderr
 
 
@@ -57,58 +56,32 @@ def test_each_notebook_has_one_badge_then_the_one_setup_cell(path):
     assert [cell.id for cell in found[first - 1 : first + 1]] == ["badge", "setup"]
     assert [cell.id for cell in found].count("badge") == 1
     assert found[first].source == setup_cell()
-    link = re.fullmatch(
-        r"\[\*\*Open “(.+)” in Google Colab\*\*\]"
-        r"\(https://colab\.research\.google\.com/github/([\w-]+/[\w-]+)/blob/([^/]+)/(\S+)\)",
-        found[first - 1].source,
-    )
-    title, repository, tag, place = link.groups()
-    assert found[0].source.startswith(f"# {title}")
-    assert repository == csd_lib.REPOSITORY and tag == f"v{csd_lib.__version__}"
-    assert ROOT / place == path
-    assert sum("colab.research.google.com" in cell.source for cell in found) == 1
+    badge = found[first - 1].source
+    if csd_lib.REPOSITORY.startswith("YOUR_ACCOUNT/"):
+        assert "not published yet" in badge and "](http" not in badge
+    assert f"`%pip install -q --no-deps {WHEEL}`" in badge
 
 
-def test_the_setup_cell_is_short_and_installs_only_this_version_of_csd_lib():
+def test_a_published_kit_has_a_link_that_names_notebook_and_tag(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    heads = importlib.import_module("heads")
+    monkeypatch.setattr(heads, "REPOSITORY", "someone/csd-kit")
+    place = "notebooks/01_data_splits.ipynb"
+    text = heads.badge(nbformat.read(ROOT / place, as_version=4), place)
+    tag = f"v{csd_lib.__version__}"
+    assert "[**Open “1. Data splits” in Google Colab**]" in text
+    address = "https://colab.research.google.com/github/someone/csd-kit/blob"
+    assert f"({address}/{tag}/{place})" in text
+    assert f"https://github.com/someone/csd-kit/releases/download/{tag}/{WHEEL}`" in text
+
+
+def test_the_setup_cell_is_short_and_installs_nothing():
     source = setup_cell()
-    assert len([line for line in source.splitlines() if line.strip()]) <= 21
-    release = f"https://github.com/{csd_lib.REPOSITORY}/releases/download/{csd_lib.TAG}/{WHEEL}"
-    assert f'"{release}"' in source
-    assert source.count('"pip"') == 1 and '"--no-deps", wheel]' in source
+    assert len([line for line in source.splitlines() if line.strip()]) <= 8
+    assert "pip" not in source and "subprocess" not in source
 
 
 # --- the set-up cell, in a process of its own --------------------------------------------------
-
-# csd_lib cannot be imported, and pip is replaced by one that notes what it was asked for.
-PRELUDE = """
-import os, subprocess, sys, zipfile
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
-sys.path = [p for p in sys.path if not os.path.isdir(os.path.join(p, "csd_lib"))]
-sys.path += ["installed", {stand_in!r}]
-os.mkdir("installed")
-def call(command):
-    print("pip:", *command[1:])
-    if not os.path.isfile(command[-1]):
-        return 1
-    zipfile.ZipFile(command[-1]).extractall("installed")
-    return 0
-subprocess.call = call
-"""
-
-
-def run_setup(folder, *after, colab=True, source=None, **settings):
-    """Run the set-up cell, and then other code, in an empty folder."""
-    lines = [PRELUDE.format(stand_in=str(STAND_IN)), "import google.colab" * colab]
-    unset = ("CSD_WHEEL", "CSD_RUNS", "CSD_RESULTS", "PYTHONPATH")
-    environment = {k: v for k, v in os.environ.items() if k not in unset}
-    return subprocess.run(
-        [sys.executable, "-c", "\n".join([*lines, source or setup_cell(), *after])],
-        cwd=folder,
-        env={**environment, "CSD_MODE": "smoke", **settings},
-        capture_output=True,
-        text=True,
-    )
-
 
 # What a second run of the cell must leave as it was.
 KEEP = "import sys\nloaded, path = set(sys.modules), list(sys.path)"
@@ -116,59 +89,24 @@ SAME = "assert path == sys.path and loaded == set(sys.modules)\nprint(course.__f
 
 
 def test_inside_the_kit_the_setup_cell_finds_this_csd_lib_and_may_run_twice():
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([setup_cell(), KEEP, setup_cell(), SAME])],
-        cwd=ROOT / "notebooks",
-        env={**os.environ, "CSD_MODE": "smoke"},
-        capture_output=True,
-        text=True,
-    )
+    code = "\n".join([setup_cell(), KEEP, setup_cell(), SAME])
+    env = {**os.environ, "CSD_MODE": "smoke"}
+    done = warm.run("-c", code, cwd=ROOT / "notebooks", env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(ROOT / COURSE)
 
 
-def test_on_colab_the_wheel_is_installed_once(wheel, tmp_path):
-    done = run_setup(tmp_path, KEEP, setup_cell(), SAME, CSD_WHEEL=str(wheel))
+def test_outside_the_kit_the_setup_cell_takes_the_installed_csd_lib(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    unset = ("CSD_RUNS", "CSD_RESULTS")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    environment |= {"CSD_MODE": "smoke", "PYTHONPATH": str(tmp_path / "installed")}
+    code = "\n".join([setup_cell(), KEEP, setup_cell(), SAME])
+    done = warm.run("-c", code, cwd=empty, env=environment)
     assert done.returncode == 0, done.stderr
-    calls = [line for line in done.stdout.splitlines() if line.startswith("pip:")]
-    assert calls == [f"pip: -m pip install -qq --no-deps {wheel}"]
-    assert done.stdout.splitlines()[-1] == str(
-        tmp_path / "installed" / "csd_lib" / "course" / "__init__.py"
-    )
-
-
-def test_a_wheel_beside_the_notebook_comes_first_then_csd_wheel_then_the_release(tmp_path):
-    published = setup_cell().replace("/YOUR_ACCOUNT/", "/someone/")
-    release = f"https://github.com/someone/csd-kit/releases/download/{csd_lib.TAG}/{WHEEL}"
-    for number, (beside, given, expected) in enumerate(
-        [
-            (True, "given.whl", WHEEL),
-            (False, "given.whl", "given.whl"),
-            (False, "", release),
-        ]
-    ):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        if beside:
-            (folder / WHEEL).write_bytes(b"no zip")
-            (folder / WHEEL.replace("any", "any (1)")).touch()  # a second upload; pip refuses it
-        done = run_setup(folder, source=published, CSD_WHEEL=given)
-        assert f"pip: -m pip install -qq --no-deps {expected}\n" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "colab, given, message",
-    [
-        (False, "", "csd_lib is missing: open this notebook inside the unpacked kit"),
-        (True, "", "This kit has no address (YOUR_ACCOUNT is a placeholder): upload csd_lib-"),
-        (True, "no.whl", "csd_lib cannot be installed from no.whl: upload csd_lib-"),
-    ],
-)
-def test_without_csd_lib_the_setup_cell_stops_with_one_line(colab, given, message, tmp_path):
-    done = run_setup(tmp_path, colab=colab, CSD_WHEEL=given)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and line.startswith(message)
-    assert ("pip:" in done.stdout) == bool(given)
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "installed" / COURSE)
 
 
 # --- the wheel ---------------------------------------------------------------------------------
@@ -203,13 +141,7 @@ print(len(records), *sums)
     environment = {k: v for k, v in os.environ.items() if k not in ("CSD_RESULTS", "CSD_RUNS")}
     environment |= {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
     for source in (ROOT / "data" / "results", tmp_path / "nothing"):  # the second time: the cache
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**environment, "CSD_FILES": str(source)},
-            capture_output=True,
-            text=True,
-        )
+        done = warm.run("-c", code, cwd=tmp_path, env={**environment, "CSD_FILES": source})
         assert done.returncode == 0, done.stderr
         module, own, epochs, numbers = done.stdout.splitlines()
         assert module == str(installed / "csd_lib" / "__init__.py")
@@ -457,18 +389,9 @@ print(session.run("csd", epochs=4).folder)
 def run_on_colab(folder, keep, dies=False):
     folder.mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "CSD_RUNS"}
-    return subprocess.run(
-        [sys.executable, "-c", RUN_ON_COLAB.format(keep=keep, dies=dies)],
-        cwd=folder,
-        env={
-            **environment,
-            "CSD_MODE": "smoke",
-            "PYTHONPATH": f"{STAND_IN}:{ROOT}",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
+    environment |= {"CSD_MODE": "smoke", "PYTHONPATH": f"{STAND_IN}:{ROOT}"}
+    code = "import torch; torch.set_num_threads(1)" + RUN_ON_COLAB.format(keep=keep, dies=dies)
+    return warm.run("-c", code, cwd=folder, env=environment)
 
 
 def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(tmp_path):

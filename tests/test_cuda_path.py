@@ -4,21 +4,27 @@ The numbers must be a CPU's; inside a step the host may neither read nor copy; a
 read may come with each epoch, since every one of them makes the host wait for all that is queued.
 """
 
+import contextlib
 import functools
+import gc
+import weakref
 from collections import Counter
 
 import numpy as np
+import pretend_gpu as pretend
 import pytest
 import torch
 from pretend_gpu import OnGpu, pretend_gpu
 
-from csd_lib import drift, engine, runs
+from csd_lib import InputError, TrainingError, drift, engine, runs, steps
 from csd_lib import train as training
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
+from csd_lib.experiment import run_experiment
 from csd_lib.losses import csd_loss
 from csd_lib.methods import METHODS
 from csd_lib.model import ResNet
+from csd_lib.record import Record
 from csd_lib.retrieval import embed, recall_at_k, retrieval_matrix
 from csd_lib.train import train
 
@@ -54,6 +60,9 @@ def gpu(monkeypatch):
     real_step = training.TaskTraining.eager_step
 
     def step(self, batch):
+        if pretended.recording:
+            pretended.recording.recorded = functools.partial(step, self, batch)
+            return
         with pretended.step():
             real_step(self, batch)
 
@@ -64,7 +73,8 @@ def gpu(monkeypatch):
 
 def tiny(device=GPU, **changes):
     settings = dict(dataset="cifar100", depth=8, epochs=1, batch_size=10, learning_rate=1e-3)
-    return TrainConfig(**(settings | {"device": str(device), **changes}))
+    settings |= dict(device=str(device), cuda_graph="false")
+    return TrainConfig(**(settings | changes))
 
 
 def losses_of(run):
@@ -160,6 +170,319 @@ def test_a_selection_waits_only_when_it_looks(gpu, images):
     copies = (counts[0][1] - counts[1][1]) / 3
     assert reads <= 3  # are the features finite, which queries count, how many hit
     assert copies == 0  # the images to look at have been on the GPU from the beginning
+
+
+# --- captured steps ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decisions(gpu, monkeypatch):
+    """All decisions about the steps of a run, in which a graph is four times faster."""
+    made, take = [], steps.Steps.take_decisions
+    monkeypatch.setattr(
+        steps.Steps,
+        "_seconds",
+        lambda self, way, batches: 0.001 if isinstance(way, engine.CapturedStep) else 0.004,
+    )
+
+    def taken(self):
+        made.extend(self.new_decisions)
+        return take(self)
+
+    monkeypatch.setattr(steps.Steps, "take_decisions", taken)
+    return made
+
+
+def assert_same(run, expected):
+    assert losses_of(run) == losses_of(expected)
+    for a, b in zip(run.models, expected.models, strict=True):
+        assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+EAGER = {}
+
+
+@pytest.fixture
+def eagerly(gpu, images):
+    """A function that returns the run that any other way of taking its steps must equal."""
+
+    def run(**changes):
+        key = str(changes)
+        EAGER[key] = EAGER.get(key) or train(tiny(**changes), images, progress=False)
+        return EAGER[key]
+
+    return run
+
+
+def test_a_right_and_faster_graph_is_used_and_changes_nothing(
+    gpu, images, decisions, eagerly, tmp_path, monkeypatch, capsys
+):
+    """For every batch size and every task, and it leaves no memory behind."""
+    monkeypatch.setattr("csd_lib.fingerprint.fingerprint", lambda *_: "12345678")
+    graphs = []
+
+    class Counted(pretend.Graph):
+        def __init__(self):
+            super().__init__()
+            graphs.append(weakref.ref(self))
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Counted)
+    gc.disable()
+    try:
+        finished = run_experiment(tiny(epochs=2, cuda_graph="auto"), images, folder=tmp_path)
+        assert len(graphs) == 4 and not any(graph() for graph in graphs)
+    finally:
+        gc.enable()
+    assert_same(finished, eagerly(epochs=2))
+    assert [(d.batch_size, d.captured) for d in decisions] == [(10, True), (4, True)] * 2
+    kept = Record.read(tmp_path / "results.json").steps
+    assert [step["task"] for step in kept] == [0, 0, 1, 1]
+    assert all(step["captured_ms"] == 1 and step["eager_ms"] == 4 for step in kept)
+    assert all(step["difference"] == 0 for step in kept)
+    said = "steps of 10 images: captured in a CUDA graph (the faster of the two; eager 4.00 ms"
+    assert capsys.readouterr().out.count(said) == 2
+
+
+def test_a_run_stopped_within_a_task_goes_on_with_a_new_graph(
+    gpu, images, decisions, eagerly, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("csd_lib.fingerprint.fingerprint", lambda *_: "12345678")
+    monkeypatch.setattr(runs.RunFolder, "is_due", lambda self: bool(self.folder))
+    config = tiny(epochs=2, cuda_graph="auto")
+
+    def stop(history, student):
+        if len(history) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, images, folder=tmp_path, on_epoch=stop, progress=False)
+    assert_same(train(config, images, folder=tmp_path, progress=False), eagerly(epochs=2))
+    assert [d.captured for d in decisions] == [True] * 6
+
+
+@pytest.mark.parametrize("precision, card", [("fp32", AMPERE), ("amp", T4)])
+def test_a_trial_leaves_everything_as_it_was(gpu, images, monkeypatch, precision, card):
+    """Weights, optimiser, batch norms, random numbers, sums, scale; also after some steps."""
+    gpu.capability = card
+    monkeypatch.setattr(steps, "LONG_STEP", 60)
+    task, student = class_incremental_split(images, 2)[0], ResNet(8, 3, seed=0).to(GPU)
+    config = tiny(precision=precision, cuda_graph="auto")
+    rest = engine.Precision(precision, GPU), torch.Generator(GPU).manual_seed(0)
+    learning = training.TaskTraining(student, None, [task], config, *rest)
+    batch = torch.arange(10, device=GPU)
+
+    def everything():
+        state = learning.step.state
+        moments = [t for s in state.optimizer.state.values() for t in s.values()]
+        scaler = [torch.tensor(list(state.scaler.state_dict().values()))]
+        values = [*state.tensors, *moments, state.generator.get_state(), *scaler]
+        return [value.detach().clone() for value in values]
+
+    with rest[0].switches():
+        engine.set_learning_rate(learning.optimizer, 1e-3)
+        student.train()
+        for _ in range(2):
+            learning.eager_step(batch)
+        before = everything()
+        learning.step._choose(batch)
+        assert learning.step.take_decisions()[0].captured_ms
+        for a, b in zip(before, everything(), strict=True):
+            assert torch.equal(a, b)
+        assert all(p.grad is None for p in student.parameters())
+
+
+def nothing(graph, step, learning):
+    pass
+
+
+def old_images(graph, step, learning):
+    graph.first = getattr(graph, "first", step.args[1].clone())
+    step.func(learning, graph.first)
+
+
+def no_update(graph, step, learning):
+    kept = [value.clone() for value in learning.student.state_dict().values()]
+    step()
+    for value, before in zip(learning.student.state_dict().values(), kept, strict=True):
+        value.copy_(before)
+
+
+def twice(graph, step, learning):
+    step()
+    step()
+
+
+def another_rate(graph, step, learning):
+    rate = learning.optimizer.param_groups[0]["lr"]
+    rate.mul_(1.5)
+    step()
+    rate.div_(1.5)
+
+
+def same_random_numbers(graph, step, learning):
+    state = learning.generator.get_state()
+    graph.first = getattr(graph, "first", state)
+    learning.generator.set_state(graph.first)
+    step()
+    learning.generator.set_state(state)
+
+
+def no_sums(graph, step, learning):
+    kept = learning.totals.clone()
+    step()
+    learning.totals.copy_(kept)
+
+
+def one_tensor_overwritten(graph, step, learning):
+    step()
+    learning.student.norm.bias.detach().add_(1e-4)
+
+
+def not_a_number(graph, step, learning):
+    step()
+    learning.student.norm.bias.detach().fill_(torch.nan)
+
+
+def no_batch_statistics(graph, step, learning):
+    kept = learning.student.norm.running_mean.clone()
+    step()
+    learning.student.norm.running_mean.copy_(kept)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(nothing, old_images, no_update, twice, another_rate, same_random_numbers, no_sums),
+        *(one_tensor_overwritten, not_a_number, no_batch_statistics),
+    ],
+)
+def test_a_wrong_graph_is_not_used(gpu, images, decisions, eagerly, monkeypatch, wrong):
+    def replay(graph):
+        with torch.no_grad():
+            learning = graph.recorded.args[0]
+            wrong(graph, with_gradients(graph.recorded), learning)
+
+    monkeypatch.setattr(pretend.Graph, "replay", replay)
+    run = train(tiny(tasks=1, cuda_graph="auto"), images, progress=False)
+    assert_same(run, eagerly(tasks=1))
+    assert [d.captured for d in decisions] == [False] * 2
+    assert all(("nothing" in d.reason) == (wrong is nothing) for d in decisions)
+    if wrong is nothing:
+        with pytest.raises(InputError, match="cuda_graph=true"):
+            train(tiny(cuda_graph="true"), images, progress=False)
+
+
+def with_gradients(step):
+    func = torch.enable_grad()(step.func)
+    return functools.partial(func, *step.args)
+
+
+def test_a_graph_that_is_not_faster_is_not_used(gpu, images, decisions, eagerly, monkeypatch):
+    monkeypatch.setattr(steps.Steps, "_seconds", lambda self, way, batches: 0.004)
+    run = train(tiny(tasks=1, cuda_graph="auto"), images, progress=False)
+    assert_same(run, eagerly(tasks=1))
+    assert {d.reason for d in decisions} == {"a graph is not faster"}
+
+
+def test_a_long_step_is_not_tried(gpu, images, decisions, monkeypatch):
+    """Of a second each, the trial's would take a minute."""
+    taken = []
+    monkeypatch.setattr(steps.Steps, "_seconds", lambda *_: taken.append(1) or 1.0)
+    train(tiny(tasks=1, cuda_graph="auto"), images, progress=False)
+    assert [d.captured_ms for d in decisions] == [None] * 2 and len(taken) == 4
+
+
+@pytest.mark.parametrize(
+    "where, error",
+    [
+        ("begin", RuntimeError("CUDA error: operation not permitted")),
+        ("in the step", RuntimeError("CUDA error: capturing")),
+        ("in the step", torch.OutOfMemoryError("CUDA out of memory")),
+        ("end", RuntimeError("CUDA error: invalidated")),
+        ("replay", RuntimeError("CUDA error: launch failed")),
+    ],
+)
+def test_a_capture_that_fails_loses_nothing(
+    gpu, images, decisions, eagerly, monkeypatch, where, error
+):
+    """The generator, which refuses to draw after a capture that broke off, gets a new state."""
+    renewed, record = [], gpu.record
+
+    @contextlib.contextmanager
+    def capture(graph, stream):
+        if where == "begin":
+            raise error
+        with record(graph, stream):
+            yield
+            if where == "in the step":
+                raise error
+        if where == "end":
+            raise error
+
+    def fails(graph):
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    if where == "replay":
+        monkeypatch.setattr(pretend.Graph, "replay", fails)
+    renew = pretend.Generator.graphsafe_set_state
+    monkeypatch.setattr(
+        pretend.Generator,
+        "graphsafe_set_state",
+        lambda self, other: renewed.append(1) or renew(self, other),
+    )
+    run = train(tiny(tasks=1, cuda_graph="auto"), images, progress=False)
+    assert_same(run, eagerly(tasks=1))
+    assert [d.captured for d in decisions] == [False] * 2 and len(renewed) == 2
+    assert all(str(error) in str(d) for d in decisions)
+
+
+def test_steps_that_compute_nothing_stop_the_training(gpu, images, monkeypatch):
+    """Should a graph stop working after its trial, as on a GPU that is not the current one."""
+    monkeypatch.setattr(steps.Steps, "_choose", lambda self, batch: lambda batch: None)
+    with pytest.raises(TrainingError, match="computed nothing"):
+        train(tiny(), images, progress=False)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuda_graph", ["auto", "false"])
+def test_what_does_not_fit_is_said_with_what_would(gpu, images, monkeypatch, cuda_graph):
+    real_step = training.TaskTraining.eager_step
+
+    def step(self, batch):
+        real_step(self, batch)
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.TaskTraining, "eager_step", step)
+    with pytest.raises(InputError, match=r"batch_size=10: .*batch_size=2 fits; precision=amp"):
+        train(tiny(batch_size=10, cuda_graph=cuda_graph), images, progress=False)
+    with pytest.raises(InputError, match=r"batch_size=8: .*batch_size=4 fits"):
+        train(tiny(batch_size=8, cuda_graph=cuda_graph), images, progress=False)
+
+
+def test_images_that_do_not_fit_are_said_to(gpu, images, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "spread_in_training", full)
+    with pytest.raises(InputError, match=r"cuda:1: its memory is too small"):
+        train(tiny(), images, progress=False)
+
+
+def test_measuring_goes_on_in_smaller_batches(gpu, images, monkeypatch):
+    network = ResNet(8, 6, seed=0).to(GPU)
+    expected, forward = embed(network, images.test_images), ResNet.forward
+
+    def limited(self, batch):
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch)
+
+    monkeypatch.setattr(ResNet, "forward", limited)
+    assert torch.allclose(embed(network, images.test_images), expected, atol=1e-6)
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 """Images, splits without leaks, augmentation, and files that are not what they should be."""
 
+import gzip
+import hashlib
+import importlib
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,9 @@ import torch.nn.functional as F
 
 from csd_lib import InputError
 from csd_lib.data import augment, class_incremental_split, hold_out, merge_tasks
-from csd_lib.datasets import load_dataset
+from csd_lib.datasets import FASHION, load_dataset
+from csd_lib.model import ResNet
+from csd_lib.retrieval import embed
 
 
 def bytes_of(images):
@@ -40,15 +46,99 @@ def test_digits_are_scikit_learns(digits):
         np.testing.assert_allclose(ours[labels == digit].sum((1, 2)).sort().values, theirs, atol=1)
 
 
-def test_mean_and_std_are_those_of_the_training_images(digits):
-    pixels = digits.train_images.double() / 255
-    assert digits.mean[0] == pytest.approx(pixels.mean().item(), abs=1e-3)
-    assert digits.std[0] == pytest.approx(pixels.std().item(), abs=1e-3)
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_mean_and_std_are_those_of_the_training_images(name):
+    dataset = load_dataset(name)
+    pixels = dataset.train_images.double() / 255
+    assert dataset.mean[0] == pytest.approx(pixels.mean().item(), abs=1e-3)
+    assert dataset.std[0] == pytest.approx(pixels.std().item(), abs=1e-3)
 
 
 def test_unknown_data_set_is_refused_with_the_choices():
-    with pytest.raises(InputError, match=r"'mnist'.*digits, cifar100"):
+    with pytest.raises(InputError, match=r"'mnist'.*digits, fashion, cifar100"):
         load_dataset("mnist")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_no_numbers_are_named_and_not_the_learning_rate(digits, value):
+    images = digits.train_images.float()
+    replace(digits, train_images=images)
+    images[[3, 5], 0, 2, 2] = value
+    with pytest.raises(InputError, match=r"2 of 1195 train_images contain NaN or infinite"):
+        replace(digits, train_images=images)
+    with pytest.raises(InputError, match=r"2 of 1195 images contain NaN or infinite"):
+        embed(ResNet(8, 10, 1, digits.mean, digits.std), images)
+
+
+# --- fashion ---------------------------------------------------------------------------------
+
+
+def test_fashion_has_all_ten_classes_equally_and_no_image_twice():
+    fashion = load_dataset("fashion")
+    assert fashion.train_images.shape == (5000, 1, 28, 28) and len(fashion.class_names) == 10
+    assert torch.bincount(fashion.train_labels).tolist() == [500] * 10
+    assert torch.bincount(fashion.test_labels).tolist() == [100] * 10
+    every = [*bytes_of(fashion.train_images), *bytes_of(fashion.test_images)]
+    assert len(set(every)) == 6000
+
+
+def test_fashion_is_the_file_that_its_page_describes_with_its_licence():
+    page = FASHION.with_name("README.md").read_text("utf-8")
+    assert hashlib.sha256(FASHION.read_bytes()).hexdigest() in page
+    assert load_dataset("fashion").sha256() in page
+    assert FASHION.stat().st_size < 4e6
+    assert "Copyright © 2017 Zalando SE" in FASHION.with_name("LICENSE").read_text("utf-8")
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """The tool that makes the subset, a folder of four made-up idx files, and their arrays."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "tools"))
+    tool, arrays = importlib.import_module("fashion"), {}
+    generator = np.random.default_rng(1)
+    for name, count in (("train", 70), ("t10k", 40)):
+        arrays[f"{name}-labels-idx1-ubyte"] = np.arange(count, dtype=np.uint8) % 10
+        shape = (count, 2, 2)
+        arrays[f"{name}-images-idx3-ubyte"] = generator.integers(256, size=shape, dtype=np.uint8)
+    for name, array in arrays.items():
+        head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(head + array.tobytes()))
+        monkeypatch.setitem(tool.SHA256, name, hashlib.sha256(head + array.tobytes()).hexdigest())
+    monkeypatch.setattr(tool, "TRAIN", 5)
+    monkeypatch.setattr(tool, "TEST", 2)
+    return tool, tmp_path, arrays
+
+
+def test_the_subset_takes_equally_many_of_each_class_each_with_its_label(official):
+    tool, folder, arrays = official
+    made = tool.subset(folder)
+    assert made["train_images"].shape == (50, 2, 2, 1) and made["test_images"].shape == (
+        20,
+        2,
+        2,
+        1,
+    )
+    for part, source, count in (("train", "train", 5), ("test", "t10k", 2)):
+        assert np.bincount(made[f"{part}_labels"]).tolist() == [count] * 10
+        images, labels = (
+            arrays[f"{source}-{kind}-ubyte"] for kind in ("images-idx3", "labels-idx1")
+        )
+        class_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+        taken = [class_of[image.tobytes()] for image in made[f"{part}_images"]]
+        assert taken == made[f"{part}_labels"].tolist()
+    again = tool.subset(folder)
+    assert all(np.array_equal(made[name], again[name]) for name in made)
+
+
+def test_the_subset_is_made_of_the_official_files_only(official):
+    tool, folder, _ = official
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1] + b"?"))
+    with pytest.raises(SystemExit, match="does not hold the official t10k-images"):
+        tool.subset(folder)
+    path.write_bytes(b"no gzip")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        tool.subset(folder)
 
 
 # --- splits ----------------------------------------------------------------------------------

@@ -5,11 +5,10 @@ import io
 import os
 import pickle
 import re
+import shlex
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from csd_lib import InputError, archive, download, fetch, paths
 from csd_lib.datasets import load_dataset
@@ -374,7 +374,7 @@ def test_the_origin_is_reached_over_tls():
         "from csd_lib import archive, download, fetch\n"
         "print(download.ORIGIN, archive.SIZE, fetch.STALL_SECONDS)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = warm.run("-c", code)
     origin = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     assert done.stdout.split() == [origin, "169001437", "30"]
 
@@ -714,7 +714,7 @@ def program(official, home, tmp_path):
             f"paths.data_folder = lambda: Path({str(home)!r})\n"
             f"{call}\n"
         )
-        return [sys.executable, str(path)]
+        return str(path)
 
     return write
 
@@ -729,8 +729,8 @@ def test_sigkill_in_mid_download_then_a_second_program_goes_on(official, home, s
     have = official.stat().st_size // 2
     partial = home / f"{download.ARCHIVE}.partial"
     server = serve(stalling)
-    command = program(server.url, "download.fetch_cifar100()")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    path = program(server.url, "download.fetch_cifar100()")
+    process = warm.Python(path)
     # Of what has come, less than one buffer may not be in the file yet.
     wait_for(lambda: partial.exists() and partial.stat().st_size > have - (1 << 16), process)
     process.send_signal(signal.SIGKILL)
@@ -738,7 +738,7 @@ def test_sigkill_in_mid_download_then_a_second_program_goes_on(official, home, s
     assert files(home) == [partial.name]
     kept = partial.stat().st_size
     server.answer = ranges
-    subprocess.run(command, check=True, capture_output=True)
+    assert warm.run(path).returncode == 0
     assert [asked for _, asked in server.asked] == [None, f"bytes={kept}-"]
     assert files(home) == [download.ARCHIVE, download.NPZ]
     assert len(load_dataset("cifar100").train_labels) == 90
@@ -752,16 +752,16 @@ def test_of_two_programs_one_fetches_and_the_other_waits(official, home, serve, 
         whole(handler, content, start)
 
     server.answer = all_of_it
-    command = program(server.url, "print(download.fetch_cifar100())")
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    path = program(server.url, "print(download.fetch_cifar100())")
+    first = warm.Python(path)
     wait_for(lambda: server.asked, first)
-    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert "waiting" in second.stdout.readline()
+    second = warm.Python(path)
+    wait_for(lambda: "waiting" in second.printed(), second)
     server.end.set()
     first.communicate()
     said, _ = second.communicate()
     assert first.returncode == second.returncode == 0 and len(server.asked) == 1
-    assert said.splitlines() == [str(home / download.NPZ)]
+    assert said.splitlines()[1:] == [str(home / download.NPZ)]
 
 
 def test_smoke_mode_touches_no_network(tmp_path):
@@ -781,7 +781,7 @@ def test_smoke_mode_touches_no_network(tmp_path):
         "    print('then touched', len(touched))\n"
     )
     env = {**os.environ, "CSD_MODE": "smoke", "CSD_RUNS": str(tmp_path / "runs")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    done = warm.run("-c", code, env=env)
     assert done.returncode == 0, done.stderr
     assert "trained 4 epochs, touched 0\n" in done.stdout
     assert "then touched 1\n" in done.stdout, "the guard did not see a download"
@@ -796,28 +796,23 @@ def documented_commands():
     return [line for block in blocks for line in block.splitlines()]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a POSIX shell")
 def test_each_documented_command_for_a_class_works(serve, program, tmp_path):
     origin = serve(whole)
-    _, path = program(
+    path = program(
         origin.url,
         "paths.data_folder = lambda: Path.cwd() / 'data'\n"
         "from csd_lib.__main__ import main; main()",
     )
-    python = tmp_path / "bin" / "python"  # what the commands call python
-    python.parent.mkdir()
-    kit = f'case "$2" in csd_lib) shift 2; set -- {path} "$@";; esac'
-    python.write_text(f'#!/bin/sh\n{kit}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
 
     def start(command, who):
+        assert not set(command) & set("$`|&;<>(){}*?~#!\\"), "only a shell can read this"
+        settings, arguments = command.split("python ")
+        words = shlex.split(arguments)
+        if words[:2] == ["-m", "csd_lib"]:
+            words[:2] = [path]
+        set_here = dict(word.split("=", 1) for word in shlex.split(settings))
         (tmp_path / who / "data").mkdir(parents=True, exist_ok=True)
-        return subprocess.Popen(
-            ["bash", "-c", f"exec env {command}"],
-            **dict(cwd=tmp_path / who, env=environment, text=True),
-            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE),
-        )
+        return warm.Python(*words, env={**os.environ, **set_here}, cwd=tmp_path / who)
 
     def run(command, who):
         process = start(command, who)

@@ -1,13 +1,7 @@
 """Precision, and what a CUDA graph needs: a step that can be rehearsed without leaving a trace.
 
-There is no GPU where these tests run, so the capture itself is checked on a stand-in; the rehearsal
-and everything that the graph replays are the real ones.
+How a run on a GPU uses it is in ``test_cuda_path``.
 """
-
-import contextlib
-from collections import defaultdict
-from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -105,92 +99,6 @@ def test_training_after_a_rehearsal_gives_the_same_bits(loop, two_tasks):
     )
 
 
-class StandInGraph:
-    """Records the step given to it and replays it, as a CUDA graph does with its kernels."""
-
-    replays: ClassVar[dict] = defaultdict(int)
-
-    def register_generator_state(self, generator):
-        self.generator = generator
-
-    def replay(self):
-        StandInGraph.replays[self] += 1
-        self.recorded()
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Run the capturing code on a CPU: recording a step keeps it instead of its kernels."""
-    StandInGraph.replays = defaultdict(int)
-
-    class Stream:
-        def wait_stream(self, other):
-            pass
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
-    recording = []
-
-    @contextlib.contextmanager
-    def graph(stand_in):
-        recording.append(stand_in)
-        yield
-        recording.pop()
-
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-
-    class Captured(CapturedStep):
-        def __init__(self, step, step_state):
-            def record_or_run(batch):
-                if recording:
-                    recording[-1].recorded = lambda: step(batch)
-                else:
-                    step(batch)
-
-            super().__init__(record_or_run, step_state)
-
-    return Captured
-
-
-def with_captured_steps(monkeypatch, capture):
-    """Let train() capture its steps, which it refuses without a GPU."""
-
-    class Capturing(training.TaskTraining):
-        def __init__(self, student, teacher, tasks, config, *rest):
-            real = config.batch_size == 64  # and not the tiny run of a fingerprint
-            super().__init__(student, teacher, tasks, replace(config, cuda_graph=real), *rest)
-
-    monkeypatch.setattr(training, "CapturedStep", capture)
-    monkeypatch.setattr(training, "TaskTraining", Capturing)
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_captured_run_equals_an_eager_one(digits, monkeypatch, stand_in, tmp_path, resume):
-    """Short last batches, a graph per batch size, a new capture for every task, and a resume."""
-    config = TrainConfig(epochs=2, crop_padding=1, device="cpu")
-    eager = train(config, digits, progress=False)
-    captured = []
-
-    def capture(step, step_state):
-        captured.append(stand_in(step, step_state))
-        return captured[-1]
-
-    with_captured_steps(monkeypatch, capture)
-    if resume:
-        train(config, digits, folder=tmp_path, stop_after=1, progress=False)
-    again = train(config, digits, folder=tmp_path if resume else None, progress=False)
-    for a, b in zip(eager.models, again.models, strict=True):
-        assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
-    steps = [r["loss"] for r in eager.history]
-    assert steps == [r["loss"] for r in again.history]
-    sizes = [set(c.graphs) for c in captured]
-    counts = [len(task.train_labels) for task in eager.tasks]
-    assert sizes == [{64, count % 64} for count in counts]
-    assert sum(StandInGraph.replays.values()) == 2 * sum(-(-count // 64) for count in counts)
-
-
 def test_learning_rate_is_set_in_place_where_a_graph_would_read_it():
     rate = torch.zeros(())
     optimizer = torch.optim.Adam(
@@ -242,38 +150,3 @@ def test_a_scaled_loss_gives_the_same_step(two_tasks):
         results.append(student.state_dict())
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value)
-
-
-@pytest.mark.parametrize("method", ["csd", "mmd", "fecd", "ce+triplet+csd_paper"])
-def test_a_step_never_asks_the_device_for_a_value(digits, monkeypatch, method):
-    """Each such question would make the host wait for the GPU, and cannot be captured."""
-    questions = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu")
-    indices = ("nonzero", "masked_select", "unique")
-    steps = []
-
-    class Watched:
-        """Takes the place of the captured step, and refuses questions while it runs."""
-
-        def __init__(self, step, step_state):
-            self.step = step
-
-        def __call__(self, batch):
-            with pytest.MonkeyPatch.context() as patch:
-                for name in (*questions, *indices):
-                    patch.setattr(torch.Tensor, name, refuse(name))
-                for name in indices:
-                    patch.setattr(torch, name, refuse(name))
-                self.step(batch)
-                with pytest.raises(AssertionError, match=r"item was called"):
-                    batch.sum().item()
-            steps.append(len(batch))
-
-    def refuse(name):
-        def asked(*arguments, **named):
-            raise AssertionError(f"{name} was called inside a step")
-
-        return asked
-
-    with_captured_steps(monkeypatch, Watched)
-    train(TrainConfig(epochs=1, device="cpu", method=method), digits, progress=False)
-    assert len(steps) == 20

@@ -1,7 +1,6 @@
 """What happens to a run when processes are killed, disks fill up and folders vanish under it."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -12,6 +11,7 @@ import time
 
 import pytest
 import torch
+import warm
 from disturbed import (
     SETTINGS,
     command,
@@ -21,17 +21,15 @@ from disturbed import (
     train_in_each,
 )
 from jupyter_client import KernelManager
+from jupyter_client.provisioning import local_provisioner
+from warm import PROCESSES
 
 from csd_lib import InputError, course, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
 
-PROCESSES = multiprocessing.get_context("forkserver")  # each starts from a fresh, small process
-# torch._dynamo: the first optimiser imports it, which takes longer than such a run.
-PRELOADED = ["csd_lib.commands", "csd_lib.experiment", "sklearn.datasets", "torch._dynamo"]
-PROCESSES.set_forkserver_preload(PRELOADED)
 KILLS = int(os.environ.get("CSD_KILLS", "15"))
-LIMIT = 120  # seconds; what waits longer hangs, however busy the machine is
+LIMIT = 600  # seconds; what waits longer hangs, however busy the machine is
 COMMAND = ["train", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 
 
@@ -283,7 +281,10 @@ print("own", run.matrix.own.tolist())
 """
 
 
-def test_mistakes_ctrl_c_and_a_restarted_kernel_are_one_line_and_lose_no_epoch(tmp_path):
+def test_mistakes_ctrl_c_and_a_restarted_kernel_are_one_line_and_lose_no_epoch(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(local_provisioner, "launch_kernel", warm.kernel)
     kernel = Kernel(tmp_path / "one")
     initial, csd = (tmp_path / "one" / pattern for pattern in ("*-initial-*", "*-csd-*"))
     try:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import random
 import threading
 import time
@@ -11,20 +10,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from disturbed import hold
+from warm import PROCESSES
 
 from csd_lib import InputError, archive, files
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["csd_lib.files"])
-
-
 # --- the lock --------------------------------------------------------------------------------
-
-
-def hold(folder, inside, leave):
-    with files.only_one(folder, "sleeping"):
-        inside.set()
-        leave.wait(60)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +50,7 @@ EXEMPT_ROOMS = {
     "watch": "a part of the training loop: its arguments were checked when the run began",
     "metric_learning": "takes what a user gives another library: see tests/integrations",
     "avalanche": "the same; that library is not here",
+    "loggers": "takes a config and a name that the command line has checked; see test_loggers",
     "fingerprint": "takes the config and the images of a run, which were checked before",
 }
 _WHY_EXEMPT = {
@@ -59,13 +60,19 @@ _WHY_EXEMPT = {
         model.Block model.Block.forward model.Network model.Network.normalize_images
         model.Network.backbone model.ResNet.backbone model.NormalizedHead
         model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_
-        networks.make_network networks.network_from_state networks.load_state""",
+        networks.make_network networks.network_from_state networks.load_state
+        networks.Published networks.Published.statistics networks.check_name
+        networks.import_network networks.input_size networks.weights_sha256
+        model.Network.add_embedding model.Network.top_and_backbone
+        model.Network.freeze_backbone model.Network.train""",
     "made, or called, by the library only": """
         data.Task data.Dataset.sha256 datasets.DatasetSpec methods.Outputs methods.Term
         methods.Method methods.Method.term_names methods.Method.loss_terms
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun
         published.Experiment config.TrainConfig.first_task config.TrainConfig.key
         config.TrainConfig.settings config.TrainConfig.learns_later widgets.Recording
+        config.TrainConfig.schedule_length config.TrainConfig.epochs_to_run
+        retrieval.RetrievalMatrix.in_first_gallery
         widgets.Control.pairs checkers.Mistake checkers.Verdict session.Stopped
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
         report.Group report.are_current report.grouped report.describe report.table_rows
@@ -76,7 +83,8 @@ _WHY_EXEMPT = {
         ledger.Cell.place_to_write ledger.Cell.epochs_done ledger.Cell.state
         ledger.passes_left ledger.hours_left""",
     "a part of the training loop: its arguments were checked when the run began": """
-        engine.adam engine.set_learning_rate engine.load_optimizer engine.StepState
+        engine.on_device numerics.true_float32 numerics.tf32 numerics.without_autocast
+        engine.make_optimizer engine.set_learning_rate engine.load_optimizer engine.StepState
         engine.StepState.put_back engine.CapturedStep engine.CapturedStep.rehearse
         engine.Precision.autocast engine.Precision.switches engine.flushes_denormals
         train.training_step train.TaskTraining train.TaskTraining.eager_step
@@ -88,7 +96,8 @@ _WHY_EXEMPT = {
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """
-        train.train experiment.run_experiment experiment.run_name experiment.run_folder
+        train.train train.load_images train.check_images datasets.get_spec datasets.is_path
+        experiment.run_experiment experiment.run_name experiment.run_folder
         experiment.load_run
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
         ledger.render_plan ledger.reproduce ledger.write_record ledger.find_record
@@ -206,6 +215,13 @@ def groups():
     return comparison.paper_groups(records())
 
 
+def components():
+    """Two recipes of the experiment figure5, which differ in one term."""
+    configs = [TrainConfig(method=method, dataset="cifar100") for method in ("ce", "ce+kd")]
+    made = [replace(records()[0], config=config) for config in configs]
+    return comparison.tables(comparison.paper_groups(made)[0])[-1]
+
+
 def table():
     return comparison.tables(groups()[0])[0]
 
@@ -267,16 +283,32 @@ CALLS = {
     "config.TrainConfig": lambda: vars(TrainConfig()).copy(),
     "retrieval.embed": lambda: dict(model=model(), images=digits().test_images[:4], batch_size=2),
     "retrieval.wrong_before_right": lambda: dict(
-        queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS
+        queries=features(),
+        query_labels=LABELS,
+        gallery=features(),
+        gallery_labels=LABELS,
+        same_images=False,
     ),
     "retrieval.recall_at_k": lambda: dict(
-        queries=features(), query_labels=LABELS, gallery=features(), gallery_labels=LABELS, ks=(1,)
+        queries=features(),
+        query_labels=LABELS,
+        gallery=features(),
+        gallery_labels=LABELS,
+        ks=(1,),
+        same_images=False,
     ),
-    "retrieval.RetrievalMatrix": lambda: dict(own=MATRIX, seen=MATRIX, accuracy=MATRIX),
+    "retrieval.RetrievalMatrix": lambda: dict(
+        own=MATRIX, seen=MATRIX, accuracy=MATRIX, old_gallery=MATRIX
+    ),
+    "retrieval.nearest": lambda: dict(
+        queries=features(), gallery=features(seed=1), k=2, same_images=False
+    ),
     "retrieval.retrieval_matrix": lambda: dict(models=[model()], tasks=tasks()),
     "retrieval.average": lambda: dict(matrix=MATRIX),
     "retrieval.forgetting": lambda: dict(matrix=MATRIX),
     "retrieval.backward_transfer": lambda: dict(matrix=MATRIX),
+    "retrieval.average_compatibility": lambda: dict(old_gallery=MATRIX),
+    "retrieval.average_multi_model": lambda: dict(old_gallery=MATRIX),
     "engine.pick_device": lambda: dict(name="cpu"),
     "engine.half_precision": lambda: dict(device=torch.device("cpu")),
     "engine.Precision": lambda: dict(name="fp32", device=torch.device("cpu")),
@@ -306,6 +338,12 @@ CALLS = {
     "comparison.tables": lambda: dict(group=groups()[0]),
     "comparison.paper_rows": lambda: dict(table=table(), gallery="own"),
     "comparison.claim_rows": lambda: dict(table=table(), gallery="own"),
+    "comparison.difference_rows": lambda: dict(table=table(), gallery="own"),
+    "comparison.term_rows": lambda: dict(table=table(), gallery="own"),
+    "comparison.term_effects": lambda: dict(table=table(), gallery="own"),
+    "comparison.paired": lambda: dict(differences=[0.1, 0.2]),
+    "comparison.render_table": lambda: dict(table=table(), markdown=False),
+    "figures.term_effects": lambda: dict(table=components(), gallery="own"),
     "comparison.render_paper": lambda: dict(groups=groups(), markdown=False),
     "plots.show": lambda: dict(figure=plt.figure(), description="a figure"),
     "plots.image_rows": lambda: dict(rows=[("a", digits().test_images[:2])], titles=["x", "y"]),
@@ -340,6 +378,10 @@ CALLS = {
         query_names=["0"],
         row_labels=["a row"],
     ),
+    **{
+        f"plots.{name}": lambda: dict(of=digits(), queries=[0], found={"a network": [[1, 2]]})
+        for name in ("search_pictures", "search_words")
+    },
     "figures.method_curves": lambda: dict(
         values={"csd": MATRIX}, ylabel="y", title="", xlabels=["1", "2"]
     ),
@@ -428,6 +470,13 @@ def allowed_for_a_loss(parameters):
 
 
 LOSSES_ALLOW = {name: allowed_for_a_loss(found) for name, found in LOSS_FUNCTIONS.items()}
+SEARCHES = dict(
+    queries=MATRICES,
+    query_labels=ANY_LABELS,
+    gallery=MATRICES,
+    gallery_labels=ANY_LABELS,
+    same_images={"True"},
+)
 ALLOWED = {
     "data.Dataset": dict(name=TEXTS),
     "datasets.load_dataset": dict(root={"None", "empty text", "text"}),
@@ -453,8 +502,14 @@ ALLOWED = {
         **LOSS_SETTINGS,
         preset={"None"},
         class_order_seed={"0", "None"},
+        image_size={"None"},
+        weights={"None"},
+        embedding={"None"},
+        backbone_rate=WEIGHT,
         depth={"None"},
         epochs={"None"},
+        later_epochs={"None"},
+        stop_at_epoch={"None"},
         batch_size={"None"},
         learning_rate={"None", "half"},
         later_learning_rate={"None", "half"},
@@ -471,11 +526,14 @@ ALLOWED = {
         device=TEXTS,
         cuda_graph={"True"},
     ),
-    "retrieval.wrong_before_right": dict(
-        queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
-    ),
-    "retrieval.recall_at_k": dict(
-        queries=MATRICES, query_labels=ANY_LABELS, gallery=MATRICES, gallery_labels=ANY_LABELS
+    "retrieval.wrong_before_right": SEARCHES,
+    "retrieval.recall_at_k": SEARCHES,
+    "retrieval.RetrievalMatrix": dict(old_gallery={"None"}),
+    "comparison.render_table": dict(markdown={"True"}),
+    "retrieval.nearest": dict(
+        queries=MATRICES | {"wrong length"},
+        gallery=MATRICES | {"wrong length"},
+        same_images={"True"},
     ),
     "retrieval.average": dict(matrix=TABLES),
     "retrieval.forgetting": dict(matrix=TABLES),

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import warm
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -33,7 +34,7 @@ ORDER = [
     ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
     *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
-    *("integrations.metric_learning", "integrations.avalanche"),
+    *("integrations.metric_learning", "integrations.avalanche", "integrations.loggers"),
 ]
 # What Google Colab has: installing the kit there must change none of it.
 COLAB = {
@@ -116,12 +117,14 @@ def test_the_library_imports_quickly_and_without_plotting_or_umap():
         "'pytorch_metric_learning', 'avalanche'}\n"
         "print(seconds, *heavy & set(sys.modules))"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    seconds = min(float(run.stdout.split()[0]) for run in runs)
-    assert runs[0].stdout.split()[1:] == [] and seconds < 0.3
+    command = [sys.executable, "-c", code]
+    for _ in range(3):  # on a busy machine the first may be slow
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, *imported = done.stdout.split()
+        assert imported == []
+        if float(seconds) < 0.3:
+            return
+    pytest.fail(f"{seconds} s")
 
 
 @pytest.mark.parametrize(
@@ -246,6 +249,5 @@ def test_the_readme_is_one_screen_and_leads_to_every_page():
 
 
 def test_the_readmes_tables_are_rendered_from_the_records():
-    check = [sys.executable, ROOT / "tools" / "readme.py", "--check"]
-    done = subprocess.run(check, capture_output=True, text=True)
+    done = warm.run(ROOT / "tools" / "readme.py", "--check")
     assert done.returncode == 0, done.stderr

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+import warm
 
 import csd_lib.train as training
 from csd_lib import InputError, checks, datasets, engine, losses, model, retrieval, runs
@@ -212,7 +211,8 @@ def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_pa
     whole = run_experiment(config, digits, progress=False)
     train(config, digits, folder=tmp_path / "half", stop_after=1, progress=False)
     script = (
-        "import json, sys\n"
+        "import json, sys, torch\n"
+        "torch.set_num_threads(1)\n"
         "from csd_lib.config import TrainConfig\n"
         "from csd_lib.experiment import run_experiment\n"
         "import csd_lib\n"
@@ -224,18 +224,8 @@ def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_pa
         "        progress=False, on_epoch=lambda history, student: epochs.append(1))\n"
         "    print(json.dumps([len(epochs), run.matrix.seen.tolist(), run.record.fingerprint]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path],
-        cwd=tmp_path,
-        env={
-            "PYTHONPATH": str(tmp_path),
-            "OMP_NUM_THREADS": "1",
-            "PATH": "/usr/bin:/bin",
-            "CSD_RUNS": str(tmp_path / "runs"),
-        },
-        capture_output=True,
-        text=True,
-    )
+    environment = {"PYTHONPATH": tmp_path, "PATH": "/usr/bin:/bin", "CSD_RUNS": tmp_path / "runs"}
+    done = warm.run("-c", script, tmp_path, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     finished, half = map(json.loads, done.stdout.splitlines())
     expected = [whole.matrix.seen.tolist(), whole.record.fingerprint]

@@ -3,21 +3,23 @@
 import importlib
 import os
 import re
-import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from warm import run_notebook
 
 from csd_lib import course
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+CHECKS = ROOT / "tests" / "notebook_checks"  # what each chapter says, as code for its own kernel
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+CHAPTERS = [path for path in NOTEBOOKS if path.stem >= "01"]
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 
 def cells(path, kind):
@@ -31,6 +33,7 @@ def images(path):
 
 def test_the_notebooks_are_those_of_the_course():
     assert [path.stem for path in NOTEBOOKS] == [
+        "00_forgetting_in_a_minute",
         "01_data_splits",
         "02_first_task",
         "03_distilling_later_tasks",
@@ -50,21 +53,18 @@ def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path, made_
 
     What one notebook has trained with ``session.run``, the next one loads; that saves minutes.
     """
-    shutil.copy(path, tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    if path in CHAPTERS:
+        source = (CHECKS / f"{path.stem}.py").read_text("utf-8")
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
+    nbformat.write(notebook, tmp_path / path.name)
     shared = "session.run(" in path.read_text("utf-8")
     runs_folder = made_once("runs", lambda folder: None) if shared else tmp_path / "runs"
     environment = {**os.environ, "CSD_MODE": "smoke", "CSD_RUNS": str(runs_folder)}
-    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", path.name],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = run_notebook(path.name, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout[-6000:]
     summary = done.stdout.strip().splitlines()[-1]
-    assert f"{len(cells(path, 'code'))} passed" in summary
+    assert f"{len(cells(tmp_path / path.name, 'code'))} passed" in summary
     assert not re.search("skipped|xfailed|xpassed|failed", summary)
 
 
@@ -90,17 +90,52 @@ def test_committed_outputs_are_complete_and_belong_to_this_code(path, fingerprin
 @each_notebook
 def test_reads_well(path):
     markdown = "\n".join(cell.source for cell in cells(path, "markdown"))
-    text = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|<details>.*?</details>", "", markdown, flags=re.DOTALL)
     headings = re.findall(r"^(#+) ", text, flags=re.MULTILINE)
     assert headings.count("#") == 1 and headings[0] == "#" and set(headings) <= {"#", "##", "###"}
-    assert "**You will learn**" in text and "**Time**" in text and "\n## Check" in text
-    assert re.search(r"## Questions\n\n1\. .*\n2\. .*\n3\. ", text, flags=re.DOTALL)
+    assert "**You will learn**" in text and "**Time**" in text
+    assert re.search(r"## Questions\n.*\n1\. .*\n2\. .*\n3\. ", text, flags=re.DOTALL)
     assert not re.search(r"\[(here|this|link)\]", text, flags=re.IGNORECASE)
     assert len(re.findall(r"\w+", text)) <= 2500
     lines = [
         sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in cells(path, "code")
     ]
-    assert statistics.median(lines) <= 6 and max(lines) <= 30
+    assert statistics.median(lines) <= 6 and max(lines) <= 12
+
+
+@each_chapter
+def test_a_chapter_is_remembered(path):
+    """It begins with a question on the last one, and ends with five lines and a quiz."""
+    before, *_ = (cell.source for cell in cells(path, "markdown")[1:])
+    assert path == CHAPTERS[0] or re.match(
+        r"\*\*From the last chapter\.\*\* .*\?", before, re.DOTALL
+    )
+    text = "\n\n".join(cell.source for cell in cells(path, "markdown"))
+    lines = re.search(r"## Take away\n\n(.+?)\n\n", text + "\n\n", re.DOTALL)[1]
+    assert len(re.findall(r"^\* ", lines, re.MULTILINE)) == 5
+    quiz = re.search(r"## Quiz\n(.+?)## Questions", text, re.DOTALL)[1]
+    questions = re.split(r"^\*\*\d\.\*\* ", quiz, flags=re.MULTILINE)[1:]
+    assert len(questions) >= 3
+    for question in questions:
+        options = re.findall(
+            r"<summary>[a-d]\) .+?</summary>\n\n([✓✗]) (.+?)\n\n</details>", question
+        )
+        assert len(options) >= 3 and [mark for mark, _ in options].count("✓") == 1
+        assert all(len(why.split()) >= 5 for _, why in options), "each answer says why"
+
+
+@each_chapter
+def test_a_chapter_says_how_long_it_takes_and_has_an_exercise_inside(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    heads = importlib.import_module("heads")
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0].source
+    assert f"**Time**: {heads.reading_minutes(notebook)} minutes to read" in first
+    assert f"and {heads.exercise_minutes(notebook)} for the exercises inside" in first
+    assert heads.exercise_minutes(notebook) >= 10
+    longer = nbformat.from_dict(notebook)
+    longer.cells.append(nbformat.v4.new_markdown_cell("word " * 600))
+    assert heads.reading_minutes(longer) - heads.reading_minutes(notebook) == 10
 
 
 @each_notebook
@@ -110,10 +145,10 @@ def test_every_figure_has_a_description_and_the_file_stays_small(path):
     assert images(path) and path.stat().st_size <= 400_000
 
 
-@each_notebook
-def test_every_notebook_checks_the_numbers_it_quotes(path):
-    source = "\n".join(cell.source for cell in cells(path, "code"))
-    assert source.count("session.check(") >= 5
+@each_chapter
+def test_what_a_chapter_says_is_checked(path):
+    source = (CHECKS / f"{path.stem}.py").read_text("utf-8")
+    assert source.count("session.check(") + source.count("assert ") >= 8
     assert "nbval-skip" not in path.read_text() and "raises-exception" not in path.read_text()
 
 

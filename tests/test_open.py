@@ -4,11 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -90,10 +89,7 @@ def csd(copy, tmp_path):
         names = {"PYTHONPATH": copy, "CSD_RUNS": tmp_path / "runs", "COLUMNS": "100"}
         environment = {**os.environ, **{k: str(v) for k, v in names.items()}}
         environment["CSD_RESULTS"] = str(tmp_path / "records")
-        command = [sys.executable, "-m", "csd_lib", *arguments]
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = warm.run("-m", "csd_lib", *arguments, cwd=copy, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
@@ -135,9 +131,7 @@ def test_its_tests_try_the_new_loss_setting_and_options_by_themselves(copy, tmp_
         "tests/test_properties.py::test_configs_have_different_names_exactly_if_they_differ_in_what_is_read",
         "tests/test_train.py::test_every_method_learns_and_leaves_a_model_per_stage[cos]",
     ]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    command = ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "CSD_EXAMPLES": "20"}
-    done = subprocess.run(
-        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run(*command, cwd=copy, env=environment)
     assert done.returncode == 0 and "8 passed" in done.stdout, done.stdout[-3000:]

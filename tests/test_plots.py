@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
+from csd_lib import InputError
 from csd_lib.course import plots
 from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.model import ResNet
@@ -22,6 +23,14 @@ NAMES = [str(digit) for digit in range(10)]
 HISTORY = [
     dict(task=t, epoch=e, **dict.fromkeys(figures.TERM_STYLE, 1)) for t in (0, 1) for e in (0, 1)
 ]
+
+
+def a_search(dataset):
+    """Two queries, a 0 and a 1, and the images of other numbers that two networks find."""
+    of = [(dataset.test_labels == label).nonzero().flatten().tolist() for label in range(4)]
+    before = [[of[0][1], of[0][2]], [of[1][1], of[1][2]]]
+    after = [[of[1][0], of[0][3]], [of[2][0], of[3][0]]]
+    return [of[0][0], of[1][0]], {"before": before, "after": after}
 
 
 def random_maps():
@@ -53,6 +62,7 @@ FIGURES = {
         "01",
         ["first\nrow", "second\nrow"],
     ),
+    "search_pictures": lambda d, t: plots.search_pictures(d, *a_search(d)),
     "method_curves": lambda d, t: figures.method_curves(
         {name: np.random.rand(2, 3) for name in METHODS}, "y", "title", "abc"
     ),
@@ -160,6 +170,46 @@ def test_the_style_of_a_known_name_does_not_depend_on_others():
             assert {key: found[key] for key in own} == own
 
 
+def test_a_search_says_what_is_right_by_a_mark_and_by_colour_and_names_what_is_wrong(digits, style):
+    queries, found = a_search(digits)
+    figure = plots.search_pictures(digits, queries, found)
+    drawn = [axis for axis in figure.axes if axis.images and "query" not in axis.get_title()]
+    titles = [axis.get_title() for axis in drawn]
+    assert titles == ["✓", "✓", "✗ 1", "✓", "✓", "✓", "✗ 2", "✗ 3"]
+    shown = [np.asarray(axis.images[0].get_array()) for axis in drawn]
+    numbers = [n for block in (0, 1) for rows in found.values() for n in rows[block]]
+    for picture, number in zip(shown, numbers, strict=True):
+        assert np.array_equal(picture, digits.test_images[number, 0])
+    colors = {(t[0], to_hex(a.title.get_color())) for t, a in zip(titles, drawn, strict=True)}
+    assert len(colors) == 2  # one colour for each mark
+    words = plots.search_words(digits, queries, found)
+    assert words == (
+        "query 0. before: 2 of 2 right; after: 1 of 2 right, but also 1. "
+        "query 1. before: 2 of 2 right; after: 0 of 2 right, but also 2, 3."
+    )
+
+
+def test_a_search_can_be_drawn_in_a_task_of_its_own(two_tasks, style):
+    new = two_tasks[1]  # its labels do not begin at 0
+    words = plots.search_words(new, [0], {"network": [[0, 1]]})
+    names = [new.class_names[new.test_labels[i] - 5] for i in (0, 1)]
+    assert words == f"query {names[0]}. network: 1 of 2 right, but also {names[1]}."
+
+
+@pytest.mark.parametrize(
+    "queries, found, words",
+    [
+        ([0, 1], {"a": [[1, 2]]}, "1 rows for 2 queries"),
+        ([0], {"a": [[1, 2]], "b": [[1]]}, "equally many"),
+        ([0], {"a": [[1, 602]]}, "0 to 601"),
+        ([0], {"a": [[1, 1.5]]}, "0 to 601"),
+    ],
+)
+def test_a_search_that_cannot_be_drawn_is_refused(queries, found, words, digits):
+    with pytest.raises(InputError, match=words):
+        plots.search_pictures(digits, queries, found)
+
+
 def test_arrows_on_a_map_run_from_the_old_centre_of_a_class_to_the_new(style):
     maps, labels = random_maps(), torch.arange(10).repeat(4)
     before, after = plots.drift_maps(maps, labels, NAMES, start="before").axes
@@ -178,3 +228,30 @@ def test_live_curves_take_what_training_hands_over(style, monkeypatch):
     plots.LiveCurves(seconds=0)(HISTORY, ResNet(8, 5, 1))
     plots.LiveCurves(seconds=1000)(HISTORY, ResNet(8, 5, 1))
     assert len(shown) == 1
+
+
+def test_equal_points_stand_side_by_side_and_a_single_group_names_its_methods(style):
+    runs = {"csd": [90.0, 90.0, 90.0], "lwf": [80.0, 81.0, 82.0]}
+    alone = plots.grouped_points({"digits": runs}, "y", bars=False).axes[0]
+    places = [
+        points.get_offsets() for points in alone.collections if len(points.get_offsets()) == 3
+    ]
+    assert [len(np.unique(of_method[:, 0])) for of_method in places] == [3, 3]
+    assert [tick.get_text() for tick in alone.get_xticklabels()] == ["CSD", "LwF"]
+    assert alone.get_legend() is None and alone.get_xlabel() == "digits"
+    both = plots.grouped_points({"old": runs, "new": runs}, "y").axes[0]
+    assert [tick.get_text() for tick in both.get_xticklabels()] == ["old", "new"]
+    assert [text.get_text() for text in both.get_legend().get_texts()] == ["CSD", "LwF"]
+
+
+@pytest.mark.parametrize("second", [(1.2, 0.1), (0.4, 1.2), (-1.2, 0.4), (0.2, -1.3)])
+def test_names_of_neighbours_on_a_map_do_not_lie_on_each_other(style, second):
+    centers = np.array([(0, 0), second, (8, 8), (-8, 8), (8, -8)], dtype=float)
+    labels = torch.arange(5).repeat(4)
+    names = ["bear", "beaver", "apple", "aquarium fish", "baby"]
+    figure = plots.drift_maps({"now": np.tile(centers, (4, 1))}, labels, names, start="now")
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 5
+    for i, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[:i])

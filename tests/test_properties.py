@@ -827,7 +827,7 @@ FIELDS = {
     "seed": seeds,
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:1", "mps"]),
     "precision": st.sampled_from(["fp32", "tf32", "amp"]),
-    "cuda_graph": st.booleans(),
+    "cuda_graph": st.sampled_from(["auto", "true", "false"]),
     **{
         setting.name: temperatures if "temperature" in setting.name else weights
         for setting in fields(LossSettings)

@@ -18,6 +18,7 @@ from csd_lib.retrieval import (
     backward_transfer,
     embed,
     forgetting,
+    nearest,
     recall_at_k,
     retrieval_matrix,
     wrong_before_right,
@@ -240,3 +241,43 @@ def test_a_network_that_returns_one_tensor_is_refused(count):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     with pytest.raises(InputError, match="it must be features, logits"):
         embed(network, torch.zeros(count, 1, 2, 2))
+
+
+def test_the_nearest_images_by_hand():
+    angles = torch.tensor([0.0, 10, 50, 90]).deg2rad()
+    points = torch.stack([angles.cos(), angles.sin()], dim=1)
+    assert nearest(points, points, k=3).tolist() == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 1]]
+    assert nearest(points, points, k=2, same_images=True).tolist() == [
+        *([1, 2], [0, 2], [1, 3], [2, 1])  # 50 and 90 degrees are equally far from each other
+    ]
+    # Twice as long, so that a dot product would prefer it.
+    assert nearest(points[:1], torch.cat([2 * points[2:], points[1:2]]), k=1).tolist() == [[2]]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_nearest_image_is_a_hit_exactly_if_recall_at_1_says_so(ties):
+    features, labels = map(torch.from_numpy, random_case(3, ties))
+    found = nearest(features, features, k=39, same_images=True)
+    assert all(sorted([*row, i]) == [*range(40)] for i, row in enumerate(found.tolist()))
+    right = labels[found] == labels[:, None]
+    counts = wrong_before_right(features, labels)
+    for row, count in zip(right, counts, strict=True):
+        if count >= 0:
+            first = int(row.int().argmax())
+            assert first == count or (ties and first > count)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(gallery=torch.ones(5, 4)), "networks of one kind"),
+        (dict(gallery=torch.ones(4, 3)), "the same images"),
+        (dict(gallery=torch.full((5, 3), torch.nan)), "gallery"),
+        (dict(k=5), "k=5"),  # itself is not found
+    ],
+)
+def test_a_search_for_the_nearest_refuses_what_it_cannot_answer(change, words):
+    call = dict(queries=torch.ones(5, 3), gallery=torch.ones(5, 3), k=4, same_images=True)
+    nearest(**call)
+    with pytest.raises(InputError, match=words):
+        nearest(**{**call, **change})

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.quiver import Quiver
+from warm import run_notebook
 
 from csd_lib import InputError
 from csd_lib.course import widgets
@@ -460,14 +459,7 @@ def test_the_notebook_gate_sees_errors_of_controls(tmp_path):
     cells = [nbformat.v4.new_code_cell(source.strip()) for source in CELLS.split("---")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "controls.ipynb")
     environment = {name: value for name, value in os.environ.items() if name != "CSD_WIDGETS"}
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "controls.ipynb"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = run_notebook("controls.ipynb", cwd=tmp_path, env=environment)
     assert "2 failed, 2 passed" in done.stdout, done.stdout[-3000:]
     assert done.stdout.count("level 2 is broken") >= 2
 

@@ -29,10 +29,12 @@ from csd_lib.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 # Patterns as in Path.match: a star stands for any name, but not for a folder's slash.
 STUDENT = (
-    *("README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"),
+    *("constraints.txt", "environment.yml", "csd_lib/py.typed"),
     *("Dockerfile", ".dockerignore", ".gitignore", "csd_lib/*.py", "csd_lib/*/*.py"),
     *(
         "csd_lib/*/*/*.py",
+        "csd_lib/embedded/*",
         "docs/*.png",
         "docs/*.md",
         "data/README.md",
@@ -41,7 +43,8 @@ STUDENT = (
     ),
     *("data/results/*/*/results.json", "data/results/*/*/features.npz"),
     *("notebooks/*.ipynb", "notebooks/ruff.toml", "notebooks/exercises/*.ipynb"),
-    *("notebooks/PAPER_TO_CODE.md", "benchmarks/*", "tools/run_notebooks.py"),
+    *("notebooks/PAPER_TO_CODE.md", "notebooks/GLOSSARY.md", "notebooks/RELATED_WORK.md"),
+    *("notebooks/CAPSTONE.md", "benchmarks/*", "tools/run_notebooks.py"),
 )
 INSTRUCTOR = (
     *STUDENT,

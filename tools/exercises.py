@@ -1,17 +1,21 @@
-"""Make the students' copies of the exercises from the solved notebooks.
+"""Make the students' copies of the exercises, and those inside chapters, from the solved notebooks.
 
-    python tools/exercises.py                            # what `make exercises` does
+    python tools/exercises.py                            # part of `make notebooks`
     python tools/exercises.py --check                    # fail if a copy is not up to date
     python tools/exercises.py --graded FOLDER            # copies without folded solutions
 
 The solved notebooks in notebooks/solutions are the only source. nbgrader clears what stands between
 BEGIN SOLUTION and END SOLUTION, and the written answers; the code goes into the folded cell below.
+
+A chapter has an exercise where one of its cells has the id core-2-2: that cell and the three after
+it (stub, checker, hints with the folded solution) are those of exercise 2.2.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -21,7 +25,8 @@ from nbformat import NotebookNode
 from nbgrader.preprocessors import ClearSolutions
 
 ROOT = Path(__file__).resolve().parent.parent
-SOLVED, STUDENT = ROOT / "notebooks" / "solutions", ROOT / "notebooks" / "exercises"
+CHAPTERS = ROOT / "notebooks"
+SOLVED, STUDENT = CHAPTERS / "solutions", CHAPTERS / "exercises"
 STUB = "# Your code here, in place of the dots.\n..."
 MARK = "<!-- solution -->"
 FOLDED_SOLUTION = f"<details>\n<summary>Solution</summary>\n\n{MARK}\n\n</details>"
@@ -54,6 +59,63 @@ def student_copy(solved: NotebookNode, graded: bool = False) -> NotebookNode:
     return notebook
 
 
+def places() -> dict[str, str]:
+    """Return which chapter holds which exercise: a file's name by the exercise's number."""
+    found = {}
+    for path in sorted(CHAPTERS.glob("*.ipynb")):
+        for number in re.findall(r'"id": "core-(\d)-(\d)"', path.read_text("utf-8")):
+            found[".".join(number)] = path.name
+    return found
+
+
+def say_where(notebook: NotebookNode) -> None:
+    """Say in a student's copy which exercises stand in a chapter, too."""
+    chapters = places()
+    for cell in notebook.cells:
+        number = re.match(r"## Exercise (\S+):", cell.source)
+        if cell.cell_type == "markdown" and number and number[1] in chapters:
+            name = chapters[number[1]]
+            heading, rest = cell.source.split("\n", 1)
+            where = f"[notebook {name[1]}](../{name})"
+            cell.source = (
+                f"{heading}\n\n*This one is in {where}, where it matters. If you have solved it "
+                f"there, copy your function.*\n{rest}"
+            )
+
+
+def core_cells(number: str) -> list[NotebookNode]:
+    """Return the four cells of one exercise as they stand in a chapter: card, stub, check, help."""
+    (path,) = SOLVED.glob(f"0{number[0]}*.ipynb")
+    cells = student_copy(nbformat.read(path, as_version=4)).cells
+    name = number.replace(".", "-")
+    start = next(i for i, c in enumerate(cells) if c.source.startswith(f"## Exercise {number}:"))
+    stub = next(i for i, c in enumerate(cells) if c.id == f"solution-{name}")
+    card, answer, check, hints = cells[start], cells[stub], cells[stub + 1], cells[stub + 2]
+    card.source, check.source = "#" + card.source, re.search(r"course\..+", check.source)[0]
+    for cell, part in ((card, ""), (answer, "-answer"), (check, "-check"), (hints, "-help")):
+        cell.id = f"core-{name}{part}"
+    return [card, answer, check, hints]
+
+
+def with_exercises(chapter: NotebookNode) -> NotebookNode:
+    """Return a chapter with the exercises that it names, as the solved notebooks have them."""
+    notebook = copy.deepcopy(chapter)
+    old = {cell.id: cell for cell in notebook.cells}
+    cells = []
+    for cell in notebook.cells:
+        found = re.fullmatch(r"core-(\d)-(\d)", cell.id)
+        if found:
+            cells += core_cells(".".join(found.groups()))
+        elif not cell.id.startswith("core-"):
+            cells.append(cell)
+    for cell in cells:
+        if cell.cell_type == "code" and cell.id.startswith("core-") and cell.id in old:
+            kept = old[cell.id]  # with its outputs
+            cell.update(outputs=kept.outputs, execution_count=kept.execution_count)
+    notebook.cells = cells
+    return notebook
+
+
 def main() -> None:
     """Write the copies, or say which are out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -63,16 +125,24 @@ def main() -> None:
     folder = arguments.graded or STUDENT
     folder.mkdir(parents=True, exist_ok=True)
     stale = {path.name for path in folder.glob("*.ipynb")}
+    made = {}
     for path in sorted(SOLVED.glob("*.ipynb")):
         notebook = student_copy(nbformat.read(path, as_version=4), graded=bool(arguments.graded))
-        text, target = nbformat.writes(notebook) + "\n", folder / path.name
+        if not arguments.graded:
+            say_where(notebook)
+        made[folder / path.name] = notebook
+    if not arguments.graded:
+        for path in sorted(CHAPTERS.glob("*.ipynb")):
+            made[path] = with_exercises(nbformat.read(path, as_version=4))
+    for target, notebook in made.items():
+        text = nbformat.writes(notebook) + "\n"
         if target.is_file() and target.read_text(encoding="utf-8") == text:
-            stale.discard(path.name)
+            stale.discard(target.name)
         elif arguments.check:
-            stale.add(path.name)
+            stale.add(target.name)
         else:
             target.write_text(text, encoding="utf-8")
-            stale.discard(path.name)
+            stale.discard(target.name)
     if stale:
         sys.exit(f"error: {', '.join(sorted(stale))} in {folder}: not what is in {SOLVED.name}")
 

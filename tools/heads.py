@@ -1,15 +1,16 @@
-"""Write the same head into every notebook: the link to Google Colab and the set-up cell.
+"""Write the same head into every notebook: the way to Google Colab and the set-up cell.
 
     python tools/heads.py            # write them (make heads)
     python tools/heads.py --check    # exit code 1 if a notebook has another head
 
-Both are made from the repository and the version in csd_lib/__init__.py. All other cells, and all
-outputs, stay as they are.
+Both are made from the repository and the version in csd_lib/__init__.py. A chapter's first cell
+also gets its reading time, from its words and cells. All else, and all outputs, stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -25,29 +26,18 @@ FOLDERS = ("notebooks", "notebooks/exercises", "notebooks/solutions")
 FIRST_LINE = "# Run this first, as often as you like: it finds csd_lib, picks a mode and says why."
 WHEEL = f"csd_lib-{__version__}-py3-none-any.whl"
 SETUP = f"""{FIRST_LINE}
-import importlib.util
-import os
 import sys
 from pathlib import Path
-from subprocess import call
 
-kits = [f for f in Path("x").absolute().parents if (f / "csd_lib/course").is_dir()]
-sys.path[:0] = [str(kit) for kit in kits[:1] if str(kit) not in sys.path]
-if not importlib.util.find_spec("csd_lib"):
-    if "google.colab" not in sys.modules:
-        sys.exit("csd_lib is missing: open this notebook inside the unpacked kit")
-    url = "https://github.com/{REPOSITORY}/releases/download/{TAG}/{WHEEL}"
-    wheel = str([os.getenv("CSD_WHEEL") or url, *Path().glob("csd_lib-*any.whl")][-1])
-    remedy = "upload {WHEEL} to Colab's files and run this again"
-    if "YOUR_ACCOUNT" in wheel:
-        sys.exit(f"This kit has no address (YOUR_ACCOUNT is a placeholder): {{remedy}}")
-    if call([sys.executable, "-m", "pip", "install", "-qq", "--no-deps", wheel]):
-        sys.exit(f"csd_lib cannot be installed from {{wheel}}: {{remedy}}")
-
+kits = [str(f) for f in Path("x").absolute().parents if (f / "csd_lib/course").is_dir()]
+sys.path[:0] = [kit for kit in kits[:1] if kit not in sys.path]
 from csd_lib import course
 from csd_lib.course import plots
 
 session = course.start(keep_in_drive=False)  # True: keeps runs in your Google Drive"""
+# How fast a chapter is read: slowly, with formulas to follow and figures to look at. Chosen so that
+# the first edition's chapters come out near what its reviewer estimated for them, 18 to 57 minutes.
+WORDS_A_MINUTE, CELLS_A_MINUTE = 60, 2
 
 
 def notebook_paths() -> list[Path]:
@@ -56,10 +46,51 @@ def notebook_paths() -> list[Path]:
 
 
 def badge(notebook: NotebookNode, place: str) -> str:
-    """Return a notebook's link to Google Colab, as text: a picture would need a network."""
+    """Return how to open a notebook in Google Colab, as text: a picture would need a network.
+
+    A kit without an address has no link that works, and says so.
+    """
     title = notebook.cells[0].source.splitlines()[0].lstrip("# ").split(":")[0]
+    if REPOSITORY.startswith("YOUR_ACCOUNT/"):
+        return (
+            f"*Google Colab*: this kit is not published yet, so there is no link. Upload this "
+            f"notebook and `{WHEEL}` to Colab, and run `%pip install -q --no-deps {WHEEL}` there "
+            f"before the next cell."
+        )
     address = f"https://colab.research.google.com/github/{REPOSITORY}/blob/{TAG}/{place}"
-    return f"[**Open “{title}” in Google Colab**]({address})"
+    release = f"https://github.com/{REPOSITORY}/releases/download/{TAG}/{WHEEL}"
+    return (
+        f"[**Open “{title}” in Google Colab**]({address}), and run `%pip install -q --no-deps "
+        f"{release}` there before the next cell."
+    )
+
+
+def reading_minutes(notebook: NotebookNode) -> int:
+    """Return how long a chapter takes to read, from its words and code cells, in whole minutes."""
+    texts = [cell.source for cell in notebook.cells[1:] if cell.cell_type == "markdown"]
+    shown = re.sub(r"<details>.*?</details>|\$\$.*?\$\$", "", "\n".join(texts), flags=re.DOTALL)
+    words = len(re.findall(r"[^\W_]+", shown))
+    code = sum(cell.cell_type == "code" for cell in notebook.cells)
+    return round(words / WORDS_A_MINUTE + code / CELLS_A_MINUTE)
+
+
+def exercise_minutes(notebook: NotebookNode) -> int:
+    """Return the minutes that the cards of a notebook's exercises ask for, added up."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    cards = re.findall(r"^#+ Exercise .*?\*\*Time\*\*:\s*(\d+)", text, re.DOTALL | re.MULTILINE)
+    return sum(map(int, cards))
+
+
+def write_time(notebook: NotebookNode) -> None:
+    """Put the measured minutes into a chapter's first cell, where it says **Time**."""
+    line = (
+        f"**Time**: {reading_minutes(notebook)} minutes to read (measured: {WORDS_A_MINUTE} words "
+        f"or {CELLS_A_MINUTE} code cells a minute)"
+    )
+    if minutes := exercise_minutes(notebook):
+        line += f", and {minutes} for the exercises inside"
+    first, old = notebook.cells[0], re.compile(r"\*\*Time\*\*:.*?\.(?= |$)", re.DOTALL)
+    first["source"] = old.sub(f"{line}.", first.source)
 
 
 def write_head(notebook: NotebookNode, place: str) -> None:
@@ -88,6 +119,8 @@ def main() -> None:
         place = path.relative_to(ROOT).as_posix()
         notebook = nbformat.read(path, as_version=4)
         write_head(notebook, place)
+        if path.parent.name == "notebooks":
+            write_time(notebook)
         text = nbformat.writes(notebook) + "\n"
         if text != path.read_text("utf-8"):
             differ.append(place)

@@ -12,23 +12,45 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from csd_lib.methods import get_method
+from csd_lib.data import class_incremental_split
+from csd_lib.datasets import load_dataset
+from csd_lib.methods import METHODS, get_method
 from csd_lib.paper import figures
-from csd_lib.paper.comparison import paper_groups, render_paper
+from csd_lib.paper.comparison import (
+    difference_rows,
+    paper_groups,
+    render_paper,
+    render_table,
+    tables,
+)
 from csd_lib.paper.ledger import load_records
+from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paper.report import (
+    Group,
     changed_settings,
+    describe,
     format_table,
+    grouped,
+    headline,
     load_runs,
     mean_and_sd,
     render,
     variants,
 )
 from csd_lib.record import Record
+from csd_lib.retrieval import recall_at_k, wrong_before_right
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("fine-tuning", "lwf", "mmd", "csd")
+CURVES = ("fine-tuning", "lwf", "mmd", "csd")
+
+
+def is_plain(record: Record) -> bool:
+    """Whether a record is a row of Table 1 with the preset's settings."""
+    return record.config.method in EXPERIMENTS["table1"].methods and not changed_settings(
+        record.config
+    )
 
 
 def between_marks(text: str, mark: str, content: str) -> str:
@@ -98,11 +120,21 @@ def long_and_large() -> str:
     return "".join(f"* {line}\n" for line in lines)
 
 
+def terms_page(groups: list[Group]) -> str:
+    """All experiments on digits but the table of methods, which results.md has."""
+    lines = []
+    for group in groups:
+        found = [table for table in tables(group) if table.name not in ("table1", "")]
+        lines += [line for text in headline(group) if found for line in (text, "")]
+        lines += [line for table in found for line in render_table(table, markdown=True)]
+    return "\n".join(lines)
+
+
 def effect_table(records: list[Record]) -> str:
     """The effect in one table: own classes, and the old gallery."""
     header = ["", "recipe", "seeds", "old classes, before", "after", "new classes", "old gallery"]
     rows = []
-    for row in variants([r for r in records if not changed_settings(r.config)]):
+    for row in variants([r for r in records if is_plain(r) and r.config.method in METHODS]):
         method = get_method(row[0].config.method)
         own = np.array([record.matrix.own for record in row])
         before = mean_and_sd(own[:, 0, 0].tolist()) if own.shape[1] > 1 else "–"
@@ -112,6 +144,40 @@ def effect_table(records: list[Record]) -> str:
     return "\n".join(format_table(header, rows, markdown=True))
 
 
+def fashion_table() -> str:
+    """Both sides of every method on fashion, and raw pixels, as a Markdown table."""
+    records, _ = load_runs(ROOT / "data" / "results" / "fashion")
+    (group,) = grouped(records, "method", "seed")
+    galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
+    header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
+    rows = []
+    for row in variants(group.records):
+        ends = [
+            [np.mean(getattr(record.matrix, kind)[-1, task]) for record in row]
+            for kind, task in galleries
+        ]
+        old = [record.matrix.in_first_gallery() for record in row]
+        title = describe(row[0].config)
+        rows.append([title, str(len(row)), *map(mean_and_sd, ends), mean_and_sd(old)])
+    rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw_pixels()], "–"])
+    lines = format_table([*header, "old gallery"], rows, markdown=True)
+    table = next(table for table in tables(group) if table.name == "table1")
+    differences = format_table(*difference_rows(table, "own"), markdown=True)
+    lines = ["Recall@1 in % after both tasks", "", *lines, ""]
+    lines += ["Differences from CSD, own classes; in points", "", *differences]
+    return "\n".join([*headline(group), "", *lines])
+
+
+def raw_pixels() -> list[float]:
+    """Recall@1 without any network: old, new and both, among own classes, then among all."""
+    tasks = class_incremental_split(load_dataset("fashion"), 2)
+    pixels = [task.test_images.flatten(1).float() for task in tasks]
+    own = [recall_at_k(p, t.test_labels)[1] for p, t in zip(pixels, tasks, strict=True)]
+    hits = wrong_before_right(torch.cat(pixels), torch.cat([t.test_labels for t in tasks])) == 0
+    seen = [part.double().mean().item() for part in hits.split([len(p) for p in pixels])]
+    return [value for pair in (own, seen) for value in (*pair, np.mean(pair))]
+
+
 def main() -> None:
     """Rewrite or check the pages."""
     digits, _ = load_runs(ROOT / "data" / "results" / "digits")
@@ -119,9 +185,11 @@ def main() -> None:
     content = {
         "README.md": {"effect": effect_table(digits)},
         "docs/results.md": {
-            "digits": render(digits, markdown=True),
+            "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
         },
+        "docs/fashion.md": {"fashion": fashion_table()},
+        "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
         "docs/promises.md": {"long": long_and_large()},
     }
@@ -139,8 +207,8 @@ def main() -> None:
 
     figures.use_style()
     matrices = {
-        name: np.array([r.matrix.own for r in digits if r.config.method == name])
-        for name in METHODS
+        name: np.array([r.matrix.own for r in digits if is_plain(r) and r.config.method == name])
+        for name in CURVES
     }
     first_task = {name: 100 * stages[:, :, 0] for name, stages in matrices.items()}
     figure = figures.method_curves(
@@ -148,6 +216,10 @@ def main() -> None:
     )
     figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
     figures.paper_figures(groups, ROOT / "docs")
+    for group in paper_groups(digits):
+        for table in tables(group):
+            if table.name == "figure5" and table.group.config.tasks == 2:
+                figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from csd_lib import InputError, checks
-from csd_lib.data import Task
+from csd_lib.data import Dataset, Task
 from csd_lib.model import ResNet
 from csd_lib.paper.figures import (
     BLACK,
@@ -401,6 +401,101 @@ def retrieval_examples(
     return figure
 
 
+def search_pictures(
+    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+) -> Figure:
+    """What several networks find: a block for each query, in it a row for each network.
+
+    Each image that was found says whether its class is the query's (a tick) or names its own.
+
+    Args:
+        of: whose test images are meant by all numbers; with several tasks, ``merge_tasks`` of them.
+        queries: numbers of the query images.
+        found: for each network, by the name to show: for each query, the numbers of the images
+            that it finds, nearest first (``retrieval.nearest`` finds them; a list of a JSON file
+            will do).
+    """
+    found = _check_search(of, queries, found)
+    k = len(next(iter(found.values()))[0])
+    # Between two blocks lies a thin empty row.
+    heights = ([1.0] * len(found) + [0.12]) * len(queries)
+    figure = plt.figure(figsize=(1.3 * (k + 2.4), 1.45 * sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(
+        len(heights), k + 2, width_ratios=[1.3, 1.1] + [1] * k, height_ratios=heights
+    )
+    for block, query in enumerate(queries):
+        first = block * (len(found) + 1)
+        axis = figure.add_subplot(grid[first : first + len(found), 0])
+        _draw_image(axis, of.test_images[query])
+        axis.set_title(f"query:\n{_class_name(of, query)}", fontsize=14)
+        axis.axis("off")
+        for row, (name, numbers) in enumerate(found.items(), start=first):
+            axis = figure.add_subplot(grid[row, 1])
+            axis.text(1, 0.5, name, ha="right", va="center", fontsize=14)
+            axis.axis("off")
+            for column, number in enumerate(numbers[block], start=2):
+                _draw_found(figure.add_subplot(grid[row, column]), of, query, number)
+    return figure
+
+
+def search_words(
+    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+) -> str:
+    """Say in words what ``search_pictures`` shows, for readers who cannot see it.
+
+    Args, errors: as there.
+    """
+    found = _check_search(of, queries, found)
+    blocks = []
+    for block, query in enumerate(queries):
+        wanted, rows = _class_name(of, query), []
+        for name, numbers in found.items():
+            names = [_class_name(of, number) for number in numbers[block]]
+            wrong = [other for other in names if other != wanted]
+            also = f", but also {', '.join(wrong)}" if wrong else ""
+            rows.append(f"{name}: {len(names) - len(wrong)} of {len(names)} right{also}")
+        blocks.append(f"query {wanted}. {'; '.join(rows)}.")
+    return " ".join(blocks)
+
+
+def _check_search(
+    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+) -> dict[str, list[list[int]]]:
+    """Check what a search is drawn from, and return what was found as plain numbers."""
+    checks.instance("of", of, (Dataset, Task), "a data set or a task")
+    _check_images("test images", of.test_images)
+    checks.sequence("queries", queries, int, "numbers of test images")
+    checks.mapping("found", found, "numbers of test images by network")
+    plain, last = {}, len(of.test_images) - 1
+    for query in queries:
+        checks.whole("queries", query, 0, last)
+    for name, numbers in found.items():
+        numbers = checks.table(f"found[{name!r}]", numbers)
+        if not np.isin(numbers, np.arange(last + 1)).all():
+            raise InputError(f"found[{name!r}]: give numbers of test images, 0 to {last}")
+        if len(numbers) != len(queries):
+            raise InputError(f"found[{name!r}] has {len(numbers)} rows for {len(queries)} queries")
+        plain[name] = numbers.astype(int).tolist()
+    if len({len(rows[0]) for rows in plain.values()}) > 1:
+        raise InputError("found: give every network equally many images")
+    return plain
+
+
+def _class_name(of: Dataset | Task, number: int) -> str:
+    first = getattr(of, "first_label", 0)
+    return of.class_names[int(of.test_labels[number]) - first].replace("_", " ")
+
+
+def _draw_found(axis: plt.Axes, of: Dataset | Task, query: int, number: int) -> None:
+    """Draw an image that was found: framed, with a tick, or with a cross and its own class."""
+    _draw_image(axis, of.test_images[number])
+    hit = bool(of.test_labels[number] == of.test_labels[query])
+    color = BLUE if hit else RED
+    axis.set_title("✓" if hit else f"✗ {_class_name(of, number)}", color=color, fontsize=13, pad=5)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(visible=True, color=color, linewidth=4, linestyle="-" if hit else "--")
+
+
 def grouped_points(
     values: dict[str, dict[str, Sequence[float]]],
     ylabel: str,
@@ -408,6 +503,9 @@ def grouped_points(
     bars: bool = True,
 ) -> Figure:
     """Every single run as a point, and the mean as a bar: groups side by side, by method.
+
+    Points stand side by side, so that equal ones are all seen. With a single group the methods are
+    named below the axis, and there is no legend.
 
     Args:
         values: ``{group: {method: one value per seed}}``.
@@ -437,8 +535,9 @@ def grouped_points(
                 axis.bar(x, runs.mean(), width=0.94 * width, color=style["color"], alpha=0.45)
             else:
                 axis.hlines(runs.mean(), x - 0.4 * width, x + 0.4 * width, color=BLACK, lw=3)
+            aside = np.linspace(-0.25, 0.25, len(runs)) * width if len(runs) > 1 else 0.0
             axis.scatter(
-                np.full(len(runs), x),
+                x + aside,
                 runs,
                 color=style["color"],
                 marker=style["marker"],
@@ -448,10 +547,16 @@ def grouped_points(
             )
     if bars:
         axis.axhline(0, color=BLACK, lw=1)
-    axis.set_xticks(range(len(values)), list(values))
     axis.set(ylabel=ylabel, title=title)
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if len(values) == 1:
+        places = width * (np.arange(len(methods)) - (len(methods) - 1) / 2)
+        axis.set_xticks(places, [method_title(name) for name in methods])
+        axis.set_xlabel(next(iter(values)))
+        figure.set_size_inches(1.7 * len(methods) + 1.5, 4.4)
+    else:
+        axis.set_xticks(range(len(values)), list(values))
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 
@@ -523,9 +628,31 @@ def class_map(
         )
         axis.scatter(*positions[labels == c].T, s=22, alpha=0.55, linewidths=0, **style)
         axis.scatter(*center, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
-        axis.annotate(class_names[c], center, (9, 7), textcoords="offset points", zorder=5)
+        others = [p for k, p in centers.items() if k != c] + list(came_from.values())
+        axis.annotate(
+            class_names[c],
+            center,
+            16 * _free_direction(center, others),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            zorder=5,
+            bbox=dict(boxstyle="round,pad=0.1", fc="white", ec="none", alpha=0.7),
+        )
         if c in came_from:
             arrow = dict(arrowstyle="-|>", color=BLACK, lw=2.5, shrinkA=0, shrinkB=7)
             axis.annotate("", center, came_from[c], arrowprops=arrow, zorder=3)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
+
+
+def _free_direction(center: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the way from a centre, ``[2]``, that leads away from the others, near ones above all.
+
+    Names are wider than high, so it is longer to the sides.
+    """
+    offsets = np.asarray([np.asarray(other) - center for other in others]).reshape(-1, 2)
+    distances = np.linalg.norm(offsets, axis=1, keepdims=True)
+    offsets, distances = offsets[distances[:, 0] > 1e-9], distances[distances[:, 0] > 1e-9]
+    away = -(offsets / distances**3).sum(axis=0) + np.array([1e-9, 1e-9])
+    return away / np.linalg.norm(away) * np.array([1.7, 1.0])

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, TERMS, Term
+from csd_lib.output import shorten_warnings
 from csd_lib.paper.figures import use_style
 from csd_lib.paths import runs_folder, variable
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
@@ -187,7 +187,7 @@ def start(keep_in_drive: bool = False) -> Session:
     elif keep_in_drive:
         print(f"keep_in_drive is only for Google Colab: runs are kept in {runs_folder()}.")
     use_style()
-    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
+    shorten_warnings("stdout")
     return Session(mode, device, seeds=(0, 1, 2) if mode == "smoke" else (0,))
 
 

@@ -196,7 +196,7 @@ def _some(names: Sequence[str]) -> str:
 def csd_temperature(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
 ) -> Drawing:
-    """The softmax chances of the CSD loss, and on the unit circle where its gradient pulls.
+    """The softmax probabilities of the CSD loss, and on the unit circle where its gradient pulls.
 
     Args:
         student: ``[B, 2]`` features of length 1.
@@ -215,9 +215,9 @@ def csd_temperature(
     loss.backward()
     itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
     similar = (student @ torch.cat([student, teacher]).T).masked_fill(itself, -torch.inf)
-    chances = (similar / temperature).softmax(dim=1)
+    probabilities = (similar / temperature).softmax(dim=1)
     same = labels[:, None] == labels.repeat(2)[None, :]
-    rivals = chances.masked_fill(same, 0)
+    rivals = probabilities.masked_fill(same, 0)
     nearest_share = (rivals.amax(dim=1) / rivals.sum(dim=1)).mean().item()
     lengths = moving.grad.norm(dim=1)
     longest = lengths.max()
@@ -227,10 +227,10 @@ def csd_temperature(
     )
     anchors = [f"$s_{i + 1}$" for i in range(batch)]
     plots.number_matrix(
-        chances.masked_fill(itself, float("nan")),
+        probabilities.masked_fill(itself, float("nan")),
         anchors,
         anchors + [f"$t_{i + 1}$" for i in range(batch)],
-        title=f"chances at T = {temperature:g}: CSD loss {loss.item():.3f}",
+        title=f"probabilities at T = {temperature:g}: CSD loss {loss.item():.3f}",
         outlined=same & ~itself,
         limits=(0, 1),
         axis=left,
@@ -240,8 +240,9 @@ def csd_temperature(
     plots.unit_circle(groups, labels, arrows, axis=right)
     right.set_title(f"pull, at most {longest.item():.2f}")
     return figure, (
-        f"CSD at T = {temperature:g}: the loss of the batch is {loss.item():.3f}; of the chance "
-        f"that an anchor gives to its rivals, the nearest one has {100 * nearest_share:.0f} %; the "
+        f"CSD at T = {temperature:g}: the loss of the batch is {loss.item():.3f}; of the "
+        f"probability that an anchor gives to its rivals, the nearest one has "
+        f"{100 * nearest_share:.0f} %; the "
         f"strongest pull is {longest.item():.2f}, on student {lengths.argmax().item() + 1}, and "
         f"the weakest {lengths.min().item():.2f} (arrows show their ratio)."
     )

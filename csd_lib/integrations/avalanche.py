@@ -21,8 +21,7 @@ from csd_lib import InputError, checks
 from csd_lib.integrations import missing
 from csd_lib.methods import LossSettings, Outputs, get_method
 from csd_lib.model import freeze
-from csd_lib.numerics import unit_length
-from csd_lib.retrieval import MAX_SIMILARITIES, STEPS, recall_at_k, wrong_before_right
+from csd_lib.retrieval import recall_at_k, wrong_before_right
 
 try:
     from avalanche.evaluation import PluginMetric
@@ -32,6 +31,9 @@ try:
     from avalanche.training.plugins import SupervisedPlugin
 except ImportError as error:
     raise missing(error, "avalanche") from error
+
+
+_Labelled = tuple[Tensor, Tensor]  # features [N, D] and labels [N]
 
 
 class _Tap:
@@ -156,13 +158,14 @@ class CSDPlugin(SupervisedPlugin):
 
 
 class RetrievalMetric(PluginMetric):
-    """Recall@1 of each experience's images at every evaluation, in three galleries.
+    """Recall@1 at every evaluation, in the three galleries of ``RetrievalMatrix``.
 
-    * ``own``: the experience's own images.
-    * ``seen``: those of all experiences learned so far, and its own.
-    * ``old_gallery``: its own images as the model saw them when it had just learned them, which
-      is what a search engine holds that does not index again; the query's own image is left out.
-      Measured from the first evaluation after the experience on, which makes that index.
+    * ``own``: an experience's images search each other.
+    * ``seen``: they search those of all experiences learned so far, too.
+    * ``old_gallery``: the images of all experiences that were learned when this one had just been
+      search the same images as the model then saw them, which is what a search engine holds that
+      does not index again; an image does not find itself. The first evaluation after an
+      experience makes its index.
 
     Only the experiences of the evaluated stream are searched, and they must not be shuffled.
 
@@ -173,14 +176,16 @@ class RetrievalMetric(PluginMetric):
     def __init__(self, classifier: str = "classifier"):
         super().__init__()
         self._tap = _Tap(classifier)
-        self._learned: set[int] = set()
-        self._index: dict[str, tuple[Tensor, Tensor]] = {}
+        self._learned: set[int] = set()  # classes
+        self._newest: int | None = None  # experience
+        self._index: dict[str, dict[str, _Labelled]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget the last evaluation, but not the galleries that were indexed."""
-        self._batches: list[tuple[Tensor, Tensor]] = []
-        self._found: dict[str, tuple[Tensor, Tensor]] = {}
+        self._batches: list[_Labelled] = []
+        self._found: dict[str, _Labelled] = {}
+        self._names: dict[int, str] = {}
         self._result: dict[str, float] = {}
 
     def result(self) -> dict[str, float]:
@@ -188,8 +193,9 @@ class RetrievalMetric(PluginMetric):
         return self._result
 
     def after_training_exp(self, strategy: Any) -> None:
-        """Note the classes that were learned."""
+        """Note what was learned."""
         self._learned |= set(strategy.experience.classes_in_this_experience)
+        self._newest = strategy.experience.current_experience
 
     def before_eval(self, strategy: Any) -> None:
         """Begin anew."""
@@ -205,51 +211,32 @@ class RetrievalMetric(PluginMetric):
 
     def after_eval_exp(self, strategy: Any) -> None:
         """Put the experience's batches together, under the end of its metrics' names."""
-        features, labels = zip(*self._batches, strict=True)
         name = get_metric_name("", strategy, add_experience=True, add_task=False)
-        self._found[name] = torch.cat(features), torch.cat(labels)
+        self._names[strategy.experience.current_experience] = name
+        self._found[name] = _joined(self._batches)
         self._batches = []
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Search, and return a value for each experience and gallery."""
-        is_learned = {
-            name: set(labels.unique().tolist()) <= self._learned
-            for name, (_, labels) in self._found.items()
-        }
-        for name, (features, labels) in self._found.items():
-            self._result[f"Recall@1_own{name}"] = recall_at_k(features, labels)[1]
-            others = [n for n, learned in is_learned.items() if learned and n != name]
-            self._result[f"Recall@1_seen{name}"] = self._among([name, *others])
-            if is_learned[name]:
-                index = self._index.setdefault(name, (features, labels))
-                recall = _in_old_gallery(features, labels, *index)
-                self._result[f"Recall@1_old_gallery{name}"] = recall
+        found, result = self._found, self._result
+        learned = [n for n, (_, y) in found.items() if set(y.unique().tolist()) <= self._learned]
+        for name, (features, labels) in found.items():
+            result[f"Recall@1_own{name}"] = recall_at_k(features, labels)[1]
+            others = [found[other] for other in learned if other != name]
+            counts = wrong_before_right(*_joined([found[name], *others]))[: len(labels)]
+            result[f"Recall@1_seen{name}"] = (counts[counts >= 0] < 1).double().mean().item()
+        if self._newest in self._names:
+            indexed = {name: found[name] for name in learned}
+            self._index.setdefault(self._names[self._newest], indexed)
+        for name, indexed in self._index.items():
+            if indexed.keys() <= found.keys():
+                new, old = _joined([found[n] for n in indexed]), _joined([*indexed.values()])
+                recall = recall_at_k(*new, *old, same_images=True)[1]
+                result[f"Recall@1_old_gallery{name}"] = recall
         step = strategy.clock.train_iterations
-        return [MetricValue(self, name, value, step) for name, value in self._result.items()]
-
-    def _among(self, names: list[str]) -> float:
-        """Recall@1 of the first one's images among the images of all."""
-        features, labels = (torch.cat([self._found[n][part] for n in names]) for part in (0, 1))
-        counts = wrong_before_right(features, labels)[: len(self._found[names[0]][1])]
-        return (counts[counts >= 0] < 1).double().mean().item()
+        return [MetricValue(self, name, value, step) for name, value in result.items()]
 
 
-def _in_old_gallery(new: Tensor, labels: Tensor, old: Tensor, old_labels: Tensor) -> float:
-    """Recall@1 of new features in a gallery of old ones, each query's own image left out.
-
-    Similarities, ties and queries without a positive: as in ``retrieval.wrong_before_right``.
-    """
-    if not torch.equal(labels, old_labels):
-        raise InputError("the images changed their order since they were indexed: do not shuffle")
-    new, old = unit_length(new.double()), unit_length(old.double())
-    hits = counted = 0
-    for rows in torch.arange(len(new)).split(max(1, MAX_SIMILARITIES // len(old))):
-        similarity = (new[rows] @ old.T).mul_(STEPS).round_()
-        similarity[torch.arange(len(rows)), rows] = -torch.inf
-        same = labels[rows, None] == labels
-        wrong = similarity.masked_fill(same, -torch.inf).amax(dim=1)
-        right = similarity.masked_fill(~same, -torch.inf).amax(dim=1)
-        is_counted = right > -torch.inf
-        counted += int(is_counted.sum())
-        hits += int((is_counted & (wrong <= right)).sum())
-    return hits / counted
+def _joined(parts: list[_Labelled]) -> _Labelled:
+    features, labels = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(labels)

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
@@ -132,8 +132,8 @@ def paper_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
         values = [_values(record, gallery) for record in row]
         name, cells, gaps = row[0].config.method, [], []
         published_row = paper.TABLE_1.get(name, (None,) * 3)
-        for column, published in enumerate(published_row):
-            ours = [value[column] for value in values]
+        for place, published in enumerate(published_row):
+            ours = [value[place] for value in values]
             if published is None:
                 cells += ["–", mean_and_sd(ours), "–"]
                 continue
@@ -196,11 +196,12 @@ def paired(differences: Sequence[float]) -> tuple[str, str, str]:
     Returns:
         Mean ± sample sd, the 95 % interval of the mean, and whether it is above zero.
     """
+    checks.sequence("differences", differences, (int, float), "one or more numbers")
     mean, n = statistics.fmean(differences), len(differences)
     shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
     if n == 1:
         return shown, "–", "undecided (one seed)"
-    half = stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
+    half = stdtrit(n - 1, 0.975) * statistics.stdev(differences) / n**0.5
     verdict = "holds" if mean > half else "does not" if mean < -half else "undecided"
     return shown, f"{100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}", verdict
 
@@ -218,6 +219,9 @@ def _cells(differences: Sequence[Sequence[float]]) -> list[str]:
     """Describe lists of differences, one for each seed, in a cell for each column."""
     cells = []
     for column in zip(*differences, strict=True):
+        if not math.isfinite(sum(column)):  # joint training has no older gallery
+            cells.append("–")
+            continue
         mean_and_sd, interval, _ = paired(column)
         cells.append(mean_and_sd if interval == "–" else f"{mean_and_sd} [{interval}]")
     return cells
@@ -250,11 +254,25 @@ def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     For each seed it is the mean over all recipes of the table that were also run with the term
     added and nothing else; in brackets stands the 95 % interval over the seeds.
     """
+    rows = [
+        [f"+ {TERMS[term].title}", str(recipes), str(len(means)), *_cells(means)]
+        for term, (recipes, means) in term_effects(table, gallery).items()
+    ]
+    return ["term added", "recipes", *_COLUMNS], rows
+
+
+def term_effects(table: Table, gallery: str) -> dict[str, tuple[int, list[list[float]]]]:
+    """What adding a term changes, for each seed, as a share.
+
+    Returns:
+        For each term the number of recipes it was added to, and for each seed the mean changes of
+        Recall@1 on task 1 at the end, of the average, and in the old gallery.
+    """
     checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of tables")
     plain = [row for row in table.rows if not _is_varied(row[0].config)]
     by_terms = {frozenset(get_method(r[0].config.method).recipe.split("+")): r for r in plain}
-    rows = []
+    effects = {}
     for term in TERMS:
         by_seed: dict[int, list[list[float]]] = {}
         pairs = [(with_it, terms - {term}) for terms, with_it in by_terms.items() if term in terms]
@@ -267,9 +285,8 @@ def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
             for found in by_seed.values()
         ]
         if means:
-            recipes = max(map(len, by_seed.values()))
-            rows.append([f"+ {TERMS[term].title}", str(recipes), str(len(means)), *_cells(means)])
-    return ["term added", "recipes", *_COLUMNS], rows
+            effects[term] = max(map(len, by_seed.values())), means
+    return effects
 
 
 def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
@@ -289,7 +306,7 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
             lines, older = [*lines, OLDER, ""], True
         lines += [line for text in headline(group) for line in (text, "")]
         for table in tables(group):
-            lines += _render_table(table, markdown)
+            lines += render_table(table, markdown)
             if group.config.dataset == "cifar100" and group.is_current:
                 recorded |= {table.name, (table.name, group.config.preset)}
     bullet = "* " if markdown else "  "
@@ -305,7 +322,10 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
     return printable("\n".join(lines))
 
 
-def _render_table(table: Table, markdown: bool) -> list[str]:
+def render_table(table: Table, markdown: bool = False) -> list[str]:
+    """Return the lines of one experiment: its rows in each gallery, and what they say of it."""
+    checks.instance("table", table, Table, "one of tables")
+    checks.flag("markdown", markdown)
     lines = [f"**{table.title}**" if markdown else table.title, ""]
     if table.is_papers:
         for gallery, title in GALLERIES.items():

@@ -16,6 +16,7 @@ from PIL import Image
 from csd_lib import InputError, checks
 from csd_lib.files import make_folder
 from csd_lib.methods import METHODS, TERMS, get_method
+from csd_lib.paper import comparison
 from csd_lib.paper.comparison import Table, tables
 from csd_lib.paper.published import TABLE_1
 from csd_lib.paper.report import GALLERIES, Group, shared_changes
@@ -30,7 +31,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
     "#D55E00",
 )
 GREY, BLACK = "#8C8C8C", "#000000"
-METHOD_STYLE = {
+METHOD_STYLE: dict[str, dict[str, Any]] = {
     "initial": dict(color=BLACK, marker="X", linestyle=":"),
     "fine-tuning": dict(color=ORANGE, marker="s", linestyle="--"),
     "lwf": dict(color=SKY, marker="^", linestyle="-."),
@@ -120,7 +121,7 @@ def method_curves(
     checks.text("title", title)
     checks.instance("xlabels", xlabels, (str, list, tuple), "one text per stage, or none at all")
     if xlabels:
-        checks.names("xlabels", xlabels, *stages, more=False)
+        checks.names("xlabels", xlabels, *stages, more=False)  # type: ignore[misc]
     figure, axis = plt.subplots(figsize=(7, 4.4))
     styles = method_styles(values)
     for name, runs in values.items():
@@ -204,6 +205,30 @@ def first_task_curves(table: Table, gallery: str) -> Figure:
     after = [str(i + 1) for i in range(tasks)]
     figure = method_curves(values, "Recall@1 on task 1 (%)", f"{tasks} tasks", after)
     figure.axes[0].set_xlabel("after task")
+    return figure
+
+
+def term_effects(table: Table, gallery: str) -> Figure:
+    """What adding each term changes: a point for each seed, and the mean as a stroke.
+
+    Args:
+        table: of the experiment figure5.
+        gallery: of the first two panels; the third is the old gallery.
+    """
+    effects = comparison.term_effects(table, gallery)
+    if not effects:
+        raise InputError(f"table={table.title!r} has no two recipes that differ in one term")
+    titles = ["task 1 at the end", "average of the tasks", "old gallery"]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 0.8 * len(effects) + 1.9), sharey=True)
+    places = np.arange(len(effects))[::-1]
+    for column, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        axis.axvline(0, color=BLACK, linewidth=1)
+        for place, (_, means) in zip(places, effects.values(), strict=True):
+            values = 100 * np.array(means)[:, column]
+            axis.scatter(values, np.full(len(values), place), color=BLUE, s=50, alpha=0.6)
+            axis.scatter([values.mean()], [place], marker="|", s=700, linewidths=3, color=ORANGE)
+        axis.set(title=title, xlabel="change in points", ylim=(-0.6, len(effects) - 0.4))
+    axes[0].set_yticks(places, [f"+ {TERMS[term].title}" for term in effects])
     return figure
 
 

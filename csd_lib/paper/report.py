@@ -220,8 +220,8 @@ def table_rows(
 
 def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
     """Columns on searches in galleries that older models have indexed."""
-    tables = [record.matrix.old_gallery for record in row]
-    if any(t is None or len(t) < 2 for t in tables):
+    tables = [t for record in row if (t := record.matrix.old_gallery) is not None and len(t) > 1]
+    if len(tables) < len(row):
         names = ["old gallery"] + (["AC", "AA"] if row[0].config.tasks > 2 else [])
         return dict.fromkeys(names, "–")
     found = {"old gallery": mean_and_sd([record.matrix.in_first_gallery() for record in row])}

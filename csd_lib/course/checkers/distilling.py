@@ -99,8 +99,8 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
             lambda s, t, temp: right(s / temp, t, 1.0),
         ),
         (
-            "`F.kl_div` wants the *logarithm* of the student's chances, and you gave it the "
-            "chances.",
+            "`F.kl_div` wants the *logarithm* of the student's probabilities, and you gave it "
+            "the probabilities.",
             lambda s, t, temp: kl(logs(s, t, temp)[0].exp(), logs(s, t, temp)[1]).mean(),
         ),
         (
@@ -148,11 +148,11 @@ def _csd_variant(
     if not teachers_below:
         below[:, batch:] = False
     log_below = similarity.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
-    log_chance = similarity - log_below
+    log_probability = similarity - log_below
     if log_outside:
-        share = (log_chance.exp() * positive).sum(dim=1)
+        share = (log_probability.exp() * positive).sum(dim=1)
         return -(share / positive.sum(dim=1)).log().mean()
-    total = (log_chance * positive).sum(dim=1)
+    total = (log_probability * positive).sum(dim=1)
     return -(
         total / positive.sum(dim=1).clamp_min(least_positives) if mean_of_positives else total
     ).mean()
@@ -192,7 +192,7 @@ _CSD_MISTAKES: Mistakes = [
         lambda *a: _csd_variant(*a, mean_of_positives=False),
     ),
     (
-        "You take the mean of the chances first and the logarithm afterwards. The logarithm "
+        "You take the mean of the probabilities first and the logarithm afterwards. The logarithm "
         "belongs to each positive.",
         lambda *a: _csd_variant(*a, log_outside=True),
     ),
@@ -224,6 +224,51 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         "T = 0.01": (*random, 0.01),
     }
 
+    def own_only(y: Tensor) -> Tensor:
+        own = torch.eye(len(y), dtype=torch.bool)
+        return torch.cat([torch.zeros_like(own), own], dim=1)
+
+    def class_members(y: Tensor) -> Tensor:
+        itself = torch.eye(len(y), 2 * len(y), dtype=torch.bool)
+        return (y[:, None] == y.repeat(2)) & ~itself
+
+    def teachers_only(y: Tensor) -> Tensor:
+        return class_members(y) & (torch.arange(2 * len(y)) >= len(y))
+
+    def one_teacher(y: Tensor) -> Tensor:
+        return class_members(y) & (torch.arange(2 * len(y)) < len(y)) | own_only(y)
+
+    def with_positives(
+        s: Tensor,
+        t: Tensor,
+        y: Tensor,
+        temp: float,
+        chosen: Callable[[Tensor], Tensor],
+        own_below: bool = True,
+    ) -> Tensor:
+        similarity = unit_length(s) @ unit_length(torch.cat([s, t])).T / temp
+        below = ~torch.eye(len(y), 2 * len(y), dtype=torch.bool)
+        if not own_below:
+            below &= ~own_only(y)
+        log_below = similarity.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
+        positive = chosen(y)
+        return -(((similarity - log_below) * positive).sum(1) / positive.sum(1)).mean()
+
+    def supcon(f: Tensor, y: Tensor, temp: float) -> Tensor:
+        similarity = unit_length(f) @ unit_length(f).T / temp
+        itself = torch.eye(len(y), dtype=torch.bool)
+        log_below = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
+        positive = (y[:, None] == y) & ~itself
+        return -(((similarity - log_below) * positive).sum(1) / positive.sum(1)).mean()
+
+    def only_teachers(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
+        log_p = (unit_length(s) @ unit_length(t).T / temp).log_softmax(dim=1)
+        positive = y[:, None] == y
+        return -((log_p * positive).sum(1) / positive.sum(1)).mean()
+
+    def only_students(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
+        return supcon(s, y, temp)
+
     def over_negatives(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
         s, t = unit_length(s), unit_length(t)
         similarity = s @ torch.cat([s, t]).T / temp
@@ -248,6 +293,58 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         (
             "You add up over the batch. Take the mean over the anchors.",
             lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y),
+        ),
+        (
+            "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
+            "of the anchor's class are.",
+            lambda s, t, y, temp: with_positives(s, t, y, temp, own_only),
+        ),
+        (
+            "Your positives are teachers only. The other students of the class are positives, too.",
+            lambda s, t, y, temp: with_positives(s, t, y, temp, teachers_only),
+        ),
+        (
+            "Your positives are students, and of the teachers only the anchor's own. All teachers "
+            "of the class are.",
+            lambda s, t, y, temp: with_positives(s, t, y, temp, one_teacher),
+        ),
+        (
+            "You compare with the teachers only. The other students belong to the comparison, "
+            "above the line and below.",
+            only_teachers,
+        ),
+        (
+            "You compare with students only, above the line and below. The teachers belong to the "
+            "comparison.",
+            only_students,
+        ),
+        (
+            "Your sum below the line leaves the anchor's own teacher out. Only the anchor itself "
+            "is left out.",
+            lambda s, t, y, temp: with_positives(s, t, y, temp, class_members, own_below=False),
+        ),
+        (
+            "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
+            "student features are anchors.",
+            lambda s, t, y, temp: supcon(torch.cat([s, t]), y.repeat(2), temp),
+        ),
+        (
+            "You multiply the loss by the temperature, as some SupCon code does. The definition "
+            "has no such factor.",
+            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp,
+        ),
+        (
+            "You multiply the loss by T / 0.07, as SupCon's code does (`temperature / "
+            "base_temperature`). The definition has no such factor.",
+            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp / 0.07,
+        ),
+        (
+            "You scaled the student's features to length 1, but not the teacher's.",
+            lambda s, t, y, temp: _csd_variant(unit_length(s), t, y, temp, normalize=False),
+        ),
+        (
+            "You scaled the teacher's features to length 1, but not the student's.",
+            lambda s, t, y, temp: _csd_variant(s, unit_length(t), y, temp, normalize=False),
         ),
         (
             "Your sum below the line holds only images of other classes. Everything but the anchor "
@@ -387,6 +484,11 @@ def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
             raise Mistake(
                 "A gradient flows into the teacher's features: it would be asked to follow the "
                 "student. Use `teacher.detach()`."
+            )
+        if not same(term(student, teacher, labels), term(student, teacher, labels)):
+            raise Mistake(
+                "Called twice with the same features it gives two values: something in it is "
+                "random. The same batch should cost the same."
             )
         other_teacher = random_features(12, 6, seed=2)
         if same(term(student, teacher, labels), term(student, other_teacher, labels)):

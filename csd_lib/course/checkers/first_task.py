@@ -55,6 +55,12 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
             lambda z, y: right(z, y) / np.log(2),
         ),
         (
+            "You compute the softmax first and its logarithm afterwards. A small probability is "
+            "rounded to 0, and the logarithm of 0 is infinite. The logarithm of the fraction is a "
+            "difference: logit minus `logsumexp`.",
+            lambda z, y: -chosen(z.softmax(dim=1).log(), y).mean(),
+        ),
+        (
             "You take the mean of the probabilities first and the logarithm afterwards. The "
             "logarithm belongs to each image.",
             lambda z, y: -chosen(log_softmax(z, dim=1), y).exp().mean().log(),
@@ -104,6 +110,21 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         found = torch.stack(found)
         return found.mean() if over_all else found.sum() / (found > 0).sum().clamp_min(1)
 
+    def over_triplets(f: Tensor, y: Tensor, margin: float, above_0: bool) -> Tensor:
+        similarity = unit_length(f) @ unit_length(f).T
+        same = y[:, None] == y
+        positive = same & ~torch.eye(len(y), dtype=torch.bool)
+        loss = F.relu(similarity[:, None, :] - similarity[:, :, None] + margin)
+        found = loss[positive[:, :, None] & ~same[:, None, :]]
+        return found.sum() / (found > 0).sum().clamp_min(1) if above_0 else found.mean()
+
+    def number_of_anchors(f: Tensor, y: Tensor, margin: float) -> Tensor:
+        similarity = unit_length(f) @ unit_length(f).T
+        same = y[:, None] == y
+        positive = similarity.masked_fill(~same | torch.eye(len(y)).bool(), torch.inf).amin(1)
+        loss = F.relu(similarity.masked_fill(same, -torch.inf).amax(1) - positive + margin)
+        return (loss > 0).sum().clamp_min(1)
+
     pencil = (on_circle(0, 60, 90, 180), torch.tensor([0, 0, 1, 1]))
     alone = (on_circle(0, 30, 70, 150, 200), torch.tensor([0, 0, 1, 1, 2]))
     cases = {
@@ -132,6 +153,29 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
             "You took the easiest negative, the least similar one. The hardest negative is the "
             "*most* similar image of another class.",
             lambda *a: variant(*a, hardest_negative=False),
+        ),
+        (
+            "You took the easiest pair, the most similar positive and the least similar negative. "
+            "Hardest means: the pair with the largest loss.",
+            lambda *a: variant(*a, hardest_positive=False, hardest_negative=False),
+        ),
+        (
+            "You average over *all* triplets. Each anchor has one only: its hardest positive and "
+            "its hardest negative.",
+            lambda *a: over_triplets(*a, above_0=True),
+        ),
+        (
+            "You average over *all* triplets, and over those with loss 0. Each anchor has one "
+            "only, with its hardest pair, and losses of 0 are left out of the mean.",
+            lambda *a: over_triplets(*a, above_0=False),
+        ),
+        (
+            "You add up over the anchors. Take the mean over those with a loss above 0.",
+            lambda *a: variant(*a) * number_of_anchors(*a),
+        ),
+        (
+            "The margin is subtracted. It is added: the negative must be less similar *by m*.",
+            lambda f, y, m: variant(f, y, -m),
         ),
         (
             "The sign is the wrong way round: the loss should fall when the negative becomes less "

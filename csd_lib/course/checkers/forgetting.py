@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +56,12 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         counted = (labels[:, None] == labels[None]).sum(dim=1) > 1
         return hit[counted].double().mean().item()
 
+    def first_dropped(f: Tensor, y: Tensor, k: int) -> float:
+        similarity = unit_length(f) @ unit_length(f).T
+        found = similarity.topk(min(k + 1, len(y)), dim=1).indices[:, 1:]
+        hit = (y[found] == y[:, None]).any(dim=1)
+        return hit[(y[:, None] == y[None]).sum(dim=1) > 1].double().mean().item()
+
     circle = (on_circle(0, 20, 100, 30, 80, 91), torch.tensor([0, 0, 0, 1, 1, 1]))
     axes = torch.eye(4)[[0, 0, 0, 1, 1, 2]]
     random = (random_features(40, 4), random_labels(40, 5))
@@ -65,6 +74,11 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         "a right and a wrong image equally near, K = 1": (
             axes,
             torch.tensor([0, 0, 1, 1, 2, 2]),
+            1,
+        ),
+        "ten images with one and the same feature, K = 1": (
+            torch.ones(10, 3),
+            torch.arange(10) % 5,
             1,
         ),
         "a class with one image only, K = 1": (circle[0], torch.tensor([0, 0, 0, 1, 1, 2]), 1),
@@ -89,6 +103,11 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             among_nearest,
         ),
         (
+            "You leave out the first of the K + 1 nearest, as if it were always the query. "
+            "Among equals it need not be: when all features are the same, every query is a hit.",
+            first_dropped,
+        ),
+        (
             "You count ties as misses. A wrong image must be *strictly* nearer to come first.",
             lambda *a: variant(*a, ties_miss=True),
         ),
@@ -106,67 +125,94 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             lambda *a: 100 * right(*a),
         ),
     ]
+    hints = {
+        "a right and a wrong image equally near, K = 1": "Among equals, `topk` and `sort` "
+        "pick as they like. Count what is *strictly* more similar than the best right image.",
+        "ten images with one and the same feature, K = 1": "Nothing is strictly more similar than "
+        "anything else here, so every query is a hit.",
+    }
     praise = "ties, lengths and lonely queries are treated as the text says."
-    return verdict("4.1", praise, lambda: compare(recall_at_k, right, cases, mistakes))
+    return verdict("4.1", praise, lambda: compare(recall_at_k, right, cases, mistakes, hints=hints))
+
+
+def _with(variant: Callable[..., float], *flaws_then_matrix: Any) -> float:
+    *flaws, matrix = flaws_then_matrix
+    return variant(matrix, *flaws)
 
 
 def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
     """Exercise 4.2: forgetting from a task x task matrix."""
     rng = np.random.default_rng(0)
     rises = np.array([[0.7, 0.6, 0.2], [0.9, 0.5, 0.3], [0.6, 0.8, 0.95]])
+    early = np.array([[0.6, 0.9, 0.8], [0.8, 0.7, 0.9], [0.5, 0.6, 0.7]])
     cases = {
         "two tasks": (np.array([[0.9, 0.4], [0.7, 0.8]]),),
         "three tasks, one value rises": (rises,),
+        "three tasks, found well before they were learned": (early,),
         "five random tasks": (rng.random((5, 5)),),
     }
     right = retrieval.forgetting
 
-    def over(first: Callable[[int], int], last: int | None, matrix: np.ndarray) -> float:
-        t = len(matrix)
-        return float(
-            np.mean([matrix[first(j) : last, j].max() - matrix[-1, j] for j in range(t - 1)])
-        )
+    def variant(m: np.ndarray, *flaws: str) -> float:
+        m = m.T if "transposed" in flaws else m
+        tasks = len(m) if "last task" in flaws else len(m) - 1
+        rows = []
+        for j in range(tasks):
+            first = 0 if "above" in flaws else j
+            to_the_end = "last row" in flaws or first == len(m) - 1
+            rows.append(slice(first, None if to_the_end else len(m) - 1))
+        best = [m[j, j] if "diagonal" in flaws else m[rows[j], j].max() for j in range(tasks)]
+        lost = np.array(best) - m[-1, :tasks]
+        value = lost.sum() if "sum" in flaws else lost.mean()
+        return float(value * (-1 if "sign" in flaws else 1) * (100 if "percent" in flaws else 1))
 
-    mistakes = [
+    flaws = [
         (
             "The sign is the wrong way round: forgetting is positive if something was lost.",
-            lambda m: -right(m),
+            "sign",
         ),
         (
             "This is the negative of backward transfer: you compare the end with the diagonal. "
             "Forgetting takes the *best* earlier value.",
-            lambda m: -retrieval.backward_transfer(m),
-        ),
-        (
-            "This is backward transfer.",
-            retrieval.backward_transfer,
+            "diagonal",
         ),
         (
             "Your maximum includes the last row, or you clamp at 0, so a gain can never show as "
             "negative forgetting.",
-            lambda m: over(lambda j: j, None, m),
+            "last row",
         ),
         (
             "Your maximum includes rows from before the task was learned (above the diagonal).",
-            lambda m: over(lambda j: 0, -1, m),
+            "above",
         ),
         (
             "The last task counts too, though nothing came after it; you divide by T. Leave it out "
             "and divide by T − 1.",
-            lambda m: right(m) * (len(m) - 1) / len(m),
+            "last task",
         ),
         (
             "Rows and columns have changed places: a row is a moment, a column a task.",
-            lambda m: right(m.T),
+            "transposed",
         ),
         (
             "You add up over the tasks. Take the mean.",
-            lambda m: right(m) * (len(m) - 1),
+            "sum",
         ),
         (
             "This is in percent. Keep the unit of the matrix.",
-            lambda m: 100 * right(m),
+            "percent",
         ),
+    ]
+    mistakes = [
+        (
+            "This is backward transfer.",
+            retrieval.backward_transfer,
+        ),
+    ]
+    mistakes += [(sentence, partial(_with, variant, flaw)) for sentence, flaw in flaws]
+    mistakes += [
+        (f"{one} And a second thing: {other}", partial(_with, variant, a, b))
+        for (one, a), (other, b) in combinations(flaws, 2)
     ]
     praise = "best earlier value minus the last, old tasks only."
     return verdict("4.2", praise, lambda: compare(forgetting, right, cases, mistakes))

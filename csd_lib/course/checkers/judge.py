@@ -9,8 +9,10 @@ that differs is shown.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -172,8 +174,12 @@ def same(result: Any, expected: Any, tolerance: float = 1e-4) -> bool:
 
 
 def _error(error: BaseException) -> str:
-    """Write an error so that it fits into a sentence."""
-    return f"`{' '.join(f'{type(error).__name__}: {error}'.split())[:200]}`"
+    """Write an error so that it fits into a sentence, and explain one that says little."""
+    text = f"`{' '.join(f'{type(error).__name__}: {error}'.split())[:200]}`"
+    if re.search("shape of the mask|must match the size of tensor", str(error)):
+        text += " (two tensors have different numbers of rows: if some were left out of one, leave "
+        text += "them out of the other, and of its mask, too)"
+    return text
 
 
 def numbers_in(value: Any) -> np.ndarray | None:
@@ -219,6 +225,8 @@ def _short(value: Any) -> str:
     """Write a result so that it fits into a sentence."""
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_short(part)}" for key, part in value.items())
+    if isinstance(value, tuple) and all(isinstance(part, Number) for part in value):
+        return f"`({', '.join(f'{part:.4g}' for part in value)})`"
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, list) and all(isinstance(part, float) for part in value):

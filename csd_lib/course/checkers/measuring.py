@@ -42,7 +42,7 @@ def _listed(values: Any) -> Any:
 
 
 def check_class_orders(session: Any, lost: dict[int, float]) -> Verdict:
-    """Exercise 1.5: points of Recall@1 that fine-tuning loses on task 1, by seed of the order."""
+    """Exercise 4.5: points of Recall@1 that fine-tuning loses on task 1, by seed of the order."""
 
     def points(
         before: tuple[int, int] = (0, 0),
@@ -77,7 +77,7 @@ def check_class_orders(session: Any, lost: dict[int, float]) -> Verdict:
             lambda: points((0, 1), (1, 1)),
         ),
     ]
-    return _judge("1.5", "these are the points lost with each order.", lost, points, mistakes)
+    return _judge("4.5", "these are the points lost with each order.", lost, points, mistakes)
 
 
 def check_recipes(

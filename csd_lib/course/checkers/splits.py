@@ -216,11 +216,18 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
         rows, columns = places // size, places % size
         if len(places.unique()) == 1:
             raise Mistake(
-                "All images of the batch are shifted alike: you drew one random number for the "
-                "batch. Draw one row and one column for each image."
+                "All images of the batch are shifted alike: there is one random number for the "
+                "batch. Take one row and one column for each image."
+            )
+        if len(rows.unique()) == 1 or len(columns.unique()) == 1:
+            raise Mistake(
+                "Images are shifted in one direction only. Each needs a random row *and* a random "
+                "column."
             )
         if (rows == columns).all():
-            raise Mistake("The same draw is used for rows and columns: images move on a diagonal.")
+            raise Mistake(
+                "The same random number is used for rows and columns: images move on a diagonal."
+            )
         if rows.max() <= padding and columns.max() <= padding:
             raise Mistake(
                 f"Your windows start at rows and columns up to {padding}, the padding. The padded "
@@ -242,5 +249,5 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
                 "The same seed gives other crops: draw your random numbers from `generator`."
             )
 
-    praise = "black border, all shifts possible, one draw for each image, repeatable."
+    praise = "black border, all shifts possible, random numbers for each image, repeatable."
     return verdict("1.4", praise, check)

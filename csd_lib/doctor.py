@@ -1,0 +1,383 @@
+"""Can training start here, and how long will it take? Measured on this machine, in seconds.
+
+What a run needs is counted (steps of the first and of later tasks, images to measure), and what one
+of each takes here is measured, with training's own step. Their product is the forecast.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csd_lib import InputError, paths
+from csd_lib.config import TrainConfig
+from csd_lib.data import Dataset, class_incremental_split
+from csd_lib.datasets import DATASETS, load_dataset
+from csd_lib.download import local_archives, locate
+from csd_lib.engine import check_machine, half_precision, set_learning_rate
+from csd_lib.methods import get_method
+from csd_lib.model import freeze
+from csd_lib.networks import make_network
+from csd_lib.retrieval import embed, recall_at_k
+from csd_lib.train import TaskTraining, add_head_rows
+
+# Training images, test images, channels and pixels a side; CIFAR-100's, which may not be here yet.
+SIZES = {"cifar100": (50_000, 10_000, 3, 32)}
+# What all six notebooks train, for each of their seeds.
+NOTEBOOK_RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((method, {}) for method in ("fine-tuning", "lwf", "csd", "joint", "ce")),
+    ("fine-tuning", dict(later_learning_rate=1e-3, milestones=(0.25, 0.5, 0.75))),
+    *((method, dict(tasks=5)) for method in ("fine-tuning", "csd")),
+    *(
+        ("csd", dict(teacher_statistics=statistics, selection=selection))
+        for statistics, selection in (("batch", "last"), ("running", "test"), ("batch", "test"))
+    ),
+)
+SMOKE_SEEDS = 3
+# What `make run` takes in all, as a multiple of its training: kernels, figures, maps, exercises.
+# By CPU time on one core, 169 s of which about 75 are training (torch 2.14, November 2026).
+NOTEBOOKS = 2.25
+LEAST_DISK = 0.5e9  # bytes: CIFAR-100 with its archive has 350 MB, a run 20
+LEAST_MEMORY = 1.5e9  # bytes: recorded runs in mode class took 1.8 GB, of which torch has 0.5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one of each takes here, in seconds."""
+
+    first_step: float  # of a whole batch, on the first task
+    later_step: float  # with a teacher
+    test_image: float  # its feature
+    test_pair: float  # one similarity in the search
+    steps: tuple[str, ...] = ()  # on a GPU, how they were taken
+
+
+def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
+    """Measure training's own steps, on made-up images of the right size.
+
+    Args:
+        config: what to train with; data set, network, batch size, precision and device count.
+        seconds: for each of the two steps; a GPU's trial of its graph comes on top.
+
+    Raises:
+        InputError: if it cannot be trained here.
+    """
+    device, precision = check_machine(config.device, config.precision, config.cuda_graph)
+    images = _made_up(config)
+    tasks = class_incremental_split(images, 2)
+    student = make_network(config, images.mean, images.std)
+    student.to(device, memory_format=torch.channels_last)
+    generator = torch.Generator(device).manual_seed(0)
+    teacher, times, decisions = None, [], []
+    with precision.switches():
+        for number, task in enumerate(tasks):
+            add_head_rows(student, teacher, task, config)
+            parts = student, teacher, tasks[: number + 1]
+            simple = replace(config, selection="last")
+            learning = TaskTraining(*parts, simple, precision, generator)
+            times.append(_step_seconds(learning, seconds))
+            decisions += map(str, learning.step.take_decisions())
+            learning.finish()
+            teacher = freeze(student)
+    batch = images.train_images[:512]
+    features, labels = torch.randn(2000, 64, device=device), torch.arange(2000, device=device) % 50
+    each_image = _repeated(lambda: embed(teacher, batch), device, seconds / 2) / len(batch)
+    each_pair = _repeated(lambda: recall_at_k(features, labels), device, seconds / 4) / 2000**2
+    return Rates(*times, each_image, each_pair, tuple(decisions))
+
+
+def forecast(configs: Iterable[TrainConfig], rates: Rates) -> float:
+    """Return the seconds that some runs take; a first task that they share counts once."""
+    total, first_tasks = 0.0, set()
+    for config in configs:
+        method, first = get_method(config.method), config.first_task()
+        if not method.learns_later:  # it is the first task itself, which others share
+            first = config
+        count = config.tasks if config.learns_later() else 1
+        key = str((first or config).key())
+        for number in range(count):
+            share = 1 if method.joint else 1 / config.tasks
+            is_known = number == 0 and first is not None and key in first_tasks
+            total += 0 if is_known else _task_seconds(config, number, share, rates)
+        if first is not None:
+            first_tasks.add(key)
+        test = _size(config.dataset)[1]
+        pairs = test**2 * (1 + 1 / config.tasks)  # in both galleries
+        total += count * (test * rates.test_image + pairs * rates.test_pair)
+    return total
+
+
+def runs_of(name: str, device: str = "auto", precision: str = "fp32") -> list[TrainConfig]:
+    """Return the runs of something that takes time.
+
+    Args:
+        name: ``smoke``, ``class`` or ``paper``: all six notebooks in that mode; ``table1 PRESET``:
+            CIFAR-100's Table 1, one seed; or ``table1 PRESET METHOD``: one cell of it.
+        device, precision: to train with.
+    """
+    common = dict(device=device, precision=precision)
+    if name in ("smoke", "class", "paper"):
+        mode = {"smoke": {}, "class": dict(preset="class"), "paper": dict(preset="clean")}[name]
+        mode |= dict(dataset="digits" if name == "smoke" else "cifar100")
+        seeds = range(SMOKE_SEEDS if name == "smoke" else 1)
+        return [
+            TrainConfig(method=method, seed=seed, **(common | mode | changes))
+            for method, changes in NOTEBOOK_RUNS
+            for seed in seeds
+        ]
+    from csd_lib.paper.published import get_experiment
+
+    experiment, preset, *method = name.split()
+    configs = get_experiment(experiment).configs((0,), dataset="cifar100", preset=preset, **common)
+    return [config for config in configs if not method or config.method == method[0]]
+
+
+def examine(device: str = "auto", precision: str = "fp32", seconds: float = 2.0) -> dict[str, Any]:
+    """Return what ``csd doctor`` says: facts, problems, rates and forecasts in minutes.
+
+    Training can start if there are no ``problems``; ``notes`` are only worth knowing.
+    """
+    found: dict[str, Any] = {"problems": [], "notes": [], **_software(), **_places()}
+    if found["disk_free_gb"] * 1e9 < LEAST_DISK:
+        found["problems"].append(f"{found['disk_free_gb']} GB of disk are free: make room")
+    if found["memory_free_gb"] is not None and found["memory_free_gb"] * 1e9 < LEAST_MEMORY:
+        found["notes"].append(f"only {found['memory_free_gb']} GB of memory are free")
+    if found["gpu_problem"]:
+        found["notes"].append(found["gpu_problem"])
+    if not found["cifar100"]:
+        found["notes"].append("CIFAR-100 is not here: python -m csd_lib data fetches it")
+    try:
+        found |= _measured(device, precision, seconds)
+    except InputError as error:
+        found["problems"].append(str(error))
+    found["can_start"] = not found["problems"]
+    return found
+
+
+def render(found: dict[str, Any]) -> str:
+    """Write what ``examine`` found as plain text."""
+    memory = found["memory_free_gb"]
+    lines = [
+        f"Python {found['python']}, torch {found['torch']}, "
+        + (f"built for CUDA {found['cuda']}" if found["cuda"] else "built without CUDA")
+        + f", driver {found['driver'] or 'none found'}",
+        *(f"GPU: {gpu}" for gpu in found["gpus"]),
+        f"{found['cores']} cores, memory free: {'unknown' if memory is None else f'{memory} GB'}, "
+        f"disk free for runs: {found['disk_free_gb']} GB ({found['runs']})",
+        f"CIFAR-100: {found['cifar100'] or 'not here'}",
+    ]
+    if "minutes" in found:
+        lines.append(
+            f"training on {found['device']} in {found['precision']}; 16-bit type: "
+            f"{found['half_precision'] or 'none of its own'}"
+        )
+        for name, rates in found["milliseconds"].items():
+            lines.append(
+                f"  {name}: a step of the first task {rates['first_step']:.1f} ms, of a later one "
+                f"{rates['later_step']:.1f} ms, a test image {rates['test_image']:.2f} ms"
+            )
+        lines += [f"  {line}" for line in found["steps"]]
+        lines.append("forecast for this machine as busy as it is now:")
+        lines += [f"  {_duration(m):>12}  {name}" for name, m in found["minutes"].items()]
+    lines += [f"note: {note}" for note in found["notes"]]
+    lines += [f"problem: {problem}" for problem in found["problems"]]
+    lines.append("training can start" if found["can_start"] else "training cannot start")
+    return "\n".join(lines)
+
+
+def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
+    """Return one line for a notebook: how long all six take in a mode, measured here and now."""
+    configs = runs_of(mode, device)
+    minutes = forecast(configs, measure(configs[2], seconds)) / 60
+    return f"Training in all six notebooks takes about {_duration(minutes)} here in mode {mode}."
+
+
+def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
+    """Measure both data sets' steps, and forecast."""
+    digits = runs_of("smoke", "cpu")
+    images = runs_of("class", device, precision)
+    small, large = measure(digits[2 * SMOKE_SEEDS], seconds), measure(images[2], seconds)
+    here, _ = check_machine(device, precision, "auto")
+    minutes = {"make run: all six notebooks on digits": NOTEBOOKS * forecast(digits, small)}
+    minutes["mode class: training in all six notebooks"] = forecast(images, large)
+    for preset in ("class", "reference"):
+        known: list[TrainConfig] = []
+        for config in runs_of(f"table1 {preset}", device, precision):
+            before = forecast(known, large)
+            known.append(config)
+            name = f"Table 1, preset {preset}, {get_method(config.method).title}"
+            minutes[name] = forecast(known, large) - before
+        minutes[f"Table 1, preset {preset}, all cells of one seed"] = forecast(known, large)
+    rates = {"digits": small, "cifar100": large}
+    return {
+        "device": str(here),
+        "precision": precision,
+        "half_precision": str(half_precision(here) or "").removeprefix("torch."),
+        "milliseconds": {
+            name: {
+                part: round(1000 * getattr(rate, part), 4)
+                for part in ("first_step", "later_step", "test_image")
+            }
+            for name, rate in rates.items()
+        },
+        "steps": [f"{name}, {step}" for name, rate in rates.items() for step in rate.steps],
+        "minutes": {name: round(value / 60, 2) for name, value in minutes.items()},
+    }
+
+
+def _software() -> dict[str, Any]:
+    """Name the versions, and why torch sees no GPU although there is one."""
+    gpus, problem = [], ""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            free, total = torch.cuda.mem_get_info(index)
+            name = torch.cuda.get_device_name(index)
+            gpus.append(
+                f"cuda:{index}, {name}, compute capability {major}.{minor}, {free / 1e9:.1f} of "
+                f"{total / 1e9:.1f} GB free"
+            )
+            built_for = [arch for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+            known = [int(arch[3:].rstrip("af")) for arch in built_for]
+            if known and 10 * major + minor < min(known):
+                problem = f"this torch has no kernels for {name}: install an older build of torch"
+    driver = _driver()
+    if driver and not gpus:
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
+        problem = (
+            f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} {build} and sees "
+            f"no GPU: install the build of torch that pytorch.org names for this driver"
+        )
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "driver": driver,
+        "gpus": gpus,
+        "gpu_problem": problem,
+    }
+
+
+def _driver() -> str:
+    """Return the version of the NVIDIA driver, or an empty text."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return ""
+    ask = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(ask, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return next(iter(said.stdout.split()), "") if said.returncode == 0 else ""
+
+
+def _places() -> dict[str, Any]:
+    """Say how much room there is, and whether CIFAR-100 is here."""
+    runs, problems = paths.runs_folder(), []
+    try:
+        paths.try_writing(runs)
+    except OSError as error:
+        problems.append(f"{runs} cannot be written to ({error.strerror}): set CSD_RUNS")
+    there = next(place for place in (runs, *runs.absolute().parents) if place.exists())
+    images = [path for path in (locate(), *local_archives()) if path.exists()]
+    return {
+        "problems": problems,
+        "cores": os.cpu_count(),
+        "memory_free_gb": _free_memory(),
+        "runs": str(runs),
+        "disk_free_gb": round(shutil.disk_usage(there).free / 1e9, 1),
+        "cifar100": str(images[0]) if images else "",
+    }
+
+
+def _free_memory() -> float | None:
+    """Return the GB that programs can have, or None where the system does not say (not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return round(int(found[0]) * 1024 / 1e9, 1) if found else None
+
+
+def _size(dataset: str) -> tuple[int, int, int, int]:
+    if dataset not in SIZES:
+        images = load_dataset(dataset)
+        shape = images.train_images.shape
+        SIZES[dataset] = (len(images.train_images), len(images.test_images), *shape[1:3])
+    return SIZES[dataset]
+
+
+def _made_up(config: TrainConfig) -> Dataset:
+    """Make random images, enough for a batch of each of two tasks."""
+    _, _, channels, side = _size(config.dataset)
+    classes = DATASETS[config.dataset].classes
+    generator, parts = torch.Generator().manual_seed(0), {}
+    for part, count in (("train", max(512, 3 * config.batch_size)), ("test", 2 * classes)):
+        shape = (count, channels, side, side)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        parts[f"{part}_images"] = pixels
+        parts[f"{part}_labels"] = torch.arange(count) % classes
+    names, stats = tuple(map(str, range(classes))), (0.5,) * channels
+    return Dataset(name="made up", class_names=names, mean=stats, std=stats, **parts)
+
+
+def _step_seconds(learning: TaskTraining, seconds: float) -> float:
+    """Return how long a step of a whole batch takes, once its algorithms are chosen."""
+    set_learning_rate(learning.optimizer, 1e-4)
+    learning.student.train()
+    batch = torch.arange(learning.config.batch_size, device=learning.labels.device)
+    return _repeated(lambda: learning.step(batch), batch.device, seconds)
+
+
+def _repeated(action: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Return the median time of some repetitions of an action, for so many seconds."""
+    times, many = [], 10 if device.type == "cuda" else 1  # a GPU is asked for several at a time
+    ends = time.perf_counter() + seconds
+    action()
+    while len(times) < 3 or time.perf_counter() < ends:
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(many):
+            action()
+        _wait(device)
+        times.append((time.perf_counter() - started) / many)
+    return sorted(times)[len(times) // 2]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _task_seconds(config: TrainConfig, number: int, share: float, rates: Rates) -> float:
+    """Return the seconds of one task that has a share of all images."""
+    train_images, test_images, *_ = _size(config.dataset)
+    step = rates.later_step if number else rates.first_step
+    steps = math.ceil(share * train_images / config.batch_size)
+    seconds = config.epochs * steps * step
+    if config.selection != "last":
+        looks = 2 + config.epochs // config.select_every
+        seen = test_images * share * (number + 1)
+        if config.selection == "held_out":
+            seen = config.held_out * train_images * share
+        seconds += looks * (seen * rates.test_image + seen**2 * rates.test_pair)
+    return seconds
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    if minutes < 100:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h"

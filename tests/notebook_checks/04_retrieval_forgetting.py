@@ -1,0 +1,39 @@
+# ruff: noqa: F821
+"""What chapter 4 says, checked in its own kernel after its last cell."""
+
+assert counts == [0, 1, 3, 2, 0, 0]
+for k, quoted in ((1, 3 / 6), (2, 4 / 6), (4, 1)):
+    session.check(f"Recall@{k} by hand", by_hand[k], quoted, 1e-9)
+
+
+def fall(name, kind):
+    return 100 * np.mean([getattr(r.matrix, kind)[[0, -1], 0] @ [1, -1] for r in five[name]])
+
+
+session.check("a frozen network cannot forget", fall("initial", "own"), 0, 1e-9)
+assert fall("initial", "seen") > 1, "it falls in the growing gallery all the same"
+assert all((np.diff(r.matrix.seen[:, 0]) <= 0).all() for r in five["initial"]), "with every task"
+forgotten = {
+    name: np.mean([retrieval.forgetting(run.matrix.own) for run in five[name]]) for name in five
+}
+assert forgotten["initial"] == 0 and forgotten["csd"] < forgotten["fine-tuning"]
+assert all((np.triu(r.matrix.own, 1)[np.triu_indices(5, 1)] > 0.8).all() for r in five["csd"])
+found_by_csd = set(missed["fine-tuning"]) - set(missed["csd"])
+assert len(found_by_csd) > len(missed["fine-tuning"]) / 2, "most of them are found with CSD"
+assert 0 < len(missed["csd"]) < len(missed["fine-tuning"]), "CSD misses some, too"
+assert right["csd"] > right["fine-tuning"] + 0.4
+
+for kind in (own, seen):
+    assert max(map(abs, kind["initial"])) == 0
+    assert min(kind["fine-tuning"]) > max(kind["csd"]) + 5, "CSD loses less with every seed"
+assert np.mean(seen["fine-tuning"]) > np.mean(own["fine-tuning"]), "larger in the large gallery"
+averages = {name: np.mean(values) for name, values in final["average"].items()}
+assert averages["fine-tuning"] < averages["initial"] + 1, "below the frozen network, or level"
+assert averages["csd"] > averages["joint"] - 2.5, "CSD comes near joint training"
+new_classes = {name: np.mean(values) for name, values in final["new classes"].items()}
+assert new_classes["csd"] > new_classes["fine-tuning"], "ahead on the new classes, too"
+assert pixels > 0.98 and 100 * pixels > averages["csd"], "CSD does not beat the pixels"
+accuracy, recall = first_column("accuracy"), first_column("seen")
+for name in accuracy:
+    assert accuracy[name][:, 0].min() > 95 and accuracy[name][:, 1].max() < 3, "hardly one digit"
+    assert recall[name][:, 1].min() > 60, "the same networks still find most old digits"

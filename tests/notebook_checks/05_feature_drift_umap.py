@@ -1,0 +1,48 @@
+# ruff: noqa: F821
+"""What chapter 5 says, checked in its own kernel after its last cell."""
+
+session.check("drift of the frozen network", mean_drift["initial"], 0, 1e-5)
+for c in per_class["csd"][0]:
+    of_class = {n: np.mean([d[c] for d in per_class[n]]) for n in methods}
+    assert min(of_class, key=of_class.get) == "csd", f"class {c} does not move least under CSD"
+    assert of_class["csd"] > 0.05, "every class has moved"
+session.check("drift of a rotation", rotated_drift, 1.1, 0.1)
+session.check("overlap after a rotation", rotated_overlap, 1, 0.01)
+session.check("CKA after a rotation", rotated_cka, 1, 0.001)
+mean = {name: np.mean(overlap[name]) for name in runs}
+assert mean["initial"] == 1 and 0.5 > mean["csd"] > max(mean["lwf"], mean["fine-tuning"])
+assert np.mean(cka["csd"]) > max(np.mean(cka["lwf"]), np.mean(cka["fine-tuning"]))
+assert max(lost["csd"]) < 1, "no Recall@1 was lost"
+assert same_class["csd"] > 0.9 > same_class["fine-tuning"], "they are of the same class"
+between = {name: np.mean(values) for name, values in old_gallery.items()}
+own = np.mean([run.matrix.own[0, 0] for run in runs["csd"]])
+session.check("frozen: old gallery and own gallery are the same", between["initial"], own, 1e-6)
+assert between["fine-tuning"] < between["lwf"] < between["csd"] < between["initial"] - 0.2
+
+recorded = dict(zip(recording.about["methods"], 100 * recording.recall[:, :, 0], strict=True))
+home = {name: 100 * widgets.share_at_home(recording, name, 9) for name in recorded}
+at_two = [recorded[name][9] for name in methods]
+assert max(at_two) - min(at_two) < 1.5, "Recall@1 on task 1 is nearly the same for all three"
+assert max(home["fine-tuning"], home["lwf"]) < home["csd"] - 20, "far fewer are at home"
+assert max(recorded["fine-tuning"][24], recorded["lwf"][24]) < recorded["csd"][24] - 5
+assert (np.diff(recorded["fine-tuning"][20:].astype(float)) < 0).all(), "from step to step"
+
+tuned, csd = cifar_numbers["fine-tuning"], cifar_numbers["csd"]
+assert csd[0] > tuned[0], "CSD has moved the features more"
+assert all(a > b for a, b in zip(csd[1:], tuned[1:], strict=True)), "and keeps more"
+first = retrieval_of_first = search_old_gallery(before, before, cifar_labels)
+session.check("CIFAR-100, frozen", cifar_numbers["initial"][3], first, 1e-9)
+assert first > max(v[3] for n, v in cifar_numbers.items() if n != "initial")
+found = [
+    (
+        torch.nn.functional.normalize(cifar[name][0][is_old])
+        @ torch.nn.functional.normalize(before).T
+    )
+    .argmax(dim=1)
+    .eq(torch.arange(len(before)))
+    .double()
+    .mean()
+    .item()
+    for name in ("lwf", "csd")
+]
+assert min(found) > 0.5, "most queries would find themselves, were they not left out"

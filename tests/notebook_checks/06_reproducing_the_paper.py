@@ -1,0 +1,24 @@
+# ruff: noqa: F821
+"""What chapter 6 says, checked in its own kernel after its last cell."""
+
+changed = {field for field, values in differences.items() if values[0] != values[1]}
+assert changed == {"preset", "milestones", "teacher_statistics", "selection"}
+gaps = {gallery: abs(np.array([70.5, 71.9]) - joint[gallery][-1]) for gallery in ("own", "seen")}
+assert np.ptp(gaps["own"]) < 1.5 and abs(gaps["own"].mean() - (67.6 - initial["own"][0, 0])) < 1.5
+assert gaps["seen"].min() > gaps["own"].max(), "with all classes the gaps are larger"
+assert initial["seen"][0, 1] > 21.7 + 5, "ours finds far more"
+for gallery in ("own", "seen"):
+    assert lead("csd", "fine-tuning", gallery, (0,)) > 3, "CSD keeps more of the old classes"
+    assert abs(lead("csd", "lwf", gallery)) < 2, "CSD and LwF: one run each decides nothing"
+means = [np.mean(values["csd"]) for values in averages.values()]
+assert max(means) - min(means) < 2.5, "the four differ by a point or two"
+assert max(np.ptp(values["csd"]) for values in averages.values()) > 0.5, "and so do the seeds"
+shares = [wrong_way_round(better, worse) for worse, better in pairwise(eight)]
+assert max(shares) > 10, "there are neighbours whose order single runs would often reverse"
+clear = [seeds_won(better, worse) for worse, better in pairwise(eight)]
+assert (8, 8) in clear, "compared seed by seed, a small difference can be clear"
+saved = {
+    name: 100 * np.array([r.matrix.own[-1, 0] for r in digits if r.config.method == name])
+    for name in ("fine-tuning", "csd")
+}
+assert saved["csd"].min() > saved["fine-tuning"].max(), "on the digits with every seed"

@@ -1,0 +1,388 @@
+"""More wrong answers to the exercises inside the chapters, written as students write them.
+
+None of them calls a checker's own wrong answers. A message counts as specific if it names a mistake
+that can be found in the code; "Not right yet" with a case does not.
+"""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_checkers import (
+    csd_with_loops,
+    forgetting_with_loops,
+    overlap_in_matrices,
+    paired_by_hand,
+    recall_by_sorting,
+    split_by_repeated_cutting,
+    triplet_in_matrices,
+    unit,
+)
+
+from csd_lib.course.checkers import CHECKERS
+
+# --- 2.2 ------------------------------------------------------------------------------------------
+
+
+def every_triplet(f, y, m, nonzero=True):
+    s, found = unit(f) @ unit(f).T, []
+    for a in range(len(y)):
+        for p in range(len(y)):
+            for n in range(len(y)):
+                if a != p and y[a] == y[p] and y[a] != y[n]:
+                    found.append((s[a, n] - s[a, p] + m).clamp(min=0))
+    found = torch.stack(found)
+    return found.sum() / (found > 0).sum().clamp(min=1) if nonzero else found.mean()
+
+
+def triplet_by_distance(f, y, m, squared=True, scale=True):
+    f, found = unit(f) if scale else f, []
+    for a in range(len(y)):
+        distance = (f - f[a]).norm(dim=1) ** (2 if squared else 1)
+        positive = distance[(y == y[a]) & (torch.arange(len(y)) != a)]
+        negative = distance[y != y[a]]
+        if len(positive) and len(negative):
+            found.append((positive.max() - negative.min() + m).clamp(min=0))
+    found = torch.stack(found)
+    return found.sum() / (found > 0).sum().clamp(min=1)
+
+
+def both_easiest(f, y, m):
+    return triplet_in_matrices(f, y, m, hardest=False, negative="min")
+
+
+def summed(f, y, m):
+    s, same = unit(f) @ unit(f).T, y[:, None] == y
+    positive = s.masked_fill(~same | torch.eye(len(y)).bool(), 9).amin(1)
+    lonely = positive == 9
+    loss = (s.masked_fill(same, -9).amax(1) - positive + m).clamp(min=0)
+    return loss[~lonely].sum()
+
+
+def mean_positive(f, y, m):
+    s, found = unit(f) @ unit(f).T, [torch.zeros(())]
+    for a in range(len(y)):
+        positive = s[a][(y == y[a]) & (torch.arange(len(y)) != a)]
+        negative = s[a][y != y[a]]
+        if len(positive):
+            found.append((negative.mean() - positive.mean() + m).clamp(min=0))
+    return sum(found) / max(1, sum(x > 0 for x in found))
+
+
+def soft_margin(f, y, m):
+    s, same = unit(f) @ unit(f).T, y[:, None] == y
+    positive = s.masked_fill(~same | torch.eye(len(y)).bool(), 9).amin(1)
+    return F.softplus(s.masked_fill(same, -9).amax(1) - positive + m).mean()
+
+
+# --- 3.2 ------------------------------------------------------------------------------------------
+
+
+def contrast(s, t, y, temp, who="both", positives="class", scale=(True, True), own_below=True):
+    """CSD by a loop over anchors, with one choice or another that others would make."""
+    s, t = unit(s) if scale[0] else s, unit(t) if scale[1] else t
+    others = {"both": torch.cat([s, t]), "students": s, "teachers": t}[who]
+    labels = torch.cat([y, y]) if who == "both" else y
+    own_place = {"both": len(y), "teachers": 0, "students": None}[who]
+    terms = []
+    for i in range(len(y)):
+        e = others @ s[i] / temp
+        below = torch.ones(len(labels)).bool()
+        if who != "teachers":
+            below[i] = False
+        positive = (labels == y[i]) & below
+        is_teacher = torch.arange(len(labels)) >= (len(y) if who == "both" else 0)
+        if positives == "own":
+            positive = torch.arange(len(labels)) == i + own_place
+        if positives == "teachers":
+            positive &= is_teacher
+        if positives == "students and own":
+            positive &= ~is_teacher | (torch.arange(len(labels)) == i + own_place)
+        if not own_below:
+            below[i + own_place] = False
+        log_p = e - e[below].logsumexp(0)
+        terms.append(-log_p[positive].mean())
+    return torch.stack(terms).mean()
+
+
+def two_views(s, t, y, temp):
+    f, y = unit(torch.cat([s, t])), torch.cat([y, y])
+    e = (f @ f.T / temp).fill_diagonal_(-torch.inf)
+    log_p = e - e.logsumexp(1, keepdim=True)
+    return torch.stack(
+        [-log_p[i][(y == y[i]) & (torch.arange(len(y)) != i)].mean() for i in range(len(y))]
+    ).mean()
+
+
+# --- 4.1 ------------------------------------------------------------------------------------------
+
+
+def drop_the_first(f, y, k):
+    s = unit(f) @ unit(f).T
+    found = s.topk(min(k + 1, len(y)), dim=1).indices[:, 1:]
+    hits = (y[found] == y[:, None]).any(dim=1)
+    counted = torch.tensor([(y == c).sum() > 1 for c in y])
+    return hits[counted].float().mean().item()
+
+
+def first_k(f, y, k, descending=True, metric="cos", singles=True, keep=None):
+    f = unit(f) if metric != "dot" else f
+    s = -torch.cdist(f, f, p=1) if metric == "manhattan" else f @ f.T
+    s = s.fill_diagonal_(-torch.inf if descending else torch.inf)
+    order = s.argsort(dim=1, descending=descending, stable=True)[:, :k]
+    hits = y[order] == y[:, None]
+    hits = hits.all(dim=1) if keep == "all" else hits[:, -1] if keep == "last" else hits.any(dim=1)
+    counted = torch.tensor([bool((y == c).sum() > 1) or singles for c in y])
+    return hits[counted].float().mean().item()
+
+
+def by_class(f, y, k):
+    per = [
+        recall_by_sorting(
+            f[torch.cat([(y == c).nonzero()[:, 0], (y != c).nonzero()[:, 0]])],
+            torch.cat([y[y == c], y[y != c]]),
+            k,
+        )
+        for c in y.unique()
+    ]
+    return sum(per) / len(per) / 2
+
+
+# --- 4.2 ------------------------------------------------------------------------------------------
+
+
+def columns(m, rows=slice(None, -1), tasks=None, reduce=np.mean, best=np.max, sign=1, scale=1):
+    lost = [best(m[:, j][rows]) - m[-1, j] for j in range(tasks if tasks else len(m) - 1)]
+    return sign * scale * reduce(lost)
+
+
+# --- 1.2, 5.2 and 4.4 -----------------------------------------------------------------------------
+
+
+def largest_last(order, tasks):
+    return [tuple(reversed(g)) for g in reversed(split_by_repeated_cutting(order[::-1], tasks))]
+
+
+def lists_of_labels(order, tasks):
+    size, more = divmod(len(order), tasks)
+    ends = np.cumsum([size + (t < more) for t in range(tasks)])
+    return [tuple(range(b - s, b)) for b, s in zip(ends, np.diff([0, *ends]), strict=True)]
+
+
+def overlap_of_sets(old, new, k, farthest=False, once=False, lost=False, count=False, mix=False):
+    kept = []
+    s = [unit(f) @ unit(f).T for f in (old, new)]
+    if mix:
+        s[1] = unit(old) @ unit(new).T
+    for i in range(len(old)):
+        found = []
+        for similarity in s:
+            row = similarity[i].clone()
+            row[i] = 9 if farthest else -9
+            found.append(set(row.argsort(descending=not farthest)[:k].tolist()))
+        kept.append(len(found[0] & found[1]))
+    share = sum(kept) / (k * len(kept))
+    if once:
+        return sum(x > 0 for x in kept) / len(kept)
+    if count:
+        return sum(kept) / len(kept)
+    return 1 - share if lost else share
+
+
+MORE = {
+    "1.2": [
+        (largest_last, "Not right yet|larger"),
+        (lists_of_labels, "not the class order"),
+        (lambda o, t: [o], "Not right yet|as large|in no task|tasks"),
+        (lambda o, t: [(c,) for c in o], "Not right yet|tasks"),
+        (lambda o, t: split_by_repeated_cutting(o, t)[::-1], "Not right yet|order"),
+        (lambda o, t: np.array_split(np.array(o), t + 1), "Not right yet|returns|tasks"),
+        (
+            lambda o, t: dict(enumerate(split_by_repeated_cutting(o, t))),
+            "not iterable",
+        ),
+        (
+            lambda o, t: [len(g) for g in split_by_repeated_cutting(o, t)],
+            "returns|Not right yet|stops|sizes",
+        ),
+        (
+            lambda o, t: [set(g) for g in split_by_repeated_cutting(o, t)],
+            "set|returns|Not right yet|order",
+        ),
+        (
+            lambda o, t: [tuple(reversed(g)) for g in split_by_repeated_cutting(o, t)],
+            "Not right yet|order",
+        ),
+    ],
+    "2.2": [
+        (both_easiest, "easiest pair"),
+        (every_triplet, "all\\* triplets"),
+        (lambda f, y, m: every_triplet(f, y, m, nonzero=False), "all\\* triplets"),
+        (summed, "add up over the anchors"),
+        (triplet_by_distance, "Not right yet"),
+        (lambda f, y, m: triplet_by_distance(f, y, m, squared=False), "Not right yet"),
+        (lambda f, y, m: triplet_by_distance(f, y, m, scale=False), "Not right yet"),
+        (lambda f, y, m: triplet_in_matrices(f, y, -m), "margin is subtracted"),
+        (mean_positive, "Not right yet"),
+        (soft_margin, "Not right yet"),
+        (lambda f, y, m: triplet_in_matrices(f, y, m).item(), "float, but a tensor"),
+        (lambda f, y, m: triplet_in_matrices(f.detach(), y, m), "cut off from the graph"),
+    ],
+    "3.2": [
+        (lambda *a: contrast(*a, positives="own"), "InfoNCE"),
+        (lambda *a: contrast(*a, positives="teachers"), "positives are teachers only"),
+        (lambda *a: contrast(*a, positives="students and own"), "of the teachers only"),
+        (lambda *a: contrast(*a, who="teachers"), "compare with the teachers only"),
+        (lambda *a: contrast(*a, who="students"), "students only"),
+        (lambda *a: contrast(*a, own_below=False), "leaves the anchor's own teacher out"),
+        (two_views, "SupCon with two views"),
+        (lambda *a: contrast(*a) * a[3], "multiply the loss by the temperature"),
+        (lambda *a: contrast(*a) * a[3] / 0.07, "T / 0.07"),
+        (lambda *a: contrast(*a, scale=(True, False)), "not the teacher's"),
+        (lambda *a: contrast(*a, scale=(False, True)), "not the student's"),
+        (lambda *a: -contrast(*a), "minus sign"),
+        (lambda s, t, y, temp: csd_with_loops(s, t, y, 1 / temp), "multiply by the temperature"),
+    ],
+    "4.1": [
+        (drop_the_first, "leave out the first of the K"),
+        (lambda *a: first_k(*a, singles=False), "pick as they like"),
+        (lambda *a: first_k(*a, metric="dot", singles=False), "Not right yet|length 1"),
+        (lambda *a: first_k(*a, descending=False), "Not right yet"),
+        (lambda *a: first_k(*a, keep="all"), "Not right yet"),
+        (lambda *a: first_k(*a, keep="last"), "Not right yet"),
+        (lambda *a: first_k(*a, metric="manhattan"), "Not right yet"),
+        (lambda *a: 1 - recall_by_sorting(*a), "Not right yet"),
+        (lambda *a: 100 * recall_by_sorting(*a), "percent"),
+        (lambda f, y, k: recall_by_sorting(f, y, 1), "Not right yet"),
+        (lambda f, y, k: recall_by_sorting(f, y, k, off=-1), "Not right yet|off by one"),
+        (by_class, "Not right yet"),
+        (lambda f, y, k: 1.0, "finds itself|Not right yet"),
+    ],
+    "4.2": [
+        (
+            lambda m: columns(m, slice(None)),
+            "before the task was learned.* second thing|last row.* second",
+        ),
+        (lambda m: columns(m, sign=-1), "second thing"),
+        (lambda m: columns(m, reduce=np.sum), "second thing"),
+        (lambda m: columns(m, scale=100), "second thing"),
+        (lambda m: columns(m, tasks=len(m)), "second thing"),
+        (lambda m: forgetting_with_loops(m, last=0, sign=-1), "second thing"),
+        (lambda m: forgetting_with_loops(m, last=0, percent=100), "second thing"),
+        (lambda m: columns(m.T), "second thing"),
+        (lambda m: columns(m, best=np.mean), "Not right yet"),
+        (lambda m: columns(m, best=np.median), "Not right yet"),
+        (lambda m: m[0, 0] - m[-1, 0], "Not right yet"),
+        (lambda m: m.max() - m[-1].mean(), "Not right yet"),
+        (lambda m: [m[j:-1, j].max() - m[-1, j] for j in range(len(m) - 1)], "list, but a number"),
+    ],
+    "5.2": [
+        (lambda *a: overlap_of_sets(*a, farthest=True), "Not right yet"),
+        (lambda *a: overlap_of_sets(*a, once=True), "Not right yet"),
+        (lambda *a: overlap_of_sets(*a, lost=True), "lost"),
+        (lambda *a: overlap_of_sets(*a, count=True), "do not divide by k"),
+        (lambda *a: overlap_of_sets(*a, mix=True), "Not right yet"),
+        (lambda *a: 100 * overlap_in_matrices(*a), "Not right yet|percent"),
+        (lambda f, g, k: overlap_in_matrices(f, g, k + 1), "Not right yet"),
+        (lambda f, g, k: overlap_in_matrices(f, g, 1), "Not right yet"),
+        (lambda f, g, k: F.cosine_similarity(f, g).mean().item(), "Not right yet"),
+        (
+            lambda f, g, k: overlap_in_matrices(f, g, k, itself=True, scale=False),
+            "Not right yet|itself",
+        ),
+    ],
+    "4.4": [
+        (lambda a, b: paired_by_hand(a, b)[:2], "returns"),
+        (
+            lambda a, b: (*paired_by_hand(a, b)[:2], sum(a[s] >= b[s] for s in set(a) & set(b))),
+            "tie",
+        ),
+        (lambda a, b: (np.mean([*a.values()]) - np.mean([*b.values()]), 0.0, 0), "Not right yet"),
+        (
+            lambda a, b: (
+                paired_by_hand(a, b)[0],
+                paired_by_hand(a, b)[1] / math.sqrt(len(set(a) & set(b))),
+                paired_by_hand(a, b)[2],
+            ),
+            "standard error",
+        ),
+        (
+            lambda a, b: (
+                paired_by_hand(a, b)[0],
+                paired_by_hand(a, b)[1] ** 2,
+                paired_by_hand(a, b)[2],
+            ),
+            "Not right yet",
+        ),
+        (lambda a, b: [a[s] - b[s] for s in a if s in b], "Not right yet|returns"),
+        (
+            lambda a, b: paired_by_hand(
+                {s: -v for s, v in a.items()}, {s: -v for s, v in b.items()}
+            ),
+            "first method minus",
+        ),
+        (lambda a, b: (*paired_by_hand(a, b)[:2], len(set(a) & set(b))), "Not right yet"),
+        (lambda a, b: paired_by_hand(a, b)[0], "returns|Not right yet"),
+        (
+            lambda a, b: np.subtract([*a.values()], [*b.values()]).mean(),
+            "stops|returns|Not right yet",
+        ),
+    ],
+}
+ANSWERS = [(number, wrong, words) for number, group in MORE.items() for wrong, words in group]
+
+
+@pytest.mark.parametrize(
+    "number, wrong, words", ANSWERS, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(ANSWERS)]
+)
+def test_names_what_is_wrong_in_a_core_exercise(number, wrong, words):
+    verdict = CHECKERS[number](wrong)
+    assert not verdict
+    assert re.search(words, verdict.message, re.DOTALL), verdict.message
+
+
+def test_every_exercise_inside_a_chapter_is_shown_ten_more_wrong_answers():
+    assert all(len(group) >= 10 for group in MORE.values())
+
+
+@pytest.mark.parametrize(
+    "number, wrong, words",
+    [
+        ("2.1", lambda z, y: -z.softmax(1).log()[range(len(y)), y].mean(), "logarithm of 0"),
+        (
+            "1.4",
+            lambda x, p, g: torch.stack(
+                [
+                    F.pad(image, (0, 0, p, p))[:, r : r + x.shape[2]]
+                    for image, r in zip(
+                        x, torch.randint(2 * p + 1, (len(x),), generator=g).tolist(), strict=True
+                    )
+                ]
+            ),
+            "one direction only",
+        ),
+        (
+            "4.3",
+            lambda f, y, a, b, n: (y[(unit(f[y < n]) @ unit(f[y < n]).T).argmax(1)] == y)[(y < n)][
+                y < b
+            ],
+            "different numbers of rows",
+        ),
+        (
+            "3.5",
+            lambda s, t, y: (1 - F.cosine_similarity(F.dropout(s, 0.5), t.detach())).mean(),
+            "something in it is random",
+        ),
+    ],
+)
+def test_messages_that_misled_now_name_the_cause(number, wrong, words):
+    verdict = CHECKERS[number](wrong)
+    assert not verdict and re.search(words, verdict.message), verdict.message
+
+
+def test_numbers_in_a_message_are_short():
+    message = CHECKERS["4.4"](lambda a, b: (*paired_by_hand(a, b)[:2], 99)).message
+    assert "Not right yet" in message and not re.search(r"\d\.\d{6}", message)
