@@ -9,7 +9,7 @@ from csd_lib import InputError, checks
 from csd_lib.checks import setting
 from csd_lib.datasets import get_spec, is_path
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
-from csd_lib.networks import DEFAULTS, check_name
+from csd_lib.networks import DEFAULTS, check_name, check_weights
 
 # What a field left at None becomes, from three sources; a later one counts more.
 # 1. Our decisions where the paper is silent or its code is at odds with it.
@@ -67,7 +67,7 @@ class TrainConfig(LossSettings):
     network: str = setting("resnet", check_name)
     """Network: resnet, the paper's for small images; features, for features made elsewhere;
     torchvision:NAME or timm:NAME; or package.module:Class."""
-    weights: str | None = setting(None, checks.text, optional=True, decides="data")
+    weights: str | None = setting(None, check_weights, optional=True, decides="data")
     """Weights that the network begins with: published (torchvision's or timm's), or a file of its
     state (None: random)."""
     embedding: int | None = setting(None, checks.whole, 1, 100_000, optional=True)

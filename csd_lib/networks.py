@@ -68,6 +68,16 @@ def check_name(name: str, value: Any) -> None:
         )
 
 
+def check_weights(name: str, value: Any) -> None:
+    """Refuse what can name no weights; whether there is such a file is seen when they are read.
+
+    Raises:
+        InputError: for what is no text, or an empty one.
+    """
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name}={checks.shown(value)}: give {PUBLISHED}, or the path of a file")
+
+
 def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
     """Return the network that a config names, with its initial weights and no head rows.
 

@@ -43,6 +43,9 @@ EXEMPT_ROOMS = {
     "archive": "the same",
     "download": "the same; what a user sets are environment variables, see test_cli",
     "runs": "the same",
+    "stored": "made by the library from a file's pixels",
+    "own_images": "about the content of folders and files: see test_own_images",
+    "fine_grained": "as download",
     "record": "the same",
     "output": "streams and texts come from the library",
     "commands": "what a user types is tried in test_cli_fuzz",
@@ -61,7 +64,7 @@ _WHY_EXEMPT = {
         model.Network.backbone model.ResNet.backbone model.NormalizedHead
         model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_
         networks.make_network networks.network_from_state networks.load_state
-        networks.Published networks.Published.statistics networks.check_name
+        networks.Published networks.Published.statistics networks.check_name networks.check_weights
         networks.import_network networks.input_size networks.weights_sha256
         model.Network.add_embedding model.Network.top_and_backbone
         model.Network.freeze_backbone model.Network.train""",
@@ -503,7 +506,7 @@ ALLOWED = {
         preset={"None"},
         class_order_seed={"0", "None"},
         image_size={"None"},
-        weights={"None"},
+        weights={"None", "text"},
         embedding={"None"},
         backbone_rate=WEIGHT,
         depth={"None"},
