@@ -1,9 +1,12 @@
 """Images of one's own: folders and files, what is wrong with them, and what makes them a run."""
 
+import doctest
 import hashlib
 import json
 import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from csd_lib.retrieval import embed
 from csd_lib.stored import StoredImages
 from csd_lib.train import TaskTraining, load_images
 
+ROOT = Path(__file__).resolve().parent.parent
 QUICK = dict(tasks=2, depth=8, epochs=1, batch_size=8, crop_padding=1, device="cpu")
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -67,6 +71,14 @@ def arrays(kind="images"):
     pixels = np.stack([picture(label, n) for label in range(4) for n in range(8)])
     values = pixels if kind == "images" else pixels.reshape(32, -1)[:, :20].astype(np.float16)
     return {kind: values, "labels": np.arange(4).repeat(8)}
+
+
+def test_the_examples_of_the_page_print_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_networks", raising=False)
+    found = doctest.testfile(str(ROOT / "docs" / "own-images.md"), module_relative=False)
+    assert found.failed == 0 and found.attempted > 20
 
 
 # --- what is read --------------------------------------------------------------------------------
