@@ -302,7 +302,7 @@ def finite(name: str, value: Tensor, because: str = "the network that made them 
     Raises:
         InputError: if there are any; it says why that may be.
     """
-    if not value.is_floating_point():
+    if not value.dtype.is_floating_point:
         return
     if value.is_meta:
         raise InputError(f"{name} are {shown(value)}, a device that holds no values: use another")

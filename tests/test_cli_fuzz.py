@@ -19,8 +19,8 @@ from csd_lib.config import TrainConfig
 from csd_lib.methods import LossSettings
 from csd_lib.paper import ledger
 
-# Positional ones, and one that "data --check" alone, where nothing is, does not come to.
-NOT_TRIED = {"reproduce": {"experiment"}, "data": {"what", "image_size"}}
+# Positional ones; and "data", where a value is taken for the positional one: see test_own_images.
+NOT_TRIED = {"reproduce": {"experiment"}, "data": {"what", "image_size", "check"}}
 VALUES = [
     *("", "no such name", "two\nlines", "None", "True", "1,2", "[1]", "-1", "0", "1", "1.5"),
     *("nan", "inf", "-inf", "1e-30", "1e30", "1" + "0" * 30, "9" * 300),

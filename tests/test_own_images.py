@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from csd_lib import InputError, own_images, paths
+from csd_lib import InputError, __main__, own_images, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split, hold_out, merge_tasks
 from csd_lib.datasets import load_dataset
@@ -155,9 +155,9 @@ def test_a_seeded_split_is_a_fifth_and_does_not_depend_on_names_or_order(tmp_pat
 
 
 def test_equal_images_are_on_the_same_side_of_a_seeded_split(tmp_path):
-    folder = make(tmp_path / "a", split=False, count=10)
+    folder = make(tmp_path / "a", split=False, count=11)
     for name in NAMES:
-        for number in range(10):  # every image three times
+        for number in range(11):  # every image three times
             for copy in ("x", "y"):
                 pixels = np.asarray(Image.open(folder / name / f"{number:03}.png"))
                 save(folder / name / f"{number:03}{copy}.png", pixels)
@@ -292,6 +292,32 @@ def test_a_name_without_a_slash_is_a_known_data_set_or_a_typo(tmp_path, monkeypa
     with pytest.raises(InputError, match="image_size=8: digits has images of one size"):
         TrainConfig(dataset="digits", image_size=8)
     assert load_images(TrainConfig(dataset="./pets")).name == "pets"
+
+
+@pytest.mark.parametrize(
+    "typed, words",
+    [
+        (["nonsense"], "what='nonsense': choose one of cifar100, cub200, dogs"),
+        ([""], "what='': choose one of"),
+        (["--check", "1"], "what='1': choose one of"),
+        (["cifar100", "--image-size", "8"], "image_size=8 is for images of your own"),
+        (["./gone"], "gone does not exist"),
+        (["./gone.npz"], "gone.npz cannot be read"),
+    ],
+)
+def test_the_command_data_names_what_it_cannot_do(typed, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["csd", "data", *typed])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_the_command_data_describes_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["csd", "data", str(make(tmp_path / "pets")), "--image-size", "9"]
+    )
+    __main__.main()
+    assert "12 test images of 4 classes, each 9 x 9 x 3" in capsys.readouterr().out
 
 
 # --- larger than memory --------------------------------------------------------------------------
