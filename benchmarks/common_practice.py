@@ -8,7 +8,7 @@ The same network (ResNet-32), batch size and images for all:
 * plain: a DataLoader with PIL transforms, pytorch-metric-learning's miner, triplet and SupCon loss,
   Adam as it comes, and a teacher that autograd runs through, as in the published code.
 * Avalanche: its own LwF strategy (cross entropy and distillation) without loggers, on PIL images.
-* this kit: ``train_task`` as it is, in fp32 and in the precision that is fastest here.
+* this kit: ``TaskTraining`` as it is, in fp32 and in the precision that is fastest here.
 
 Images are random: the work is the same, and no download is needed.
 """
@@ -36,7 +36,7 @@ from csd_lib.data import CIFAR100_MEAN, CIFAR100_STD, Task
 from csd_lib.engine import Precision, half_precision, pick_device
 from csd_lib.losses import kd_loss
 from csd_lib.model import ResNet, freeze
-from csd_lib.train import train_task
+from csd_lib.train import TaskTraining
 
 BATCH = 128
 RATE = 1e-5  # learning noise faster than that makes the features collapse
@@ -132,8 +132,8 @@ def this_kit(
     numerics = Precision(precision, device)
 
     def epoch() -> None:
-        numerics.apply()
-        train_task(student, teacher, task, task, config, numerics, generator, [])
+        with numerics.switches():
+            TaskTraining(student, teacher, [task], config, numerics, generator).run_epoch()
 
     return epoch
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from csd_lib import InputError, paths
+from csd_lib import InputError, checks, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
 from csd_lib.datasets import DATASETS, load_dataset
@@ -197,6 +197,7 @@ def render(found: dict[str, Any]) -> str:
 
 def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
     """Return one line for a notebook: how long all six take in a mode, measured here and now."""
+    checks.one_of("mode", mode, ("smoke", "class", "paper"))
     configs = runs_of(mode, device)
     minutes = forecast(configs, measure(configs[2], seconds)) / 60
     return f"Training in all six notebooks takes about {_duration(minutes)} here in mode {mode}."

@@ -190,6 +190,7 @@ def decisions(gpu, monkeypatch):
         return take(self)
 
     monkeypatch.setattr(steps.Steps, "take_decisions", taken)
+    monkeypatch.setattr(steps, "STEPS", 2)
     return made
 
 

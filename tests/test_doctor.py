@@ -138,5 +138,6 @@ def test_the_page_about_gpus_has_the_forecast_of_its_own_figures(row, name, rate
     full, slower = (float(cell) for cell in line.strip("|").split("|")[1:])
     configs = runs_of(name, "cpu")
     assert forecast(configs, rates) / 60 == pytest.approx(full, abs=0.06)
-    slow = replace(rates, first_step=rates.first_step / 0.6, later_step=rates.later_step / 0.6)
-    assert forecast(configs, slow) / 60 == pytest.approx(slower, rel=0.01)
+    parts = ("first_step", "later_step", "test_image")
+    slow = replace(rates, **{part: getattr(rates, part) / 0.6 for part in parts})
+    assert forecast(configs, slow) / 60 == pytest.approx(slower, rel=0.01, abs=0.06)

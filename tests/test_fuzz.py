@@ -50,6 +50,8 @@ EXEMPT_ROOMS = {
     "output": "streams and texts come from the library",
     "commands": "what a user types is tried in test_cli_fuzz",
     "api": "names of other modules",
+    "steps": "a part of the training loop, as the next",
+    "doctor": "what a user types is tried in test_cli_fuzz",
     "watch": "a part of the training loop: its arguments were checked when the run began",
     "metric_learning": "takes what a user gives another library: see tests/integrations",
     "avalanche": "the same; that library is not here",
@@ -90,6 +92,8 @@ _WHY_EXEMPT = {
         engine.make_optimizer engine.set_learning_rate engine.load_optimizer engine.StepState
         engine.StepState.put_back engine.CapturedStep engine.CapturedStep.rehearse
         engine.Precision.autocast engine.Precision.switches engine.flushes_denormals
+        engine.on_device engine.StepState.synchronize numerics.tf32 numerics.true_float32
+        numerics.without_autocast numerics.in_parts
         train.training_step train.TaskTraining train.TaskTraining.eager_step
         train.TaskTraining.run_epoch train.TaskTraining.finish train.TaskTraining.progress_bar
         train.TaskTraining.state_dict train.TaskTraining.load_state_dict train.learning_rate

@@ -23,6 +23,7 @@ ORDER = [
     *("numerics", "losses", "model", "networks", "methods", "config", "runs", "retrieval"),
     *(
         "engine",
+        "steps",
         "watch",
         "train",
         "drift",
@@ -30,6 +31,7 @@ ORDER = [
         "fingerprint",
         "record",
         "experiment",
+        "doctor",
         "api",
     ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),

@@ -38,9 +38,9 @@ def random_maps():
     return {title: generator.normal(size=(40, 2)) for title in ("before", "after")}
 
 
-def recorded_table(dataset):
+def recorded_table(dataset, name="table1"):
     groups = paper_groups([r for r in ledger.load_records() if r.config.dataset == dataset])
-    return next(table for group in groups for table in tables(group) if table.name == "table1")
+    return next(table for group in groups for table in tables(group) if table.name == name)
 
 
 # One call of every public function that returns a figure.
@@ -71,6 +71,7 @@ FIGURES = {
     ),
     "paper_against_ours": lambda d, t: figures.paper_against_ours(recorded_table("cifar100")),
     "first_task_curves": lambda d, t: figures.first_task_curves(recorded_table("digits"), "own"),
+    "term_effects": lambda d, t: figures.term_effects(recorded_table("digits", "figure5"), "own"),
     "drift_maps": lambda d, t: plots.drift_maps(
         random_maps(), torch.arange(10).repeat(4), NAMES, start="before"
     ),

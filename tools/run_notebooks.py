@@ -28,12 +28,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from csd_lib.course import smoke_fingerprint, source_hash
 from csd_lib.paper.report import grouped, load_runs, render
 from csd_lib.paths import runs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("GLOSSARY", "RELATED_WORK", "CAPSTONE")  # that the notebooks link to
 
 # nbconvert's "lab" page, but with our alt texts (the template drops them, and readers who cannot
 # see a figure would be told that there is no description), and without scripts from elsewhere.
@@ -124,6 +126,8 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
         with_mathml(notebook), resources={"metadata": {"name": html.escape(title)}}
     )
     page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
+    page = re.sub(r'href="([A-Z_]+)\.md"', r'href="\1.html"', page)
+    page = page.replace('href="exercises/', 'href="../notebooks/exercises/')
     path.write_text(page, encoding="utf-8")
 
 
@@ -171,6 +175,9 @@ def main() -> None:
         print(f"{time.monotonic() - started:.0f} s")
     if failed:
         sys.exit(f"error: {', '.join(failed)} failed")
+    for name in PAGES:
+        text = (ROOT / "notebooks" / f"{name}.md").read_text("utf-8")
+        write_page(new_notebook(cells=[new_markdown_cell(text)]), build / f"{name}.html")
     if any(runs_folder().glob("*/results.json")):
         # The setting with the most runs is the one that the notebooks share.
         records, _ = load_runs()

@@ -36,6 +36,7 @@ METHOD_STYLE: dict[str, dict[str, Any]] = {
     "fine-tuning": dict(color=ORANGE, marker="s", linestyle="--"),
     "lwf": dict(color=SKY, marker="^", linestyle="-."),
     "mmd": dict(color=GREEN, marker="v", linestyle=(0, (3, 1, 1, 1))),
+    "mmd-kd": dict(color=RED, marker="<", linestyle=(0, (3, 1, 1, 1, 1, 1))),
     "fecd": dict(color=PURPLE, marker="P", linestyle=(0, (5, 1))),
     "csd": dict(color=BLUE, marker="o", linestyle="-"),
     "joint": dict(color=GREY, marker="D", linestyle=":"),
