@@ -126,7 +126,7 @@ def members(
                 with parsing(path, *TAR_ERRORS):
                     content = archive.extractfile(member).read()  # type: ignore[union-attr]
                 yield member.name, content
-            archive.members.clear()  # else it remembers every header
+            archive.members = []  # type: ignore[attr-defined] # else it keeps every header
 
 
 class _ValuesAndArrays(pickle.Unpickler):

@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def class_incremental_split(
     label_of_class[list(order)] = torch.arange(num_classes)
     tasks, first = [], 0
     for index, classes in enumerate(groups):
-        parts = {}
+        parts: dict[str, Any] = {}
         for part in ("train", "test"):
             labels = label_of_class[getattr(dataset, f"{part}_labels")]
             chosen = (labels >= first) & (labels < first + len(classes))
@@ -177,12 +178,13 @@ def merge_tasks(tasks: Sequence[Task]) -> Task:
     """
     checks.sequence("tasks", tasks, Task, "a list of one or more tasks")
     parts = ("train_images", "train_labels", "test_images", "test_labels")
+    joined: dict[str, Any] = {p: join([getattr(task, p) for task in tasks]) for p in parts}
     return Task(
         index=0,
         classes=sum((task.classes for task in tasks), ()),
         class_names=sum((task.class_names for task in tasks), ()),
         first_label=tasks[0].first_label,
-        **{part: join([getattr(task, part) for task in tasks]) for part in parts},
+        **joined,
     )
 
 

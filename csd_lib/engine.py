@@ -148,7 +148,7 @@ def make_optimizer(
     common: dict[str, Any] = dict(weight_decay=weight_decay, fused=device.type in ("cuda", "cpu"))
     groups: list[dict[str, Any]] = [{"params": [*model.parameters()]}]
     if backbone_rate != 1:
-        top, below = model.top_and_backbone()
+        top, below = model.top_and_backbone()  # type: ignore[operator] # of a Network
         groups = [{"params": top}]
         groups += [{"params": below, "rate": backbone_rate}] if below and backbone_rate else []
     for group in groups:  # each has its own, which set_learning_rate fills

@@ -243,8 +243,8 @@ def _map_array(
     if start + entry.file_size > path.stat().st_size:
         raise damaged(path, f"{name} ends after the file")
     with parsing(path, ValueError):  # as in _read_array
-        order = "F" if by_columns else "C"
-        return np.memmap(path, dtype, "c", start + file.tell(), tuple(shape), order)
+        flat = np.memmap(path, dtype, "c", start + file.tell(), (math.prod(shape),))
+        return flat.reshape(shape, order="F" if by_columns else "C")
 
 
 def _read_header(

@@ -73,7 +73,7 @@ def _dogs_split(path: Path, lists: Mapping[str, bytes]) -> dict[str, str]:
     """Read ``train_list.mat`` and ``test_list.mat``: MATLAB files with the places of images."""
     from scipy.io import loadmat
 
-    found = {}
+    found: dict[str, str] = {}
     for name, content in lists.items():
         part = "train" if name.startswith("train") else "test"
         try:

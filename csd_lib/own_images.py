@@ -398,9 +398,9 @@ def _from_arrays(path: Path, image_size: int | None, split_seed: int) -> OwnImag
         ]
     if kind == "features":
         return _standardised(path.stem, names, *found)
-    sums = measured[0][1][found[0].rows]
-    mean, std = _statistics(sums, height * width)
-    return OwnImages(path.stem, names, *found, mean, std)
+    train, test = found
+    mean, std = _statistics(measured[0][1][train.rows], height * width)
+    return OwnImages(path.stem, names, train, test, mean, std)
 
 
 def _checked_arrays(
@@ -446,7 +446,7 @@ def _standardised(name: str, names: tuple[str, ...], train: Part, test: Part) ->
     values = train.pixels[train.rows].astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
     std[std < 1e-6] = 1.0  # a dimension that is the same everywhere stays 0
-    found = [
+    train, test = (
         Part(
             ((part.pixels[part.rows] - mean) / std).astype(np.float32),
             np.arange(len(part.rows)),
@@ -455,9 +455,9 @@ def _standardised(name: str, names: tuple[str, ...], train: Part, test: Part) ->
             part.files,
         )
         for part in (train, test)
-    ]
+    )
     size = len(mean)
-    return OwnImages(name, names, *found, (0.0,) * size, (1.0,) * size)
+    return OwnImages(name, names, train, test, (0.0,) * size, (1.0,) * size)
 
 
 # --- both ----------------------------------------------------------------------------------------
