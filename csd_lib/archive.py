@@ -11,7 +11,7 @@ import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _ALLOWED = {
     "numpy.dtype": lambda code, align, copy: np.dtype(code, bool(align), bool(copy)),
 }
 # What tarfile and pickle are known to raise for files that are damaged or of another kind.
-_TAR_ERRORS = (
+TAR_ERRORS = (
     tarfile.TarError,  # tarfile: no header where one should be
     gzip.BadGzipFile,  # gzip: another kind of file, or a wrong checksum
     zlib.error,  # zlib: bytes that it has not compressed
@@ -68,7 +68,9 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         InputError: if the archive holds anything but the values and arrays that it should.
     """
     parts = {}
-    for name, content in _members(path):
+    wanted = [f"cifar-100-python/{name}" for name in ("train", "test", "meta")]
+    for member, content in members(path, MAX_UNPACKED, wanted.__contains__):
+        name = member.rpartition("/")[2]
         with parsing(path, *_PICKLE_ERRORS):
             parts[name] = _ValuesAndArrays(io.BytesIO(content), encoding="latin1").load()
 
@@ -97,27 +99,34 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the three members that are wanted, if they are ordinary files."""
+def members(
+    path: Path, max_unpacked: int, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the members of a tar file that are wanted; nothing is unpacked.
+
+    Raises:
+        InputError: if it is damaged, one of them is no ordinary file, or all members together
+            have more bytes than ``max_unpacked``.
+    """
     unpacked = 0
-    with parsing(path, *_TAR_ERRORS):
-        archive = tarfile.open(path, "r:gz")  # noqa: SIM115
+    with parsing(path, *TAR_ERRORS):
+        archive = tarfile.open(path, "r:" if path.suffix == ".tar" else "r:gz")  # noqa: SIM115
     with archive:
         while True:
-            with parsing(path, *_TAR_ERRORS):
+            with parsing(path, *TAR_ERRORS):
                 member = archive.next()
             if member is None:
                 return
             unpacked += member.size
-            if unpacked > MAX_UNPACKED:
-                raise damaged(path, f"it unpacks to more than {MAX_UNPACKED:,} bytes")
-            folder, _, name = member.name.partition("/")
-            if folder == "cifar-100-python" and name in ("train", "test", "meta"):
+            if unpacked > max_unpacked:
+                raise damaged(path, f"it unpacks to more than {max_unpacked:,} bytes")
+            if is_wanted(member.name):
                 if not member.isreg():
-                    raise damaged(path, f"its {name} is not a file")
-                with parsing(path, *_TAR_ERRORS):
+                    raise damaged(path, f"its {member.name.rpartition('/')[2]} is not a file")
+                with parsing(path, *TAR_ERRORS):
                     content = archive.extractfile(member).read()  # type: ignore[union-attr]
-                yield name, content
+                yield member.name, content
+            archive.members = []  # type: ignore[attr-defined] # else it keeps every header
 
 
 class _ValuesAndArrays(pickle.Unpickler):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from csd_lib import InputError
+from csd_lib.stored import StoredImages
 
 MAX_SEED = 2**32 - 1  # what numpy, scikit-learn and torch all take
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -29,7 +30,7 @@ _short.maxlist = _short.maxtuple = _short.maxset = 12
 
 def shown(value: Any) -> str:
     """Write a value in one short line: tensors and arrays by dtype and shape."""
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(value, Tensor | np.ndarray | StoredImages):
         device = getattr(value, "device", "cpu")
         where = "" if str(device) == "cpu" else f" on {device}"
         return f"{value.dtype} with shape {tuple(value.shape)}{where}"
@@ -189,8 +190,9 @@ def setting(
         check: one of this module's functions, called as ``check(name, value, *limits)``.
         limits: positional and by name, for the check.
         optional: whether None may remain.
-        decides: "run", the whole run; "later", only tasks after the first; "machine", only where
-            and how fast a result is computed.
+        decides: "run", the whole run; "later", only tasks after the first; "data", what goes in,
+            which the hash of the data says; "machine", only where and how fast a result is
+            computed.
     """
 
     def checked(name: str, value: Any) -> None:
@@ -300,7 +302,7 @@ def finite(name: str, value: Tensor, because: str = "the network that made them 
     Raises:
         InputError: if there are any; it says why that may be.
     """
-    if not value.is_floating_point():
+    if not value.dtype.is_floating_point:
         return
     if value.is_meta:
         raise InputError(f"{name} are {shown(value)}, a device that holds no values: use another")
@@ -431,7 +433,8 @@ def images(name: str, value: Any, like: Tensor | None = None, empty: bool = Fals
         InputError: if it is not.
     """
     if (
-        (not isinstance(value, Tensor) or value.dtype not in (torch.uint8, torch.float32))
+        not isinstance(value, Tensor | StoredImages)
+        or value.dtype not in (torch.uint8, torch.float32)
         or (value.ndim != 4 or 0 in value.shape[int(empty) :])
         or (value.is_meta and like is None)
     ):

@@ -11,16 +11,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 from csd_lib.config import PRESETS, TrainConfig
 from csd_lib.datasets import DATASETS
+from csd_lib.fine_grained import FINE_GRAINED
 from csd_lib.methods import METHODS, TERMS
-from csd_lib.networks import NETWORKS
+from csd_lib.networks import NETWORKS, import_network
 from csd_lib.output import Output, printable, shorten_warnings
 from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paths import results_folder, runs_folder, unknown_variables
 from csd_lib.record import Record
 
+OWN = "a folder of images or an .npz file, as ./flowers (with a slash)"
+FETCHED = ("cifar100", *FINE_GRAINED)
+LIBRARY_NETWORKS = ["torchvision:NAME", "timm:NAME", "package.module:Class"]
 app = tyro.extras.SubcommandApp()
 
 
@@ -52,10 +56,10 @@ def _settings() -> Any:
     presets = [PRESETS, *(spec.presets for spec in DATASETS.values())]
     terms = f"a sum of terms of {'+'.join(TERMS)} in this order"
     choices = {
-        "dataset": _choice("Data set", DATASETS),
+        "dataset": _choice("Data set", DATASETS, [OWN]),
         "preset": _choice("Where settings left out come from", *presets),
         "method": _choice("Method", METHODS, [terms]),
-        "network": _choice("Network", NETWORKS),
+        "network": _choice("Network", NETWORKS, LIBRARY_NETWORKS),
     }
     parts = {part.name: part for part in fields(TrainConfig)}
     shown = [(n, Annotated[str, c], field(default=parts[n].default)) for n, c in choices.items()]
@@ -90,6 +94,7 @@ def train(
     from csd_lib.paper.report import render_matrix
 
     config = TrainConfig(**vars(config))
+    import_network(config.network, config.weights)
     check_machine(config.device, config.precision, config.cuda_graph)
     with epoch_logger(log, config) as on_epoch:
         run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
@@ -103,7 +108,14 @@ def reproduce(
     *,
     preset: str = "reference",
     seeds: tuple[int, ...] = (0,),
-    dataset: Annotated[str, _choice("Data set; digits take a minute", DATASETS)] = "cifar100",
+    dataset: Annotated[
+        str, _choice("Data set; digits take a minute", DATASETS, [OWN])
+    ] = "cifar100",
+    image_size: int | None = None,
+    network: Annotated[str, _choice("Network", NETWORKS, LIBRARY_NETWORKS)] = "resnet",
+    weights: str | None = None,
+    embedding: int | None = None,
+    backbone_rate: float = 1.0,
     tasks: int | None = None,
     epochs: int | None = None,
     stop_at_epoch: int | None = None,
@@ -126,6 +138,11 @@ def reproduce(
         seeds: run every cell with each of these seeds.
         dataset: which images.
         tasks: only the cells with this number of tasks.
+        image_size: scale the images of a folder to this height and width.
+        network: which network.
+        weights: that it begins with: published, or a file of its state; default: random.
+        embedding: size of a linear layer on top of its features; default: none.
+        backbone_rate: learning rate below embedding and classifier, as a multiple of theirs.
         epochs: epochs per task, to try a command; default: the preset's.
         stop_at_epoch: stop each task at this epoch of its schedule: a prefix, kept apart.
         device: auto, cpu, cuda, ...
@@ -138,17 +155,22 @@ def reproduce(
         dry_run: run nothing, only list how far each cell is, and the hours that are left.
         quiet: show no progress bars.
     """
-    from csd_lib.datasets import load_dataset
     from csd_lib.engine import check_machine
     from csd_lib.files import make_folder
     from csd_lib.paper import ledger
     from csd_lib.paper.published import get_experiment
     from csd_lib.paper.report import render
+    from csd_lib.train import load_images
 
     configs = get_experiment(experiment).configs(
         seeds,
         only_tasks=tasks,
         dataset=dataset,
+        image_size=image_size,
+        network=network,
+        weights=weights,
+        embedding=embedding,
+        backbone_rate=backbone_rate,
         preset=preset,
         epochs=epochs,
         stop_at_epoch=stop_at_epoch,
@@ -158,10 +180,11 @@ def reproduce(
     )
     if not configs:
         raise InputError(f"tasks={tasks}: {experiment} has no cell with that number of tasks")
+    import_network(network, weights)
     # Now, not when the first run has been trained.
     check_machine(device, precision, cuda_graph)
     if dry_run:
-        cells = ledger.plan(configs, load_dataset(dataset), folder)
+        cells = ledger.plan(configs, load_images(configs[0]), folder)
         print(ledger.render_plan(cells, again))
         return
     make_folder(folder or results_folder())
@@ -240,7 +263,6 @@ def doctor(
     """
     from json import dumps
 
-    from csd_lib import checks
     from csd_lib.doctor import examine, render
 
     checks.number("seconds", seconds, above=0, at_most=600)
@@ -251,12 +273,43 @@ def doctor(
 
 
 @command
-def data(*, check: bool = False) -> None:
-    """Fetch CIFAR-100 now, say where it lies and how others can use it.
+def data(
+    what: Annotated[str, tyro.conf.Positional, _choice("Which", FETCHED, [OWN])] = "cifar100",
+    *,
+    image_size: int | None = None,
+    check: bool = False,
+) -> None:
+    """Fetch a data set now and say where it lies, or check your own images.
 
     Args:
+        what: cifar100, cub200, dogs, or the path of a folder or an .npz file.
+        image_size: scale the images of a folder to this height and width.
         check: fetch nothing, only verify the files that are there.
     """
+    from csd_lib.datasets import is_path
+
+    if is_path(what):
+        from csd_lib import own_images
+
+        print(own_images.describe(own_images.find_own_images(what, image_size)))
+        return
+    checks.one_of("what", what, FETCHED)
+    if image_size is not None:
+        raise InputError(f"image_size={image_size} is for images of your own: leave it out")
+    _cifar100(check) if what == "cifar100" else _fine_grained(what, check)
+
+
+def _fine_grained(name: str, check: bool) -> None:
+    from csd_lib.fine_grained import check_fine_grained, fetch_fine_grained
+
+    if not check:
+        fetch_fine_grained(name)
+    print(*check_fine_grained(name), sep="\n")
+    folder = fetch_fine_grained(name)  # it is there by now
+    print(f"\nTrain on it with --dataset {folder} --image-size 128, or another size")
+
+
+def _cifar100(check: bool) -> None:
     from csd_lib import download
     from csd_lib.archive import archive_problem
     from csd_lib.datasets import load_dataset

@@ -7,9 +7,9 @@ from typing import Any
 
 from csd_lib import InputError, checks
 from csd_lib.checks import setting
-from csd_lib.datasets import DATASETS
+from csd_lib.datasets import get_spec, is_path
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
-from csd_lib.networks import NETWORKS
+from csd_lib.networks import DEFAULTS, check_name, check_weights
 
 # What a field left at None becomes, from three sources; a later one counts more.
 # 1. Our decisions where the paper is silent or its code is at odds with it.
@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Limits are far beyond what makes sense, and far below what fills a memory or never ends.
 MAX_EPOCHS = 100_000
+MAX_OWN_TASKS = 10_000  # of images of one's own, whose classes are not known here
 
 
 def _check_milestones(name: str, value: Any) -> None:
@@ -49,8 +50,10 @@ def _check_milestones(name: str, value: Any) -> None:
 class TrainConfig(LossSettings):
     """Everything that decides a run. It is stored with the run's results."""
 
-    dataset: str = setting("digits", lambda name, value: checks.one_of(name, value, DATASETS))
-    """Data set: digits, fashion or cifar100."""
+    dataset: str = setting("digits", lambda name, value: get_spec(value))
+    """Data set: digits, fashion, cifar100, or the path of a folder of images or an .npz file."""
+    image_size: int | None = setting(None, checks.whole, 1, 4096, optional=True, decides="data")
+    """Scale the images of a folder to this height and width (None: they have one size)."""
     preset: str = setting("clean", checks.text)
     """Where settings left out come from: clean, reference (what the published code does, traps
     included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
@@ -61,8 +64,17 @@ class TrainConfig(LossSettings):
     """Number of tasks that the classes are split into."""
     class_order_seed: int | None = setting(None, checks.seed, optional=True)
     """Seed of a random class order (None: label order, as in the paper)."""
-    network: str = setting("resnet", lambda name, value: checks.one_of(name, value, NETWORKS))
-    """Network: resnet, the paper's for small images."""
+    network: str = setting("resnet", check_name)
+    """Network: resnet, the paper's for small images; features, for features made elsewhere;
+    torchvision:NAME or timm:NAME; or package.module:Class."""
+    weights: str | None = setting(None, check_weights, optional=True, decides="data")
+    """Weights that the network begins with: published (torchvision's or timm's), or a file of its
+    state (None: random)."""
+    embedding: int | None = setting(None, checks.whole, 1, 100_000, optional=True)
+    """Size of a linear layer on top of the network's features (None: no such layer)."""
+    backbone_rate: float = setting(1.0, checks.number, at_least=0, at_most=1000)
+    """Learning rate of what is below embedding and classifier, as a multiple of theirs (0: frozen;
+    the paper's fine-grained experiments: 10)."""
     depth: int | None = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, else 8)."""
     epochs: int | None = setting(None, checks.whole, 1, MAX_EPOCHS)
@@ -126,8 +138,7 @@ class TrainConfig(LossSettings):
     """Replay steps as a CUDA graph: auto (if a trial finds it right and faster), true or false."""
 
     def __post_init__(self) -> None:
-        checks.one_of("dataset", self.dataset, DATASETS)
-        data = DATASETS[self.dataset]
+        data = get_spec(self.dataset)
         if self.preset is None:
             object.__setattr__(self, "preset", "clean")
         presets = {**PRESETS, **data.presets}
@@ -136,7 +147,9 @@ class TrainConfig(LossSettings):
                 f"preset={checks.shown(self.preset)}: choose one of {', '.join(presets)} for "
                 f"{self.dataset}"
             )
-        for name, default in {**_DEFAULTS, **data.defaults, **presets[self.preset]}.items():
+        network = DEFAULTS.get(self.network, {}) if isinstance(self.network, str) else {}
+        defaults = {**_DEFAULTS, **data.defaults, **presets[self.preset], **network}
+        for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         super().__post_init__()
@@ -150,19 +163,35 @@ class TrainConfig(LossSettings):
         object.__setattr__(self, "cuda_graph", str(self.cuda_graph).lower())
         if self.network == "resnet" and self.depth % 6 != 2:
             raise InputError(f"depth={self.depth}: a ResNet has 6n + 2 layers: 8, 14, 20, 32")
-        if self.tasks > data.classes:
+        if self.image_size is not None and not is_path(self.dataset):
+            raise InputError(
+                f"image_size={self.image_size}: {self.dataset} has images of one size: leave it out"
+            )
+        if data.classes is None:
+            checks.whole("tasks", self.tasks, 1, MAX_OWN_TASKS)
+        elif self.tasks > data.classes:
             raise InputError(
                 f"tasks={self.tasks}: {self.dataset} has {data.classes} classes, and every task "
                 f"needs one"
             )
 
     def settings(self, *without: str) -> dict[str, Any]:
-        """Return all settings but the machine's, read in this run or not: what a table shares."""
-        return {
+        """Return all settings but the machine's, read in this run or not: what a table shares.
+
+        Where images and initial weights lie is not among them: the hash of the data says what they
+        are.
+        """
+        found = {
             part.name: getattr(self, part.name)
             for part in fields(self)
-            if part.name not in without and part.metadata["decides"] != "machine"
+            if part.name not in without and part.metadata["decides"] not in ("machine", "data")
         }
+        return found | ({"dataset": self.data_name} if "dataset" in found else {})
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data set, and ``own`` for all images of one's own, wherever they lie."""
+        return "own" if is_path(self.dataset) else self.dataset
 
     def key(self, *without: str) -> dict[str, Any]:
         """Return the settings that decide the result: equal for two runs of the same thing.

@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import InputError, checks
+from csd_lib.stored import StoredImages, join, select
+
+HASHED_AT_ONCE = 4096  # images, for those that are in a file
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Train and test images of one data set, in memory.
+    """Train and test images of one data set, in memory or in a file that is read by the batch.
 
     Images are uint8 ``[N, C, H, W]``, labels int64 ``[N]`` indexing ``class_names``; ``mean`` and
-    ``std`` hold one value per channel, for pixel values scaled to [0, 1].
+    ``std`` hold one value per channel, for pixel values scaled to [0, 1]. Features made elsewhere
+    are float32 images ``[N, D, 1, 1]``.
     """
 
     name: str
-    train_images: Tensor
+    train_images: Tensor | StoredImages
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | StoredImages
     test_labels: Tensor
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -66,7 +71,8 @@ class Dataset:
         digest = hashlib.sha256(repr(named).encode())
         for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
-            digest.update(part.cpu().contiguous().numpy().data)
+            for chunk in part.split(HASHED_AT_ONCE):
+                digest.update(chunk.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -83,9 +89,9 @@ class Task:
     classes: tuple[int, ...]  # the data set's own class ids, in class order
     class_names: tuple[str, ...]
     first_label: int
-    train_images: Tensor
+    train_images: Tensor | StoredImages
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | StoredImages
     test_labels: Tensor
 
     @property
@@ -152,11 +158,11 @@ def class_incremental_split(
     label_of_class[list(order)] = torch.arange(num_classes)
     tasks, first = [], 0
     for index, classes in enumerate(groups):
-        parts = {}
+        parts: dict[str, Any] = {}
         for part in ("train", "test"):
             labels = label_of_class[getattr(dataset, f"{part}_labels")]
             chosen = (labels >= first) & (labels < first + len(classes))
-            parts[f"{part}_images"] = getattr(dataset, f"{part}_images")[chosen]
+            parts[f"{part}_images"] = select(getattr(dataset, f"{part}_images"), chosen)
             parts[f"{part}_labels"] = labels[chosen]
         names = tuple(dataset.class_names[c] for c in classes)
         tasks.append(Task(index, classes, names, first, **parts))
@@ -172,16 +178,17 @@ def merge_tasks(tasks: Sequence[Task]) -> Task:
     """
     checks.sequence("tasks", tasks, Task, "a list of one or more tasks")
     parts = ("train_images", "train_labels", "test_images", "test_labels")
+    joined: dict[str, Any] = {p: join([getattr(task, p) for task in tasks]) for p in parts}
     return Task(
         index=0,
         classes=sum((task.classes for task in tasks), ()),
         class_names=sum((task.class_names for task in tasks), ()),
         first_label=tasks[0].first_label,
-        **{part: torch.cat([getattr(task, part) for task in tasks]) for part in parts},
+        **joined,
     )
 
 
-def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Tensor, Tensor]:
+def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Tensor | StoredImages, Tensor]:
     """Set a share of a task's training images aside, the same share of every class.
 
     Returns:
@@ -206,10 +213,10 @@ def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Tensor, Tensor]
         is_held_out[members[: max(2, round(share * len(members)))]] = True
     rest = replace(
         task,
-        train_images=task.train_images[~is_held_out],
+        train_images=select(task.train_images, ~is_held_out),
         train_labels=task.train_labels[~is_held_out],
     )
-    return rest, task.train_images[is_held_out], task.train_labels[is_held_out]
+    return rest, select(task.train_images, is_held_out), task.train_labels[is_held_out]
 
 
 def augment(

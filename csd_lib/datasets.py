@@ -14,30 +14,62 @@ from csd_lib import InputError, checks
 from csd_lib.data import Dataset
 from csd_lib.download import fetch_cifar100
 from csd_lib.files import read_arrays
+from csd_lib.own_images import load_own_images
 
 MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file; CIFAR-100 has 185 MB
 # Inside the package, so that it is there wherever csd_lib is; tools/fashion.py makes it.
 FASHION = Path(__file__).resolve().parent / "embedded" / "fashion.npz"
 
 
-def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
-    """Load a data set by name.
+def load_dataset(
+    name: str, root: str | Path | None = None, image_size: int | None = None
+) -> Dataset:
+    """Load a data set by name, or images of one's own.
 
     Args:
         name: ``"digits"`` (1,797 real handwritten 8x8 digits that scikit-learn ships; no network
             needed), ``"fashion"`` (6,000 photographs of clothes, shoes and bags, 28x28, that the
-            kit ships) or ``"cifar100"`` (60,000 colour images of 32x32).
+            kit ships) or ``"cifar100"`` (60,000 colour images of 32x32); or the path of a folder or
+            an ``.npz`` file (see ``is_path`` and ``own_images.find_own_images``).
         root: the folder that holds ``cifar100.npz``, or the file itself. Default:
             ``$CSD_DATA``, else ``data/``. If the file is missing, it is made from the official
             archive, which is fetched and verified by ``download.fetch_cifar100``.
+        image_size: height and width that the images of a folder are scaled to.
 
     Raises:
         InputError: for an unknown name, a file that is corrupt or has the wrong arrays, or a
             download that failed.
     """
     checks.instance("root", root, (str, Path, type(None)), "a path, or None")
-    checks.one_of("dataset", name, DATASETS)
-    return DATASETS[name].load(root)
+    spec = get_spec(name)
+    if is_path(name):
+        return load_own_images(name, image_size)
+    if image_size is not None:
+        raise InputError(
+            f"image_size={checks.shown(image_size)}: {name} has images of one size: leave it out"
+        )
+    return spec.load(root)
+
+
+def is_path(name: Any) -> bool:
+    """Say whether the name of a data set is a path: it has a slash, or ends in ``.npz``."""
+    return isinstance(name, str) and ("/" in name or "\\" in name or name.endswith(".npz"))
+
+
+def get_spec(name: str) -> DatasetSpec:
+    """Look a data set up by name; images of one's own have one entry for all.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if is_path(name):
+        return OWN_IMAGES
+    if not isinstance(name, str) or name not in DATASETS:
+        raise InputError(
+            f"dataset={checks.shown(name)}: choose one of {', '.join(DATASETS)}, or a path with a "
+            f"slash, such as ./{name if isinstance(name, str) and name else 'FOLDER'}"
+        )
+    return DATASETS[name]
 
 
 def _load_digits(root: str | Path | None = None) -> Dataset:
@@ -131,7 +163,7 @@ class DatasetSpec:
     """What must be known of a data set before it is loaded."""
 
     load: Callable[[str | Path | None], Dataset]  # gets the folder or file to look in, or None
-    classes: int
+    classes: int | None  # None: only the images say it
     defaults: Mapping[str, Any]  # settings of config.TrainConfig that it wants
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of its own, by name
 
@@ -195,3 +227,20 @@ DATASETS = {
         },
     ),
 }
+
+# Images of one's own, whatever they are: a middle way, to be changed. Its schedule is far shorter
+# than the paper's, and later tasks learn as fast as the first.
+OWN_IMAGES = DatasetSpec(
+    lambda path: load_own_images(path),  # type: ignore[arg-type] # None is refused there
+    classes=None,
+    defaults=dict(
+        depth=20,
+        epochs=30,
+        batch_size=64,
+        learning_rate=1e-3,
+        later_learning_rate=1e-3,
+        milestones=(0.5, 0.75),
+        crop_padding=4,
+        flip=True,
+    ),
+)

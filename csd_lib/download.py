@@ -63,7 +63,7 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
         else:
             source = fetch(
                 "CIFAR-100",
-                [*_mirrors(), ORIGIN],
+                [*mirrors(ARCHIVE), ORIGIN],
                 path.parent / ARCHIVE,
                 archive.SHA256,
                 archive.SIZE,
@@ -82,14 +82,19 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
     return path
 
 
-def _mirrors() -> list[str]:
+def mirrors(archive: str) -> list[str]:
+    """Return where ``$CSD_MIRRORS`` may have an archive of this name.
+
+    Raises:
+        InputError: for an address that is none.
+    """
     mirrors = paths.variable("CSD_MIRRORS").split()
     for index, mirror in enumerate(mirrors):
         if "://" in mirror and not mirror.startswith(("http://", "https://")):
             raise InputError(f"CSD_MIRRORS: {mirror!r} must start with http:// or https://")
         if mirror.endswith("/") or Path(mirror).is_dir():
-            mirrors[index] = f"{mirror.rstrip('/')}/{ARCHIVE}"
-    return mirrors
+            mirrors[index] = f"{mirror.rstrip('/')}/{archive}"
+    return [mirror for mirror in mirrors if archive == ARCHIVE or mirror.endswith(f"/{archive}")]
 
 
 def _asked_for(root: str | Path | None) -> Path:

@@ -133,27 +133,39 @@ def check_machine(
 
 
 def make_optimizer(
-    name: str, model: nn.Module, weight_decay: float, device: torch.device
+    name: str,
+    model: nn.Module,
+    weight_decay: float,
+    device: torch.device,
+    backbone_rate: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Return a new optimiser over all parameters, in the form that a CUDA graph can hold."""
+    """Return a new optimiser over all parameters, in the form that a CUDA graph can hold.
+
+    Those below embedding and head learn at ``backbone_rate`` times the learning rate; at 0 they are
+    left out.
+    """
     graphable = device.type == "cuda"
-    common: dict[str, Any] = dict(
-        lr=torch.zeros((), device=device) if graphable else 0.0,
-        weight_decay=weight_decay,
-        fused=device.type in ("cuda", "cpu"),
-    )
+    common: dict[str, Any] = dict(weight_decay=weight_decay, fused=device.type in ("cuda", "cpu"))
+    groups: list[dict[str, Any]] = [{"params": [*model.parameters()]}]
+    if backbone_rate != 1:
+        top, below = model.top_and_backbone()  # type: ignore[operator] # of a Network
+        groups = [{"params": top}]
+        groups += [{"params": below, "rate": backbone_rate}] if below and backbone_rate else []
+    for group in groups:  # each has its own, which set_learning_rate fills
+        group["lr"] = torch.zeros((), device=device) if graphable else 0.0
     if name == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=0.9, **common)
-    return torch.optim.Adam(model.parameters(), capturable=graphable, **common)
+        return torch.optim.SGD(groups, momentum=0.9, **common)
+    return torch.optim.Adam(groups, capturable=graphable, **common)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Set the learning rate in place, so that a captured step sees it too."""
     for group in optimizer.param_groups:
+        rate = value * group.get("rate", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(value)
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = value
+            group["lr"] = rate
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:

@@ -18,7 +18,6 @@ import csd_lib
 from csd_lib import InputError, checks, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
-from csd_lib.datasets import load_dataset
 from csd_lib.engine import pick_device
 from csd_lib.files import make_folder, only_one, read_tensors
 from csd_lib.model import Network
@@ -26,7 +25,7 @@ from csd_lib.networks import network_from_state
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.train import Run, train
+from csd_lib.train import Run, load_images, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +49,12 @@ def run_name(config: TrainConfig, data: str) -> str:
     changed = {n: v for n, v in config.key().items() if n not in usual or usual[n] != v}
     key = json.dumps([changed, data], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    return f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
+    return f"{config.data_name}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
 
 def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
     """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
-    return runs_folder() / run_name(config, dataset.sha256())
+    return runs_folder() / run_name(config, runs.data_hash(config, dataset))
 
 
 def run_experiment(
@@ -87,7 +86,7 @@ def run_experiment(
     config = replace(config, device=str(pick_device(config.device)))
     if folder is not None:
         folder = make_folder(folder)  # now, not after the first task
-    dataset = load_dataset(config.dataset) if dataset is None else dataset
+    dataset = load_images(config) if dataset is None else dataset
     first = config.first_task() if share_first_task else None
     first_folder = None
     if first:
@@ -134,8 +133,8 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     folder = Path(folder)
     record = Record.read(folder / "results.json")
     config = record.config
-    dataset = load_dataset(config.dataset) if dataset is None else dataset
-    if dataset.sha256() != record.data:
+    dataset = load_images(config) if dataset is None else dataset
+    if dataset.sha256() != record.data.split("+")[0]:
         raise InputError(f"{folder} is a run on other images or labels than {dataset.name}'s here")
     tasks = class_incremental_split(dataset, config.tasks, seed=config.class_order_seed)
     models = []

@@ -182,12 +182,17 @@ def read_tensors(path: Path) -> Any:
         ) from error
 
 
-def read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: Path, max_bytes: int, leave_larger: float = math.inf
+) -> dict[str, np.ndarray]:
     """Read all arrays of an ``.npz`` file.
 
     Args:
         path: the file.
         max_bytes: refuse a file that unpacks to more.
+        leave_larger: arrays of more bytes than this stay in the file, if ``np.savez`` wrote it
+            (``np.savez_compressed`` packs them): a memory map reads what is asked for. They do
+            not count for ``max_bytes``. What is written to them never reaches the file.
 
     Raises:
         InputError: if it cannot be opened; ``Damaged`` if it is damaged, of another kind or too
@@ -195,12 +200,21 @@ def read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """
     arrays = {}
     with _unzipped(path) as (archive, unpacked):
+        mapped = [
+            entry
+            for entry in archive.infolist()
+            if entry.file_size > leave_larger and entry.compress_type == zipfile.ZIP_STORED
+        ]
+        unpacked -= sum(entry.file_size for entry in mapped)
         if unpacked > max_bytes:
             raise damaged(path, f"it would unpack to {unpacked:,} bytes, expected {max_bytes:,}")
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             if name == entry.filename or "/" in name:
                 raise damaged(path, f"{entry.filename} is not an array")
+            if entry in mapped:
+                arrays[name] = _map_array(path, name, archive, entry)
+                continue
             with parsing(path, *_ZIP_ERRORS):
                 content = archive.read(entry)
             arrays[name] = _read_array(path, name, content)
@@ -209,20 +223,46 @@ def read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
 
 def _read_array(path: Path, name: str, content: bytes) -> np.ndarray:
     file = io.BytesIO(content)
+    shape, by_columns, dtype = _read_header(path, name, file, len(content))
+    with parsing(path, ValueError):  # numpy: values of no size, more axes than arrays can have
+        flat = np.frombuffer(bytearray(content[file.tell() :]), dtype)
+        return flat.reshape(shape, order="F" if by_columns else "C")
+
+
+def _map_array(
+    path: Path, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
+) -> np.ndarray:
+    """Return an array whose bytes stay where they are in the file."""
+    with parsing(path, *_ZIP_ERRORS), archive.open(entry) as stream:
+        file = io.BytesIO(stream.read(MAX_HEADER + 16))
+    shape, by_columns, dtype = _read_header(path, name, file, entry.file_size)
+    with parsing(path), path.open("rb") as whole:
+        whole.seek(entry.header_offset)
+        lengths = whole.read(30)[26:]  # of the entry's name and of the extra field behind it
+    start = entry.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+    if start + entry.file_size > path.stat().st_size:
+        raise damaged(path, f"{name} ends after the file")
+    with parsing(path, ValueError):  # as in _read_array
+        flat = np.memmap(path, dtype, "c", start + file.tell(), (math.prod(shape),))
+        return flat.reshape(shape, order="F" if by_columns else "C")
+
+
+def _read_header(
+    path: Path, name: str, file: io.BytesIO, size: int
+) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read an array's header, and compare it with the bytes that there are of both."""
     with parsing(path, *_HEADER_ERRORS):
         version = np.lib.format.read_magic(file)
     if version not in _NPY_HEADERS:
         raise damaged(path, f"{name} is in an unknown version of the format")
     with parsing(path, *_HEADER_ERRORS):
         shape, by_columns, dtype = _NPY_HEADERS[version](file, max_header_size=MAX_HEADER)
-    found = len(content) - file.tell()
+    found = size - file.tell()
     if dtype.hasobject:
         raise damaged(path, f"{name} holds Python objects, and could run a program")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != found:
         raise damaged(path, f"{name} should be {dtype} {shape}, but has {found} bytes")
-    with parsing(path, ValueError):  # numpy: values of no size, more axes than arrays can have
-        flat = np.frombuffer(bytearray(content[file.tell() :]), dtype)
-        return flat.reshape(shape, order="F" if by_columns else "C")
+    return shape, by_columns, dtype
 
 
 @contextmanager

@@ -91,6 +91,8 @@ class Network(nn.Module):
         checks.channels(mean, std, len(mean))
         self.feature_size = feature_size
         self.head = NormalizedHead(feature_size)
+        self.added_embedding: nn.Linear | None = None
+        self.backbone_is_frozen = False
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
 
@@ -110,11 +112,43 @@ class Network(nn.Module):
         # Under autocast the convolutions are in half precision; what the losses see is not.
         with torch.autocast(x.device.type, enabled=False):
             features = at_least_float32(features)
+            if self.added_embedding is not None:
+                features = self.added_embedding(features)
             return features, self.head(features)
 
     def normalize_images(self, images: Tensor) -> Tensor:
         """Turn uint8 images into floats with the model's mean and standard deviation."""
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def add_embedding(self, size: int) -> None:
+        """Put a linear layer of so many outputs on top of the features, below a new head."""
+        checks.whole("size", size, 1, 100_000)
+        self.added_embedding = nn.Linear(self.feature_size, size)
+        self.feature_size, self.head = size, NormalizedHead(size)
+
+    def top_and_backbone(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the parameters of embedding and head, and all others."""
+        top = [
+            *self.head.parameters(),
+            *(self.added_embedding.parameters() if self.added_embedding else ()),
+        ]
+        names = {id(parameter) for parameter in top}
+        return top, [each for each in self.parameters() if id(each) not in names]
+
+    def freeze_backbone(self) -> None:
+        """Let only embedding and head learn; batch normalisation below keeps its statistics."""
+        self.backbone_is_frozen = True
+        for parameter in self.top_and_backbone()[1]:
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Network:
+        """Switch to training or to evaluation, in which a frozen backbone stays."""
+        super().train(mode)
+        for module in self.children() if self.backbone_is_frozen else ():
+            if module not in (self.head, self.added_embedding):
+                module.eval()
+        return self
 
     @property
     def num_classes(self) -> int:

@@ -1,43 +1,112 @@
-"""The networks that the kit knows by name, and how one is made from a config or from its state."""
+"""The networks that the kit knows by name, and how one is made from a config or from its state.
+
+Besides those there are the networks of two libraries, ``torchvision:NAME`` and ``timm:NAME``, and
+any class of one's own, ``package.module:Class``. A name in a file never makes the kit import a
+module: the program must have done so (the command line does it for its own ``--network``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from csd_lib import checks
+from csd_lib import InputError, checks
+from csd_lib.files import read_tensors
 from csd_lib.model import Network, ResNet, freeze
 
 if TYPE_CHECKING:
     from csd_lib.config import TrainConfig
 
+PUBLISHED = "published"
+
+
+class Features(Network):
+    """No network: the images are features that were made elsewhere, as ``[N, D, 1, 1]``."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(len(mean), mean, std)
+
+    def backbone(self, images: Tensor) -> Tensor:
+        """Return features ``[B, D]`` of ``[B, D, 1, 1]``."""
+        return images.flatten(1)
+
+
 # What a config's ``network`` names: called with the config and the data set's channel statistics.
 # To add one: a line here, or at run time ``NETWORKS["mine"] = lambda config, mean, std: ...``.
 NETWORKS: dict[str, Callable[..., Network]] = {
-    "resnet": lambda config, mean, std: ResNet(config.depth, 0, len(mean), mean, std, config.seed)
+    "resnet": lambda config, mean, std: ResNet(config.depth, 0, len(mean), mean, std, config.seed),
+    "features": lambda config, mean, std: Features(mean, std),
 }
+# Settings of a config that a network wants, where they are left out.
+DEFAULTS: dict[str, dict[str, Any]] = {"features": dict(crop_padding=0, flip=False)}
+
+
+def check_name(name: str, value: Any) -> None:
+    """Refuse what can be no name of a network. Nothing is imported.
+
+    Raises:
+        InputError: for such a name.
+    """
+    of, _, which = value.partition(":") if isinstance(value, str) else ("", "", "")
+    parts = of.split(".") + which.split(".")
+    is_known = isinstance(value, str) and value in NETWORKS
+    is_model = of in _LIBRARIES and bool(which)  # names of timm have dots and dashes
+    if not is_known and not is_model and not all(part.isidentifier() for part in parts):
+        raise InputError(
+            f"{name}={checks.shown(value)}: choose one of {', '.join(NETWORKS)}, "
+            f"{', '.join(f'{library}:NAME' for library in _LIBRARIES)} or package.module:Class"
+        )
+
+
+def check_weights(name: str, value: Any) -> None:
+    """Refuse what can name no weights; whether there is such a file is seen when they are read.
+
+    Raises:
+        InputError: for what is no text, or an empty one.
+    """
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name}={checks.shown(value)}: give {PUBLISHED}, or the path of a file")
 
 
 def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
-    """Return the network that a config names, with initial weights from its seed and no head rows.
+    """Return the network that a config names, with its initial weights and no head rows.
 
-    The global random state is left as it was.
+    The weights are drawn with the config's seed, or come from ``config.weights``. The global random
+    state is left as it was.
 
     Raises:
-        InputError: if what was made is no ``Network``.
+        InputError: if what was made is no ``Network``, or the weights do not fit it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = NETWORKS[config.network](config, mean, std)
-    checks.instance(f"NETWORKS[{config.network!r}]", network, Network, "what returns a Network")
+        network = _maker(config.network)(config, mean, std)
+        checks.instance(f"NETWORKS[{config.network!r}]", network, Network, "what returns a Network")
+        if config.weights not in (None, PUBLISHED):
+            _begin_with(network, Path(config.weights))
+        elif config.weights and not isinstance(network, LibraryNetwork):
+            raise InputError(
+                f"weights={PUBLISHED!r}: nobody has published any for network={config.network!r}: "
+                f"give a file, or choose a network of {' or '.join(_LIBRARIES)}"
+            )
+        if config.embedding:
+            network.add_embedding(config.embedding)
+    if config.backbone_rate == 0:
+        network.freeze_backbone()
     return network
 
 
 def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network:
-    """Return the network that a state belongs to, frozen.
+    """Return the network that a state belongs to, frozen. The weights it began with are not needed.
 
     Raises:
         ValueError: if it is not the state of such a network.
@@ -46,6 +115,7 @@ def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network
         classes, mean, std = (state[name] for name in ("head.weight", "mean", "std"))
     except (LookupError, TypeError) as error:
         raise ValueError(f"it is not the state of a network: {error!r} is missing") from error
+    config = replace(config, weights=None)
     network = make_network(config, mean.flatten().tolist(), std.flatten().tolist())
     network.grow_head(len(classes))
     load_state(network, state)
@@ -68,3 +138,275 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         if not torch.isfinite(state[name]).all():
             raise ValueError(f"{name} is not finite")
     model.load_state_dict(state)
+
+
+# --- classes of one's own ------------------------------------------------------------------------
+
+
+def import_network(name: str, weights: str | None = None) -> None:
+    """Import the module of ``package.module:Class``, also from the current folder.
+
+    Raises:
+        InputError: if there is no such module, no such class in it, or no file of weights.
+    """
+    if weights not in (None, PUBLISHED):
+        _read(Path(str(weights)), bytes)
+    module = name.partition(":")[0]
+    if ":" not in name or module in _LIBRARIES or name in NETWORKS:
+        return
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"network={name!r}: {error}: is it in this folder?") from error
+    _own_class(name)
+
+
+def _own_class(name: str) -> Callable[..., Network]:
+    module, _, attributes = name.partition(":")
+    if module not in sys.modules:
+        raise InputError(f"network={name!r}: import {module} first; the kit does not do it by name")
+    found: Any = sys.modules[module]
+    for part in attributes.split("."):
+        found = getattr(found, part, None)
+    # Only such a class is ever called: the name may come from a file of somebody else.
+    if not isinstance(found, type) or not issubclass(found, Network):
+        raise InputError(f"network={name!r}: {module} has no {attributes} that is a Network")
+    return found
+
+
+# --- networks of libraries -----------------------------------------------------------------------
+
+
+class LibraryNetwork(Network):
+    """A network of a library, without its classifier. Grey images are given to all its channels."""
+
+    def __init__(
+        self,
+        body: nn.Module,
+        feature_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        smallest_image: int,
+        classifier: str,
+    ):
+        super().__init__(feature_size, mean, std)
+        self.body, self.smallest_image, self.classifier = body, smallest_image, classifier
+
+    def backbone(self, images: Tensor) -> Tensor:
+        """Return features ``[B, D]`` of normalised images ``[B, C, H, W]``."""
+        try:
+            return self.body(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        except ValueError as error:
+            if not self.training or len(images) > 1:
+                raise
+            raise InputError(
+                "the last batch of an epoch has one image, of which this network cannot take batch "
+                "statistics: choose another batch_size, or larger images"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is known of the weights that a library publishes for a network."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    smallest_image: int
+
+    def statistics(
+        self, config: TrainConfig, mean: Sequence[float], std: Sequence[float]
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the weights' mean and standard deviation, or without weights the data set's."""
+        if config.weights is None:
+            return mean, std
+        if len(mean) == 1:  # grey images: one value for all
+            return [sum(self.mean) / len(self.mean)], [sum(self.std) / len(self.std)]
+        return self.mean, self.std
+
+
+def input_size(config: TrainConfig) -> int | None:
+    """Return the size that the images of a folder are scaled to: asked for, or the weights' own."""
+    library, _, name = config.network.partition(":")
+    if config.image_size or not config.weights or library not in _LIBRARIES:
+        return config.image_size
+    return _LIBRARIES[library][0](name).image_size
+
+
+def weights_sha256(config: TrainConfig) -> str:
+    """Return a hash of the weights that a config begins with: of the file, or of all numbers.
+
+    Raises:
+        InputError: if there is no such file.
+    """
+    if config.weights != PUBLISHED:
+        return hashlib.sha256(_read(Path(str(config.weights)), bytes)).hexdigest()
+    digest = hashlib.sha256()
+    body = make_network(replace(config, embedding=None), (0.0,) * 3, (1.0,) * 3)
+    for name, value in body.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _maker(name: str) -> Callable[..., Network]:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    library, _, which = name.partition(":")
+    if library not in _LIBRARIES:
+        return _own_class(name)
+    published, make = _LIBRARIES[library]
+    return lambda config, mean, std: make(
+        which, config, *(about := published(which)).statistics(config, mean, std), about
+    )
+
+
+def _library(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.split(".")[0]
+        raise InputError(
+            f"{library} is missing: pip install 'csd-lib[{extra}]' (or {library} itself)"
+        ) from error
+
+
+def _torchvision_published(name: str) -> Published:
+    models = _library("torchvision.models", "course")
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown("torchvision", name, known)
+    weights = models.get_model_weights(name).DEFAULT
+    about, smallest = weights.transforms(), weights.meta.get("min_size", (1, 1))
+    size = about.crop_size[0]
+    fixed = name.startswith("vit_")  # it has a position for each patch
+    return Published(tuple(about.mean), tuple(about.std), size, size if fixed else max(smallest))
+
+
+def _torchvision(
+    name: str,
+    config: TrainConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    about: Published,
+) -> Network:
+    models = _library("torchvision.models", "course")
+    options: dict[str, Any] = {}
+    if name in ("inception_v3", "googlenet"):
+        options = dict(aux_logits=False, transform_input=config.weights is not None)
+        options |= {} if config.weights == PUBLISHED else {"init_weights": True}
+    weights = "DEFAULT" if config.weights == PUBLISHED else None
+    with _fetching(f"torchvision:{name}", config):
+        body = models.get_model(name, weights=weights, **options)
+    found = [(n, module) for n, module in body.named_modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise InputError(f"network='torchvision:{name}' has no linear classifier: choose another")
+    classifier, last = found[-1]
+    parent, _, child = classifier.rpartition(".")
+    setattr(body.get_submodule(parent), child, nn.Identity())
+    smallest = max(about.smallest_image, 32)
+    return LibraryNetwork(body, last.in_features, mean, std, smallest, classifier)
+
+
+def _timm_published(name: str) -> Published:
+    timm = _library("timm", "timm")
+    if name.partition(".")[0] not in timm.list_models():
+        raise _unknown("timm", name, timm.list_models())
+    about = timm.get_pretrained_cfg(name)
+    size = about.input_size[-1]
+    smallest = size if about.fixed_input_size else 32
+    return Published(tuple(about.mean), tuple(about.std), size, smallest)
+
+
+def _timm(
+    name: str,
+    config: TrainConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    about: Published,
+) -> Network:
+    timm = _library("timm", "timm")
+    with _fetching(f"timm:{name}", config):
+        body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
+    size = getattr(body, "head_hidden_size", None) or body.num_features
+    classifier = (getattr(body, "pretrained_cfg", None) or {}).get("classifier", "classifier")
+    return LibraryNetwork(body, size, mean, std, about.smallest_image, classifier)
+
+
+_LIBRARIES: dict[str, tuple[Callable[[str], Published], Callable[..., Network]]] = {
+    "torchvision": (_torchvision_published, _torchvision),
+    "timm": (_timm_published, _timm),
+}
+
+
+@contextmanager
+def _fetching(name: str, config: TrainConfig) -> Iterator[None]:
+    """Turn what a library raises where it cannot download its weights into one clear line."""
+    try:
+        yield
+    except Exception as error:  # of urllib, of two other clients, or about a wrong checksum
+        if config.weights != PUBLISHED:
+            raise
+        words = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"weights={PUBLISHED!r} of {name} cannot be fetched ({words[:120]}): try again where "
+            f"there is a network, or give a file of its state"
+        ) from error
+
+
+def _unknown(library: str, name: str, known: Sequence[str]) -> InputError:
+    meant = get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(meant)}?" if meant else f"{library} has {len(known)} others"
+    return InputError(f"network='{library}:{name}': there is no such network: {hint}")
+
+
+# --- weights in a file ---------------------------------------------------------------------------
+
+
+def _begin_with(network: Network, path: Path) -> None:
+    """Copy the weights of a file into all of a new network but its head.
+
+    The file holds a state by name, as ``torch.save(model.state_dict(), path)`` writes it. It may
+    also hold a classifier, which is left out.
+    """
+    state = _read(path, dict)
+    target: nn.Module = network
+    left_out: tuple[str, ...] = ("head.", "mean", "std", "added_embedding.")
+    if isinstance(network, LibraryNetwork):
+        target, left_out = network.body, (f"{network.classifier}.", "AuxLogits.", "aux1.", "aux2.")
+    own = {n: v for n, v in target.state_dict().items() if not n.startswith(left_out)}
+    given = {n: v for n, v in state.items() if not str(n).startswith(left_out)}
+    problems = [
+        f"{name} is {checks.shown(given.get(name))}, expected {checks.shown(own.get(name))}"
+        for name in sorted({*map(str, own), *map(str, given)})
+        if not isinstance(value := given.get(name), Tensor)
+        or name not in own
+        or value.shape != own[name].shape
+        or not value.isfinite().all()
+    ]
+    if problems:
+        raise InputError(
+            f"weights={str(path)!r} is not the state of this network: {problems[0]}"
+            f"{f', and {len(problems) - 1} more' if problems[1:] else ''}"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(given[name])
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        is_there = path.is_file()
+    except OSError:  # its name is too long
+        is_there = False
+    if not is_there:
+        raise InputError(
+            f"weights={checks.shown(str(path))}: there is no such file: give one, or {PUBLISHED}"
+        )
+    if kind is bytes:
+        return path.read_bytes()
+    content = read_tensors(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"weights={str(path)!r} holds no state by name")
+    return content

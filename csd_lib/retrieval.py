@@ -14,6 +14,7 @@ from csd_lib import InputError, checks
 from csd_lib.data import Task
 from csd_lib.model import Network
 from csd_lib.numerics import in_parts, true_float32, unit_length
+from csd_lib.stored import StoredImages
 
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.
@@ -31,7 +32,9 @@ class Recall(dict):
 
 
 @torch.no_grad()
-def _features_and_logits(model: Network, images: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+def _features_and_logits(
+    model: Network, images: Tensor | StoredImages, batch_size: int
+) -> tuple[Tensor, Tensor]:
     """Run the network over all images in eval mode, and leave it in the mode it was in."""
     checks.instance("model", model, torch.nn.Module, "a network, such as a ResNet")
     checks.images("images", images)
@@ -52,7 +55,7 @@ def _features_and_logits(model: Network, images: Tensor, batch_size: int) -> tup
     return torch.cat(features), torch.cat(logits)
 
 
-def embed(model: Network, images: Tensor, batch_size: int = 512) -> Tensor:
+def embed(model: Network, images: Tensor | StoredImages, batch_size: int = 512) -> Tensor:
     """Return the features ``[N, D]`` of images ``[N, C, H, W]``, without augmentation.
 
     The network is used in eval mode; the result stays on its device.

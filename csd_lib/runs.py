@@ -29,6 +29,7 @@ from csd_lib.files import (
     write_tensors,
     writing,
 )
+from csd_lib.networks import weights_sha256
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -42,16 +43,22 @@ def identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return what decides a run's result: its config, its images, and what the code computes.
 
     Returns:
-        ``config``; ``data``, the SHA-256 of images and labels; ``fingerprint``.
+        ``config``; ``data``, of ``data_hash``; ``fingerprint``.
     """
     from csd_lib.fingerprint import fingerprint  # it trains a tiny run, which needs this module
 
     _, channels, *size = dataset.train_images.shape
     return {
         "config": json.loads(json.dumps(asdict(config))),
-        "data": dataset.sha256(),
+        "data": data_hash(config, dataset),
         "fingerprint": fingerprint(config, channels, min(size)),
     }
+
+
+def data_hash(config: TrainConfig, dataset: Dataset) -> str:
+    """Return the SHA-256 of images and labels and, behind a plus, of weights to begin with."""
+    weights = f"+{weights_sha256(config)}" if config.weights else ""
+    return dataset.sha256() + weights
 
 
 def difference(stored: Any, wanted: dict[str, Any]) -> str:
@@ -353,7 +360,7 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
     """
     found: list[tuple[int, Path]] = []
     wanted = json.loads(json.dumps(config.key("stop_at_epoch")))
-    for settings in folder.glob(f"{config.dataset}-{config.method}-*/config.json"):
+    for settings in folder.glob(f"{config.data_name}-{config.method}-*/config.json"):
         try:
             other = TrainConfig(**read_json(settings)["config"])
         except (InputError, LookupError, TypeError):

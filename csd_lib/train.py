@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import checks
+from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, class_incremental_split, hold_out, merge_tasks
-from csd_lib.datasets import load_dataset
+from csd_lib.datasets import is_path, load_dataset
 from csd_lib.engine import (
     Precision,
     StepState,
@@ -28,10 +28,11 @@ from csd_lib.engine import (
 )
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
-from csd_lib.networks import load_state, make_network
+from csd_lib.networks import input_size, load_state, make_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
 from csd_lib.steps import Steps
+from csd_lib.stored import StoredImages
 from csd_lib.watch import Health, Selection, all_finite, feature_spread, spread_in_training
 
 
@@ -43,6 +44,33 @@ class Run:
     tasks: list[Task]
     models: list[Network]  # frozen, after each task (joint training: one, after all of them)
     history: list[dict[str, float]]  # one record per epoch
+
+
+def load_images(config: TrainConfig) -> Dataset:
+    """Load the images of a config: of a folder, in the size that the network's weights want."""
+    if not is_path(config.dataset):
+        return load_dataset(config.dataset)
+    return load_dataset(config.dataset, image_size=input_size(config))
+
+
+def check_images(config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse settings that make no sense for these images.
+
+    Raises:
+        InputError: for crops or mirrored copies of what are features, or a CUDA graph of images
+            that stay in their file.
+    """
+    images = dataset.train_images
+    if images.dtype != torch.uint8 and (config.crop_padding or config.flip):
+        raise InputError(
+            f"{dataset.name} holds features, which cannot be cropped or mirrored: choose "
+            f"network='features', or crop_padding=0 and flip=False"
+        )
+    if config.cuda_graph == "true" and isinstance(images, StoredImages):
+        raise InputError(
+            f"cuda_graph=true: the images of {dataset.name} stay in their file, and a graph cannot "
+            f"read it: leave it out"
+        )
 
 
 def training_step(
@@ -115,7 +143,8 @@ def train(
     if stop_after is not None:
         checks.whole("stop_after", stop_after, 1)
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
-    dataset = load_dataset(config.dataset) if dataset is None else dataset
+    dataset = load_images(config) if dataset is None else dataset
+    check_images(config, dataset)
     tasks = class_incremental_split(dataset, config.tasks, seed=config.class_order_seed)
     method = get_method(config.method)
     stages = [merge_tasks(tasks)] if method.joint else tasks
@@ -208,7 +237,8 @@ class TaskTraining:
         self.student, self.teacher, self.config = student, teacher, config
         self.precision, self.generator = precision, generator
         self.method = get_method(config.method)
-        self.optimizer = make_optimizer(config.optimizer, student, config.weight_decay, device)
+        settings = config.optimizer, student, config.weight_decay, device, config.backbone_rate
+        self.optimizer = make_optimizer(*settings)
         self.index, self.epoch = task.index, 0
         self.epochs = config.epochs_to_run(task.index)
         if teacher is not None and config.teacher_statistics == "batch":
@@ -231,7 +261,9 @@ class TaskTraining:
         self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
         networks = [student] if teacher is None else [student, self.teacher]
         state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
-        self.step = Steps(self.eager_step, state, config.cuda_graph, len(self.labels))
+        # A graph cannot read a file.
+        graph = "false" if isinstance(self.images, StoredImages) else config.cuda_graph
+        self.step = Steps(self.eager_step, state, graph, len(self.labels))
 
     def eager_step(self, batch: Tensor) -> None:
         """Learn the images with these indices (int64 ``[B]``), and add up what was measured."""

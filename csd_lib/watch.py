@@ -13,6 +13,7 @@ from csd_lib.engine import Precision
 from csd_lib.model import Network
 from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed, recall_at_k
+from csd_lib.stored import StoredImages
 
 
 class Health:
@@ -83,7 +84,7 @@ def all_finite(student: Network) -> Tensor:
 class Selection:
     """Keeps the best of a task's models, by Recall@1 among the images that it is measured on."""
 
-    def __init__(self, images: Tensor, labels: Tensor):
+    def __init__(self, images: Tensor | StoredImages, labels: Tensor):
         self.images, self.labels = images, labels
         self.recall = -1.0
         self.state: dict[str, Tensor] = {}

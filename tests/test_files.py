@@ -259,7 +259,7 @@ def test_a_lack_of_memory_is_not_taken_for_a_damaged_file(kind, monkeypatch, err
 
 def test_a_bug_in_the_reader_of_the_archive_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
     for error in (NameError("a bug"), TypeError("a bug"), MemoryError()):
-        monkeypatch.setattr(archive, "_members", planted(error))
+        monkeypatch.setattr(archive, "members", planted(error))
         with pytest.raises(type(error)) as caught:
             archive.read_archive(tmp_path / "file")
         assert caught.value is error

@@ -43,6 +43,9 @@ EXEMPT_ROOMS = {
     "archive": "the same",
     "download": "the same; what a user sets are environment variables, see test_cli",
     "runs": "the same",
+    "stored": "made by the library from a file's pixels",
+    "own_images": "about the content of folders and files: see test_own_images",
+    "fine_grained": "as download",
     "record": "the same",
     "output": "streams and texts come from the library",
     "commands": "what a user types is tried in test_cli_fuzz",
@@ -62,7 +65,11 @@ _WHY_EXEMPT = {
         model.Block model.Block.forward model.Network model.Network.normalize_images
         model.Network.backbone model.ResNet.backbone model.NormalizedHead
         model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_
-        networks.make_network networks.network_from_state networks.load_state""",
+        networks.make_network networks.network_from_state networks.load_state
+        networks.Published networks.Published.statistics networks.check_name networks.check_weights
+        networks.import_network networks.input_size networks.weights_sha256
+        model.Network.add_embedding model.Network.top_and_backbone
+        model.Network.freeze_backbone model.Network.train""",
     "made, or called, by the library only": """
         data.Task data.Dataset.sha256 datasets.DatasetSpec methods.Outputs methods.Term
         methods.Method methods.Method.term_names methods.Method.loss_terms
@@ -96,7 +103,8 @@ _WHY_EXEMPT = {
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """
-        train.train experiment.run_experiment experiment.run_name experiment.run_folder
+        train.train train.load_images train.check_images datasets.get_spec datasets.is_path
+        experiment.run_experiment experiment.run_name experiment.run_folder
         experiment.load_run
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
         ledger.render_plan ledger.reproduce ledger.write_record ledger.find_record
@@ -501,6 +509,10 @@ ALLOWED = {
         **LOSS_SETTINGS,
         preset={"None"},
         class_order_seed={"0", "None"},
+        image_size={"None"},
+        weights={"None", "text"},
+        embedding={"None"},
+        backbone_rate=WEIGHT,
         depth={"None"},
         epochs={"None"},
         later_epochs={"None"},

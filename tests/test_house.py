@@ -18,7 +18,8 @@ from csd_lib import InputError, __version__
 ROOT = Path(__file__).resolve().parent.parent
 # Lower modules first. A module may import only those before it.
 ORDER = [
-    *("checks", "paths", "output", "files", "fetch", "archive", "download", "data", "datasets"),
+    *("stored", "checks", "paths", "output", "files", "fetch", "archive", "download", "data"),
+    *("fine_grained", "own_images", "datasets"),
     *("numerics", "losses", "model", "networks", "methods", "config", "runs", "retrieval"),
     *(
         "engine",

@@ -107,7 +107,7 @@ CHANGES = {
         m, training, "class_incremental_split", lambda f: lambda d, n, seed: f(d, n, seed=5)
     ),
     "the optimiser": lambda m: patched(
-        m, training, "make_optimizer", lambda f: lambda n, s, decay, d: f(n, s, 1.01 * decay, d)
+        m, training, "make_optimizer", lambda f: lambda n, s, decay, *a: f(n, s, 1.01 * decay, *a)
     ),
     "the schedule": lambda m: patched(
         m, training, "learning_rate", lambda f: lambda *a: 1.0001 * f(*a)

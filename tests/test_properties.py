@@ -799,7 +799,11 @@ FIELDS = {
     | st.sampled_from(["ce", "triplet", "ce+kd", "triplet+csd_paper"]),
     "tasks": st.integers(1, 100),
     "class_order_seed": st.none() | seeds,
-    "network": st.just("resnet"),
+    "network": st.sampled_from(["resnet", "features"]),
+    "embedding": st.none() | st.integers(1, 100_000),
+    "backbone_rate": st.floats(0, 1000),
+    # Of images and weights of one's own: test_own_images and test_networks have these.
+    **{"image_size": st.none(), "weights": st.none()},
     "depth": st.none() | st.integers(1, 200).map(lambda n: 6 * n + 2),
     "epochs": st.none() | st.integers(1, 100_000),
     "later_epochs": st.none() | st.integers(1, 100_000),

@@ -105,7 +105,7 @@ def recall_line(images: int) -> str:
 
 def long_and_large() -> str:
     """Say what was measured on long and large runs, as a Markdown list."""
-    soak, many = newest("soak"), newest("many_runs")
+    soak, many, own = (newest(name) for name in ("soak", "many_runs", "own_images"))
     later = soak["memory_mb"][len(soak["memory_mb"]) // 3 :]
     lines = [
         f"{soak['runs']} runs of ten tasks, one after the other in one process for "
@@ -115,6 +115,9 @@ def long_and_large() -> str:
         recall_line(100_000),
         f"`report` of {many['runs']:,} runs: {min(many['seconds'])} s, start of Python included "
         f"([`many_runs.py`](../benchmarks/many_runs.py))",
+        f"{own['images']:,} images of {own['size']} × {own['size']} from a file of "
+        f"{own['file_mb']:,} MB train within {own['peak_mb']:,} MB, {own['own_memory_mb']} MB of "
+        f"them not pages of that file ([`own_images.py`](../benchmarks/own_images.py))",
     ]
     return "".join(f"* {line}\n" for line in lines)
 

@@ -268,7 +268,7 @@ def _name(table: Table, gallery: str | None) -> tuple[str, str]:
     shared = shared_changes(group.records)
     parts = [table.name or "other", *([] if config.tasks == 2 else [f"{config.tasks}tasks"])]
     parts += [gallery] if gallery else []
-    parts += [] if config.dataset == "cifar100" else [config.dataset]
+    parts += [] if config.dataset == "cifar100" else [config.data_name]
     epochs = f"{config.epochs}epochs"
     if config.stop_at_epoch:
         epochs = f"{config.stop_at_epoch}of{epochs}"

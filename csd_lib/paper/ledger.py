@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from csd_lib import REPOSITORY, TAG, InputError, checks, paths, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
-from csd_lib.datasets import load_dataset
 from csd_lib.engine import pick_device
 from csd_lib.experiment import FinishedRun, run_experiment, run_name
 from csd_lib.fetch import fetch
@@ -39,12 +38,14 @@ from csd_lib.files import (
 )
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import get_method
-from csd_lib.model import Network, freeze
-from csd_lib.networks import load_state, make_network
+from csd_lib.model import Network
+from csd_lib.networks import network_from_state
 from csd_lib.paper.report import describe
 from csd_lib.paths import results_folder, runs_folder, variable
 from csd_lib.record import Record, read_records
 from csd_lib.retrieval import embed
+from csd_lib.stored import join
+from csd_lib.train import load_images
 
 # Records that an installed csd_lib brings along, without their models and features. A checkout has
 # no such folder: they are its data/results/.
@@ -109,7 +110,7 @@ class Cell:
     def __init__(self, config: TrainConfig, data: str, fingerprint: str, folder: Path):
         self.config, self.data, self.fingerprint = config, data, fingerprint
         self.run = runs_folder() / run_name(config, data)
-        self.place = folder / config.dataset / run_name(config, data)
+        self.place = folder / config.data_name / run_name(config, data)
         self.first = config.first_task()
         self.first_run = runs_folder() / run_name(self.first, data) if self.first else None
         method = get_method(config.method)
@@ -167,7 +168,8 @@ def plan(
     configs: Sequence[TrainConfig], dataset: Dataset, folder: str | Path | None = None
 ) -> list[Cell]:
     """Return a cell for each config, with the newest record that there is of it."""
-    data, (_, channels, *size) = dataset.sha256(), dataset.train_images.shape
+    _, channels, *size = dataset.train_images.shape
+    data = runs.data_hash(configs[0], dataset)
     known: dict[str, str] = {}
     cells = []
     for config in configs:
@@ -210,7 +212,7 @@ def reproduce(
         The folder of each config's record.
     """
     checks.sequence("configs", configs, TrainConfig, "one or more configs")
-    dataset = load_dataset(configs[0].dataset) if dataset is None else dataset
+    dataset = load_images(configs[0]) if dataset is None else dataset
     cells = plan(configs, dataset, folder)
     worker = _Worker(cells, dataset, keep_models, again, progress)
     for cell in cells:
@@ -356,7 +358,7 @@ def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Pa
     if keep_models:
         model = run.models[-1]
         write_tensors(place / "model.pt", model.state_dict())
-        images = torch.cat([task.test_images for task in run.tasks])
+        images = join([task.test_images for task in run.tasks])
         labels = torch.cat([task.test_labels for task in run.tasks])
         features = embed(model, images).half().cpu().numpy()
         most = int(labels.max())
@@ -418,15 +420,11 @@ def load_model(record: Record) -> Network:
     path = _recorded_file(record, "model.pt")
     state = read_tensors(path)
     try:
-        mean, std = ([float(v) for v in state[name].flatten()] for name in ("mean", "std"))
-        network = make_network(record.config, mean, std)
-        network.grow_head(len(state["head.weight"]))
-        load_state(network, state)
+        return network_from_state(record.config, state)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is not the model of its record ({error}): fetch it again"
         ) from error
-    return freeze(network)
 
 
 def _recorded_file(record: Record, name: str) -> Path:

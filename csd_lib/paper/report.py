@@ -41,7 +41,7 @@ OLDER = (
 # What a block of a table has in common; all else is said in its rows.
 _BLOCK = ("dataset", "class_order_seed", "tasks", "epochs")
 _IN_HEADLINE = ("method", "tasks", "epochs", "seed")
-MAX_CHANNELS = 1000  # of the images of a record whose code is tried
+MAX_CHANNELS = 5000  # of the images of a record whose code is tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset's, without those that a headline has."""
     checks.instance("config", config, TrainConfig, "a TrainConfig")
     headline = {name: getattr(config, name) for name in _IN_HEADLINE}
-    usual = vars(TrainConfig(dataset=config.dataset, preset=config.preset, **headline))
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset, **headline).settings()
     return {name: value for name, value in config.key().items() if value != usual[name]}
 
 
@@ -231,6 +231,13 @@ def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
     return found
 
 
+def _inputs(config: TrainConfig) -> str:
+    """Say which images, and which weights the network began with."""
+    size = f" at {config.image_size} pixels" if config.image_size else ""
+    weights = f", weights {config.weights}" if config.weights else ""
+    return f"{config.dataset}{size}{weights}"
+
+
 def headline(group: Group) -> list[str]:
     """Say all that one must know to believe a group of records."""
     records, config = group.records, group.config
@@ -245,7 +252,7 @@ def headline(group: Group) -> list[str]:
     hours = sum(found[-1] for found in seconds)
     hours += sum(record.training_seconds for record in records if not record.history)
     facts = [
-        f"{config.dataset}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
+        f"{_inputs(config)}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
         f"seeds {_listed(record.config.seed for record in records)}",
         _listed(record.device for record in records),
         _listed(record.config.precision for record in records),

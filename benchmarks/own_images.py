@@ -1,0 +1,107 @@
+"""Do 100,000 images of 64 x 64 train within 4 GB? Peak memory and seconds, from an .npz on disk.
+
+python benchmarks/own_images.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench import machine, write
+
+from csd_lib.config import TrainConfig
+from csd_lib.data import class_incremental_split
+from csd_lib.datasets import load_dataset
+from csd_lib.engine import Precision
+from csd_lib.networks import make_network
+from csd_lib.retrieval import embed
+from csd_lib.train import TaskTraining, add_head_rows
+
+
+def make_file(path: Path, images: int, size: int) -> None:
+    """Write random images of ten classes, a tenth of them for testing, a few at a time."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in {"train": images - images // 10, "test": images // 10}.items():
+        name = path.with_name(f"{part}.npy")
+        pixels = np.lib.format.open_memmap(name, "w+", np.uint8, (count, size, size, 3))
+        for first in range(0, count, 1000):
+            shape = pixels[first : first + 1000].shape
+            pixels[first : first + 1000] = random.integers(0, 256, shape, dtype=np.uint8)
+        arrays |= {f"{part}_images": pixels, f"{part}_labels": np.arange(count) % 10}
+    np.savez(path, **arrays)
+
+
+def anonymous_mb() -> float:
+    """Return this process's memory without pages of files, in MB; 0 where Linux is not."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if "RssAnon" in line), 0.0)
+
+
+def measure(path: Path, steps: int) -> dict[str, float]:
+    """Load, hash, split, learn a few batches of each task and embed the test images."""
+    before, started = anonymous_mb(), time.perf_counter()
+    config = TrainConfig(dataset=str(path), tasks=2, depth=8, epochs=1, device="cpu")
+    dataset = load_dataset(config.dataset)
+    dataset.sha256()
+    loaded = time.perf_counter()
+    tasks = class_incremental_split(dataset, 2)
+    student = make_network(config, dataset.mean, dataset.std)
+    generator, precision = torch.Generator().manual_seed(0), Precision("fp32", torch.device("cpu"))
+    highest = 0.0
+    for number, task in enumerate(tasks):
+        add_head_rows(student, None, task, config)
+        learning = TaskTraining(student, None, tasks[: number + 1], config, precision, generator)
+        order = torch.randperm(len(task.train_labels), generator=generator)
+        for batch in order.split(config.batch_size)[:steps]:
+            learning.step(batch)
+            highest = max(highest, anonymous_mb())
+    learned = time.perf_counter()
+    embed(student, tasks[0].test_images)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return {
+        "load_and_hash_seconds": round(loaded - started, 1),
+        "step_seconds": round((learned - loaded) / (2 * steps), 3),
+        "own_memory_mb": round(max(highest, anonymous_mb()) - before),
+        "peak_mb": round(peak),
+    }
+
+
+def main() -> None:
+    """Measure, print one line, and add it to the records."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npz"
+        # In a process of its own, so that what it maps does not count for this one.
+        job = (path, arguments.images, arguments.size)
+        writer = multiprocessing.get_context("spawn").Process(target=make_file, args=job)
+        writer.start()
+        writer.join()
+        found = {
+            "machine": machine(torch.device("cpu")),
+            "images": arguments.images,
+            "size": arguments.size,
+            "file_mb": round(path.stat().st_size / 1e6),
+            **measure(path, arguments.steps),
+        }
+    print(found)
+    write("own_images", found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
