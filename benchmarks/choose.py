@@ -5,6 +5,7 @@ are not looked at. Several processes may run this at the same time; each takes f
 
 python benchmarks/choose.py class      # the preset class, on CIFAR-100
 python benchmarks/choose.py fashion    # the defaults of the data set fashion
+python benchmarks/choose.py kinds      # those of the data set kinds
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from csd_lib.paper.ledger import reproduce
 from csd_lib.paper.report import load_runs, render
 
 FOLDER = Path("data/choosing")
-SHARE = {"class": 0.1, "fashion": 0.2}  # of the training images, held out
+SHARE = {"class": 0.1, "fashion": 0.2, "kinds": 0.1}  # of the training images, held out
 COMMON: dict[str, dict[str, Any]] = {
     "class": dict(dataset="cifar100", preset="class", precision="amp", seed=100),
     "fashion": dict(dataset="fashion", seed=100),
+    "kinds": dict(dataset="kinds", seed=100),
 }
 SHORT = dict(later_epochs=15, head_init="random")
 # The 70-epoch recipe of the same group's later work (CL2R).
@@ -48,6 +50,11 @@ CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("initial fine-tuning lwf csd", dict(learning_rate=3e-3)),
         ("initial fine-tuning lwf csd", dict(epochs=10)),
         *(("initial fine-tuning lwf csd", dict(class_order_seed=seed)) for seed in (1, 2)),
+    ],
+    "kinds": [
+        ("initial fine-tuning lwf csd joint", dict(epochs=20)),
+        ("initial fine-tuning csd", dict(epochs=10)),
+        ("fine-tuning lwf csd", dict(epochs=20, later_learning_rate=1e-4)),
     ],
 }
 

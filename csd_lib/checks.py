@@ -64,6 +64,16 @@ def seed(name: str, value: Any) -> None:
     whole(name, value, 0, MAX_SEED)
 
 
+def first_classes(value: Any, tasks: int, classes: int) -> None:
+    """Refuse a number of classes of the first task that leaves a later task without one.
+
+    Raises:
+        InputError: if it does.
+    """
+    if value is not None and tasks > 1:
+        whole("first_classes", value, 1, classes - tasks + 1, "every later task needs a class")
+
+
 def number(
     name: str,
     value: Any,

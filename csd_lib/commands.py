@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields, make_dataclass
@@ -24,7 +25,7 @@ from csd_lib.record import Record
 
 OWN = "a folder of images or an .npz file, as ./flowers (with a slash)"
 FETCHED = ("cifar100", *FINE_GRAINED)
-LIBRARY_NETWORKS = ["torchvision:NAME", "timm:NAME", "package.module:Class"]
+LIBRARY_NETWORKS = ["efficientnet:lite0", "torchvision:NAME", "timm:NAME", "package.module:Class"]
 app = tyro.extras.SubcommandApp()
 
 
@@ -62,7 +63,10 @@ def _settings() -> Any:
         "network": _choice("Network", NETWORKS, LIBRARY_NETWORKS),
     }
     parts = {part.name: part for part in fields(TrainConfig)}
-    shown = [(n, Annotated[str, c], field(default=parts[n].default)) for n, c in choices.items()]
+    shown = [
+        (n, Annotated[str if parts[n].default else str | None, c], field(default=parts[n].default))
+        for n, c in choices.items()
+    ]
     # It checks nothing: train makes a TrainConfig of it.
     unchecked = {"__post_init__": lambda self: None}
     options: dict[str, Any] = dict(
@@ -112,10 +116,11 @@ def reproduce(
         str, _choice("Data set; digits take a minute", DATASETS, [OWN])
     ] = "cifar100",
     image_size: int | None = None,
-    network: Annotated[str, _choice("Network", NETWORKS, LIBRARY_NETWORKS)] = "resnet",
+    network: Annotated[str | None, _choice("Network", NETWORKS, LIBRARY_NETWORKS)] = None,
     weights: str | None = None,
     embedding: int | None = None,
-    backbone_rate: float = 1.0,
+    backbone_rate: float | None = None,
+    first_classes: int | None = None,
     tasks: int | None = None,
     epochs: int | None = None,
     stop_at_epoch: int | None = None,
@@ -140,9 +145,10 @@ def reproduce(
         tasks: only the cells with this number of tasks.
         image_size: scale the images of a folder to this height and width.
         network: which network.
-        weights: that it begins with: published, or a file of its state; default: random.
-        embedding: size of a linear layer on top of its features; default: none.
+        weights: that it begins with: random, published, or a file of its state.
+        embedding: size of a linear layer on top of its features.
         backbone_rate: learning rate below embedding and classifier, as a multiple of theirs.
+        first_classes: classes of the first task; the other tasks share the rest.
         epochs: epochs per task, to try a command; default: the preset's.
         stop_at_epoch: stop each task at this epoch of its schedule: a prefix, kept apart.
         device: auto, cpu, cuda, ...
@@ -171,6 +177,7 @@ def reproduce(
         weights=weights,
         embedding=embedding,
         backbone_rate=backbone_rate,
+        first_classes=first_classes,
         preset=preset,
         epochs=epochs,
         stop_at_epoch=stop_at_epoch,
@@ -180,7 +187,7 @@ def reproduce(
     )
     if not configs:
         raise InputError(f"tasks={tasks}: {experiment} has no cell with that number of tasks")
-    import_network(network, weights)
+    import_network(configs[0].network, configs[0].weights)
     # Now, not when the first run has been trained.
     check_machine(device, precision, cuda_graph)
     if dry_run:
@@ -270,6 +277,43 @@ def doctor(
     print(dumps(found, indent=1) if json else render(found))
     if not found["can_start"]:
         sys.exit(1)
+
+
+@command
+def features(
+    what: Annotated[str, tyro.conf.Positional, _choice("Images of", DATASETS, [OWN])],
+    into: Annotated[Path, tyro.conf.Positional],
+    *,
+    network: Annotated[str, _choice("Network", LIBRARY_NETWORKS)] = "efficientnet:lite0",
+    weights: str = "published",
+    image_size: int | None = None,
+) -> None:
+    """Write what a network makes of images to an .npz, to train on it in seconds.
+
+    Train with --dataset ./FILE.npz --network features --embedding 512, or another size.
+
+    Args:
+        what: which images.
+        into: the file.
+        network: which network.
+        weights: that it has: published, random, or a file of its state.
+        image_size: scale the images to this height and width; default: as the weights want it.
+    """
+    from csd_lib.datasets import get_spec, load_dataset
+    from csd_lib.features import save_features
+    from csd_lib.networks import input_size, make_network
+
+    if into.suffix != ".npz":
+        raise InputError(f"{into} must end in .npz: it will be a data set")
+    import_network(network, weights)
+    asked: dict[str, Any] = dict(network=network, weights=weights, image_size=image_size)
+    config = TrainConfig(dataset="./images", **asked)  # a size is for images that can be scaled
+    size = input_size(config)
+    images = load_dataset(what, image_size=size if get_spec(what).scaled else None)
+    save_features(images, make_network(config, images.mean, images.std), into, size)
+    print(
+        f"{into}: train with --dataset {os.path.join('.', into)} --network features --embedding 512"
+    )
 
 
 @command

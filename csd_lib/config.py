@@ -9,12 +9,18 @@ from csd_lib import InputError, checks
 from csd_lib.checks import setting
 from csd_lib.datasets import get_spec, is_path
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
-from csd_lib.networks import DEFAULTS, check_name, check_weights
+from csd_lib.networks import DEFAULTS, RANDOM, check_name, check_weights
 
 # What a field left at None becomes, from three sources; a later one counts more.
 # 1. Our decisions where the paper is silent or its code is at odds with it.
-_DEFAULTS = dict(
-    schedule="steps", head_init="random", teacher_statistics="running", selection="last"
+_DEFAULTS: dict[str, Any] = dict(
+    network="resnet",
+    weights=RANDOM,
+    backbone_rate=1.0,
+    schedule="steps",
+    head_init="random",
+    teacher_statistics="running",
+    selection="last",
 )
 # 2. The data set's own, in datasets.DATASETS.
 # 3. The preset: one of these, or one of the data set's own.
@@ -31,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Limits are far beyond what makes sense, and far below what fills a memory or never ends.
 MAX_EPOCHS = 100_000
-MAX_OWN_TASKS = 10_000  # of images of one's own, whose classes are not known here
+MAX_CLASSES = 10_000  # of images of one's own, which are not known here
 
 
 def _check_milestones(name: str, value: Any) -> None:
@@ -53,7 +59,8 @@ class TrainConfig(LossSettings):
     dataset: str = setting("digits", lambda name, value: get_spec(value))
     """Data set: digits, fashion, cifar100, or the path of a folder of images or an .npz file."""
     image_size: int | None = setting(None, checks.whole, 1, 4096, optional=True, decides="data")
-    """Scale the images of a folder to this height and width (None: they have one size)."""
+    """Scale the images of a folder to this height and width (None: as the network's weights want
+    it, or they have one size)."""
     preset: str = setting("clean", checks.text)
     """Where settings left out come from: clean, reference (what the published code does, traps
     included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
@@ -62,19 +69,23 @@ class TrainConfig(LossSettings):
     ce+kd."""
     tasks: int = setting(2, checks.whole, 1)
     """Number of tasks that the classes are split into."""
+    first_classes: int | None = setting(None, checks.whole, 1, MAX_CLASSES, optional=True)
+    """Classes of the first task; the other tasks share the rest (None: all tasks are equal; half of
+    them for the paper's fine-grained data sets)."""
     class_order_seed: int | None = setting(None, checks.seed, optional=True)
     """Seed of a random class order (None: label order, as in the paper)."""
-    network: str = setting("resnet", check_name)
+    network: str | None = setting(None, check_name)
     """Network: resnet, the paper's for small images; features, for features made elsewhere;
-    torchvision:NAME or timm:NAME; or package.module:Class."""
-    weights: str | None = setting(None, check_weights, optional=True, decides="data")
-    """Weights that the network begins with: published (torchvision's or timm's), or a file of its
-    state (None: random)."""
+    efficientnet:lite0, torchvision:NAME or timm:NAME; or package.module:Class (None: resnet, or
+    what the data set names)."""
+    weights: str | None = setting(None, check_weights, decides="data")
+    """Weights that the network begins with: random, published (by its library), or a file of its
+    state (None: random, or what the data set names)."""
     embedding: int | None = setting(None, checks.whole, 1, 100_000, optional=True)
     """Size of a linear layer on top of the network's features (None: no such layer)."""
-    backbone_rate: float = setting(1.0, checks.number, at_least=0, at_most=1000)
+    backbone_rate: float | None = setting(None, checks.number, at_least=0, at_most=1000)
     """Learning rate of what is below embedding and classifier, as a multiple of theirs (0: frozen;
-    the paper's fine-grained experiments: 10)."""
+    None: 1, and 10 in the paper's fine-grained experiments)."""
     depth: int | None = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, else 8)."""
     epochs: int | None = setting(None, checks.whole, 1, MAX_EPOCHS)
@@ -147,8 +158,9 @@ class TrainConfig(LossSettings):
                 f"preset={checks.shown(self.preset)}: choose one of {', '.join(presets)} for "
                 f"{self.dataset}"
             )
-        network = DEFAULTS.get(self.network, {}) if isinstance(self.network, str) else {}
-        defaults = {**_DEFAULTS, **data.defaults, **presets[self.preset], **network}
+        defaults = {**_DEFAULTS, **data.defaults, **presets[self.preset]}
+        network = defaults["network"] if self.network is None else self.network
+        defaults |= DEFAULTS.get(network, {}) if isinstance(network, str) else {}
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
@@ -163,17 +175,17 @@ class TrainConfig(LossSettings):
         object.__setattr__(self, "cuda_graph", str(self.cuda_graph).lower())
         if self.network == "resnet" and self.depth % 6 != 2:
             raise InputError(f"depth={self.depth}: a ResNet has 6n + 2 layers: 8, 14, 20, 32")
-        if self.image_size is not None and not is_path(self.dataset):
+        if self.image_size is not None and not data.scaled:
             raise InputError(
                 f"image_size={self.image_size}: {self.dataset} has images of one size: leave it out"
             )
-        if data.classes is None:
-            checks.whole("tasks", self.tasks, 1, MAX_OWN_TASKS)
-        elif self.tasks > data.classes:
+        classes = data.classes or MAX_CLASSES
+        if self.tasks > classes:
             raise InputError(
-                f"tasks={self.tasks}: {self.dataset} has {data.classes} classes, and every task "
+                f"tasks={self.tasks}: {self.dataset} has {classes} classes, and every task "
                 f"needs one"
             )
+        checks.first_classes(self.first_classes, self.tasks, classes)
 
     def settings(self, *without: str) -> dict[str, Any]:
         """Return all settings but the machine's, read in this run or not: what a table shares.
@@ -202,6 +214,8 @@ class TrainConfig(LossSettings):
         left_out = {"preset", *get_method(self.method).unused_settings(), *without}
         if self.later_epochs in (None, self.epochs):
             left_out.add("later_epochs")
+        if self.tasks == 1:
+            left_out.add("first_classes")
         learned = range(self.tasks if self.learns_later() else 1)
         if all(self.epochs_to_run(t) == self.schedule_length(t) for t in learned):
             left_out.add("stop_at_epoch")

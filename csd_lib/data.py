@@ -118,6 +118,7 @@ def class_incremental_split(
     *,
     class_order: Sequence[int] | None = None,
     seed: int | None = None,
+    first_classes: int | None = None,
 ) -> list[Task]:
     """Split the classes of a data set into tasks; every class is in exactly one task.
 
@@ -127,9 +128,12 @@ def class_incremental_split(
             classes, the first tasks get one class more, and a warning says so.
         class_order: the order in which classes arrive. Default: label order, as in the paper.
         seed: draw the class order at random from this seed instead.
+        first_classes: how many classes the first task has; the others share the rest. Default: all
+            tasks share all classes.
 
     Raises:
-        InputError: for an impossible number of tasks or an order that is not a permutation.
+        InputError: for an impossible number of tasks or of first classes, or an order that is not
+            a permutation.
     """
     checks.instance("dataset", dataset, Dataset, "what load_dataset returns")
     num_classes = len(dataset.class_names)
@@ -145,12 +149,15 @@ def class_incremental_split(
         raise InputError(
             f"class_order={checks.shown(order)}: give each class id 0..{num_classes - 1} once"
         )
-    groups = [tuple(group.tolist()) for group in np.array_split(np.array(order), num_tasks)]
-    if num_classes % num_tasks:
+    checks.first_classes(first_classes, num_tasks, num_classes)
+    first = first_classes if first_classes and num_tasks > 1 else 0
+    shared = np.array_split(np.array(order[first:]), num_tasks - bool(first))
+    groups = [order[:first]] * bool(first) + [tuple(group.tolist()) for group in shared]
+    if len(shared[0]) != len(shared[-1]):
         sizes = ", ".join(str(len(group)) for group in groups)
         warnings.warn(
-            f"{num_classes} classes do not divide into {num_tasks} equal tasks: the tasks have "
-            f"{sizes} classes",
+            f"{num_classes - first} classes do not divide into {len(shared)} equal tasks: the "
+            f"tasks have {sizes} classes",
             stacklevel=2,
         )
 

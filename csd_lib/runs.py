@@ -29,7 +29,7 @@ from csd_lib.files import (
     write_tensors,
     writing,
 )
-from csd_lib.networks import weights_sha256
+from csd_lib.networks import RANDOM, weights_sha256
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -57,7 +57,7 @@ def identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
 def data_hash(config: TrainConfig, dataset: Dataset) -> str:
     """Return the SHA-256 of images and labels and, behind a plus, of weights to begin with."""
-    weights = f"+{weights_sha256(config)}" if config.weights else ""
+    weights = f"+{weights_sha256(config)}" if config.weights != RANDOM else ""
     return dataset.sha256() + weights
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, class_incremental_split, hold_out, merge_tasks
-from csd_lib.datasets import is_path, load_dataset
+from csd_lib.datasets import get_spec, load_dataset
 from csd_lib.engine import (
     Precision,
     StepState,
@@ -48,9 +48,16 @@ class Run:
 
 def load_images(config: TrainConfig) -> Dataset:
     """Load the images of a config: of a folder, in the size that the network's weights want."""
-    if not is_path(config.dataset):
+    if not get_spec(config.dataset).scaled:
         return load_dataset(config.dataset)
     return load_dataset(config.dataset, image_size=input_size(config))
+
+
+def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
+    """Split a data set into the tasks of a config."""
+    return class_incremental_split(
+        dataset, config.tasks, seed=config.class_order_seed, first_classes=config.first_classes
+    )
 
 
 def check_images(config: TrainConfig, dataset: Dataset) -> None:
@@ -145,7 +152,7 @@ def train(
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
     dataset = load_images(config) if dataset is None else dataset
     check_images(config, dataset)
-    tasks = class_incremental_split(dataset, config.tasks, seed=config.class_order_seed)
+    tasks = split_classes(dataset, config)
     method = get_method(config.method)
     stages = [merge_tasks(tasks)] if method.joint else tasks
     student = make_network(config, dataset.mean, dataset.std)

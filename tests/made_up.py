@@ -12,7 +12,7 @@ from csd_lib.methods import get_method
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix
 
-SHAPES = {"digits": (1, 8, 8), "cifar100": (3, 32, 32)}
+SHAPES = {"digits": (1, 8, 8), "cifar100": (3, 32, 32), "kinds": (1280, 1, 1)}
 _computed = functools.cache(fingerprint)
 
 

@@ -105,7 +105,14 @@ def problem(code, out, err, option, value):
 PATHS = {*VALUES} - {"9" * 300}  # which is too long for a file system
 NUMBERS = {"0", "1", "1.5", "1e-30"}
 RATES = {"None", "1", "1.5", "1e-30"}
-OWN = dict(image_size={"None"}, weights={"None"}, embedding={"None", "1"}, backbone_rate=NUMBERS)
+OWN = dict(
+    image_size={"None"},
+    network={"None"},
+    weights={"None"},
+    embedding={"None", "1"},
+    backbone_rate={"None", *NUMBERS},
+    first_classes={"None", "1"},
+)
 ALLOWED = {
     "train": dict(
         **{

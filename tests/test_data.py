@@ -168,6 +168,16 @@ def test_uneven_tasks_are_allowed_and_said(digits):
     assert [task.classes for task in tasks] == [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
 
 
+def test_the_first_task_may_have_more_classes_than_the_others(digits):
+    tasks = class_incremental_split(digits, 3, first_classes=6)
+    assert [task.classes for task in tasks] == [(0, 1, 2, 3, 4, 5), (6, 7), (8, 9)]
+    assert [task.first_label for task in tasks] == [0, 6, 8]
+    with pytest.warns(UserWarning, match="5 classes do not divide into 2.*5, 3, 2 classes"):
+        class_incremental_split(digits, 3, first_classes=5)
+    (whole,) = class_incremental_split(digits, 1, first_classes=6)
+    assert len(whole.classes) == 10, "one task has all classes"
+
+
 def test_a_seed_gives_one_order_and_another_seed_another(digits):
     orders = [
         [task.classes for task in class_incremental_split(digits, 2, seed=seed)]
@@ -185,6 +195,7 @@ def test_a_seed_gives_one_order_and_another_seed_another(digits):
         (dict(num_tasks=2, class_order=[0, 1]), "each class id"),
         (dict(num_tasks=2, class_order=[0] * 10), "each class id"),
         (dict(num_tasks=2, class_order=range(10), seed=1), "not both"),
+        (dict(num_tasks=3, first_classes=9), "first_classes=9: every later task needs a class"),
     ],
 )
 def test_impossible_splits_are_refused(digits, arguments, words):

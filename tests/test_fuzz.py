@@ -46,6 +46,7 @@ EXEMPT_ROOMS = {
     "stored": "made by the library from a file's pixels",
     "own_images": "about the content of folders and files: see test_own_images",
     "fine_grained": "as download",
+    "features": "images are checked as embed checks them, paths as files: see test_features",
     "record": "the same",
     "output": "streams and texts come from the library",
     "commands": "what a user types is tried in test_cli_fuzz",
@@ -74,7 +75,8 @@ _WHY_EXEMPT = {
         data.Task data.Dataset.sha256 datasets.DatasetSpec methods.Outputs methods.Term
         methods.Method methods.Method.term_names methods.Method.loss_terms
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun
-        published.Experiment config.TrainConfig.first_task config.TrainConfig.key
+        published.Experiment published.Experiment.fits
+        config.TrainConfig.first_task config.TrainConfig.key
         config.TrainConfig.settings config.TrainConfig.learns_later widgets.Recording
         config.TrainConfig.schedule_length config.TrainConfig.epochs_to_run
         retrieval.RetrievalMatrix.in_first_gallery
@@ -103,7 +105,8 @@ _WHY_EXEMPT = {
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """
-        train.train train.load_images train.check_images datasets.get_spec datasets.is_path
+        train.train train.load_images train.check_images train.split_classes
+        datasets.get_spec datasets.is_path
         experiment.run_experiment experiment.run_name experiment.run_folder
         experiment.load_run
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
@@ -512,7 +515,9 @@ ALLOWED = {
         image_size={"None"},
         weights={"None", "text"},
         embedding={"None"},
-        backbone_rate=WEIGHT,
+        backbone_rate={*WEIGHT, "None"},
+        network={"None"},
+        first_classes={"None"},
         depth={"None"},
         epochs={"None"},
         later_epochs={"None"},

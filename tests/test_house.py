@@ -20,7 +20,17 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     *("stored", "checks", "paths", "output", "files", "fetch", "archive", "download", "data"),
     *("fine_grained", "own_images", "datasets"),
-    *("numerics", "losses", "model", "networks", "methods", "config", "runs", "retrieval"),
+    *(
+        "numerics",
+        "losses",
+        "model",
+        "networks",
+        "methods",
+        "config",
+        "runs",
+        "retrieval",
+        "features",
+    ),
     *(
         "engine",
         "steps",

@@ -131,7 +131,7 @@ def test_a_class_of_ones_own_trains_by_its_import_path(digits, tmp_path):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("no such name", "choose one of resnet, features, torchvision:NAME"),
+        ("no such name", "choose one of resnet, features, efficientnet:NAME"),
         ("torchvision:", "choose one of"),
         ("a b:C", "choose one of"),
         ("not_imported:Net", "import not_imported first"),

@@ -799,9 +799,10 @@ FIELDS = {
     | st.sampled_from(["ce", "triplet", "ce+kd", "triplet+csd_paper"]),
     "tasks": st.integers(1, 100),
     "class_order_seed": st.none() | seeds,
-    "network": st.sampled_from(["resnet", "features"]),
+    "first_classes": st.none() | st.just(1),
+    "network": st.none() | st.sampled_from(["resnet", "features"]),
     "embedding": st.none() | st.integers(1, 100_000),
-    "backbone_rate": st.floats(0, 1000),
+    "backbone_rate": st.none() | st.floats(0, 1000),
     # Of images and weights of one's own: test_own_images and test_networks have these.
     **{"image_size": st.none(), "weights": st.none()},
     "depth": st.none() | st.integers(1, 200).map(lambda n: 6 * n + 2),
@@ -886,6 +887,7 @@ def matters(name, config):
         },
         **dict.fromkeys(("device", "cuda_graph", "preset"), False),
         **dict.fromkeys(LATER[:4], later),
+        "first_classes": config.tasks > 1,
         "select_every": config.selection != "last",
         "held_out": config.selection == "held_out",
     }.get(name, True)

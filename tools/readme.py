@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +160,9 @@ def effect_table(records: list[Record]) -> str:
     return "\n".join([*format_table(header, rows, markdown=True), "", f"({about}.)"])
 
 
-def choice_table() -> str:
-    """What the settings of fashion were chosen from: old / new classes, and the old gallery."""
-    records, _ = load_runs(ROOT / "data" / "choosing" / "fashion")
+def choice_table(name: str) -> str:
+    """What the settings of a data set were chosen from: old / new classes, and the old gallery."""
+    records, _ = load_runs(ROOT / "data" / "choosing" / name)
     methods = ("initial", "fine-tuning", "lwf", "csd", "joint")
     names = ("epochs", "learning_rate", "later_learning_rate", "class_order_seed", "seed")
     rows: dict[tuple[float, ...], dict[str, str]] = {}
@@ -183,9 +184,15 @@ def choice_table() -> str:
     return "\n".join([*format_table(header, lines, markdown=True), "", f"({devices}.)"])
 
 
-def fashion_table() -> str:
-    """Both sides of every method on fashion, and raw pixels, as a Markdown table."""
-    records, _ = load_runs(ROOT / "data" / "results" / "fashion")
+def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
+    """Both sides of every method on a data set of two tasks, as a Markdown table.
+
+    Args:
+        name: of the data set.
+        experiment: whose differences from CSD are shown.
+        raw: numbers for a last row: of raw pixels.
+    """
+    records, _ = load_runs(ROOT / "data" / "results" / name)
     (group,) = grouped(records, "method", "seed")
     galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
     header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
@@ -198,9 +205,10 @@ def fashion_table() -> str:
         old = [record.matrix.in_first_gallery() for record in row]
         title = describe(row[0].config)
         rows.append([title, str(len(row)), *map(mean_and_sd, ends), mean_and_sd(old)])
-    rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw_pixels()], "–"])
+    if raw:
+        rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw], "–"])
     lines = format_table([*header, "old gallery"], rows, markdown=True)
-    table = next(table for table in tables(group) if table.name == "table1")
+    table = next(table for table in tables(group) if table.name == experiment)
     differences = format_table(*difference_rows(table, "own"), markdown=True)
     lines = ["Recall@1 in % after both tasks", "", *lines, ""]
     lines += ["Differences from CSD, own classes; in points", "", *differences]
@@ -227,7 +235,14 @@ def main() -> None:
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
         },
-        "docs/fashion.md": {"fashion": fashion_table(), "choice": choice_table()},
+        "docs/fashion.md": {
+            "fashion": both_sides("fashion", "table1", raw_pixels()),
+            "choice": choice_table("fashion"),
+        },
+        "docs/fine-grained.md": {
+            "kinds": both_sides("kinds", "table2"),
+            "kinds choice": choice_table("kinds"),
+        },
         "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
         "docs/promises.md": {"long": long_and_large()},

@@ -24,6 +24,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
+from csd_lib.doctor import mode_forecast
 from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
 from csd_lib.fingerprint import fingerprint
@@ -180,8 +181,9 @@ def start(keep_in_drive: bool = False) -> Session:
         print("The numbers in the text are of this mode.")
     else:
         print("The numbers in the text are of mode smoke; yours will differ.")
+        print(mode_forecast(mode, device, seconds=0.3))
         if device == "cpu":
-            print("Without a GPU this takes hours to weeks: CSD_MODE=smoke takes seconds.")
+            print("CSD_MODE=smoke takes seconds.")
     if in_colab:
         _choose_where_runs_are_kept(keep_in_drive)
     elif keep_in_drive:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from scipy.special import stdtrit
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
+from csd_lib.datasets import get_spec
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
 from csd_lib.output import printable
 from csd_lib.paper import published as paper
@@ -68,9 +69,19 @@ class Table:
         return ", ".join([title, *map("{}={}".format, self.settings, values)])
 
     @property
-    def is_papers(self) -> bool:
-        """Whether the paper has numbers for it."""
-        return self.name == "table1" and self.group.config.dataset == "cifar100"
+    def published(self) -> Mapping[str, tuple[float, ...]]:
+        """The paper's numbers by method; empty if it has none for this data set."""
+        papers = {("table1", "cifar100"): paper.TABLE_1}
+        papers |= {("table2", dataset): values for dataset, values in paper.TABLE_2.items()}
+        return papers.get((self.name, self.group.config.dataset), {})
+
+    @property
+    def halves(self) -> tuple[str, str]:
+        """Which classes are old and which are new, in a table of two tasks."""
+        config = self.group.config
+        classes = get_spec(config.dataset).classes or 0
+        old = config.first_classes or classes // 2
+        return f"1-{old}", f"{old + 1}-{classes}"
 
 
 def paper_groups(records: Sequence[Record]) -> list[Group]:
@@ -95,12 +106,12 @@ def tables(group: Group) -> list[Table]:
         rows.setdefault(_recipe(row[0].config), []).append(row)
     found, shown = [], set()
     for name, experiment in paper.EXPERIMENTS.items():
-        if group.config.tasks not in experiment.tasks:
+        if group.config.tasks not in experiment.tasks or not experiment.fits(group.config.dataset):
             continue
         cells = experiment.configs((0,), only_tasks=group.config.tasks, **shared)
         # CSD as it is stands in several experiments, and alone makes none of them.
         own = [c for c in cells if c.method not in METHODS or _is_varied(c)]
-        if name == "table1":
+        if experiment.fine_grained is not None:  # a table of all methods
             own = []
         if not any(_recipe(cell) in rows for cell in own or cells):
             continue
@@ -119,19 +130,19 @@ def tables(group: Group) -> list[Table]:
 
 
 def paper_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of Table 1: the paper's value, ours and the gap for each of its columns.
+    """Header and rows of Table 1 or 2: the paper's value, ours and the gap for each of its columns.
 
     The verdict looks at the largest of the three gaps: up to 1 point agrees, up to 3 is near.
     """
     _check_table_1(table, gallery)
     header = ["method", "recipe", "n"]
-    for column in ("1-50", "51-100", "average"):
+    for column in (*table.halves, "average"):
         header += [f"{column}: paper", "ours", "gap"]
     rows = []
     for row in table.rows:
         values = [_values(record, gallery) for record in row]
         name, cells, gaps = row[0].config.method, [], []
-        published_row = paper.TABLE_1.get(name, (None,) * 3)
+        published_row = table.published.get(name, (None,) * 3)
         for place, published in enumerate(published_row):
             ours = [value[place] for value in values]
             if published is None:
@@ -181,8 +192,9 @@ def claim_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     rows = []
     for text, better, worse, column in _CLAIMS + (_OLD_GALLERY if gallery == "own" else []):
         published = "–"
-        if column < 3:
-            published = f"{paper.TABLE_1[better][column] - paper.TABLE_1[worse][column]:+.1f}"
+        if column < 3 and {better, worse} <= table.published.keys():
+            gap = table.published[better][column] - table.published[worse][column]
+            published = f"{gap:+.1f}"
         first, second = by_method.get(better, {}), by_method.get(worse, {})
         ours = [first[seed][column] - second[seed][column] for seed in sorted({*first} & {*second})]
         if ours and math.isfinite(sum(ours)):
@@ -312,7 +324,7 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
         lines += [line for text in headline(group) for line in (text, "")]
         for table in tables(group):
             lines += render_table(table, markdown)
-            if group.config.dataset == "cifar100" and group.is_current:
+            if group.config.dataset in ("cifar100", *paper.TABLE_2) and group.is_current:
                 recorded |= {table.name, (table.name, group.config.preset)}
     bullet = "* " if markdown else "  "
     lines += ["Not reproduced:", ""]
@@ -321,7 +333,8 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
             lines.append(f"{bullet}Table 1 with preset {preset}: no run recorded yet")
     for name, experiment in paper.EXPERIMENTS.items():
         if name != "table1" and name not in recorded:
-            command = f"python -m csd_lib reproduce {name}"
+            data = " --dataset cub200" if experiment.fine_grained else ""
+            command = f"python -m csd_lib reproduce {name}{data}"
             lines.append(f"{bullet}{experiment.title}: no run recorded yet ({command})")
     lines += [f"{bullet}{what}: {why}" for what, why in paper.NOT_ATTEMPTED.items()]
     return printable("\n".join(lines))
@@ -332,7 +345,7 @@ def render_table(table: Table, markdown: bool = False) -> list[str]:
     checks.instance("table", table, Table, "one of tables")
     checks.flag("markdown", markdown)
     lines = [f"**{table.title}**" if markdown else table.title, ""]
-    if table.is_papers:
+    if table.published:
         for gallery, title in GALLERIES.items():
             lines += [f"Recall@1 in % after the last task, {title}", ""]
             lines += [*format_table(*paper_rows(table, gallery), markdown), ""]
@@ -380,5 +393,5 @@ def _values(record: Record, gallery: str) -> list[float]:
 def _check_table_1(table: Table, gallery: str) -> None:
     checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of tables")
-    if not table.is_papers:
+    if not table.published:
         raise InputError(f"table={table.title!r} has no numbers in the paper: give Table 1's")

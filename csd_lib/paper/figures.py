@@ -18,7 +18,6 @@ from csd_lib.files import make_folder
 from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.paper import comparison
 from csd_lib.paper.comparison import Table, tables
-from csd_lib.paper.published import TABLE_1
 from csd_lib.paper.report import GALLERIES, Group, shared_changes
 
 # Okabe and Ito's colours, which readers with any common colour blindness can tell apart.
@@ -152,7 +151,7 @@ def paper_against_ours(table: Table) -> Figure:
         table: Table 1 of ``comparison.tables``; bars are one sample sd.
     """
     checks.instance("table", table, Table, "one of comparison.tables")
-    if not table.is_papers:
+    if not table.published:
         raise InputError(f"table={table.title!r} has no numbers in the paper: give Table 1's")
     names = [row[0].config.method for row in table.rows]
     labels = [get_method(name).title for name in names]
@@ -166,7 +165,7 @@ def paper_against_ours(table: Table) -> Figure:
         "seen": ("all classes", ORANGE, "s", -0.13),
     }
     for column, axis in enumerate(axes):
-        published = [TABLE_1.get(name, (np.nan,) * 3)[column] for name in names]
+        published = [table.published.get(name, (np.nan,) * 3)[column] for name in names]
         axis.scatter(published, places, marker="|", s=500, linewidths=3, color=BLACK, label="paper")
         for gallery, (label, color, marker, shift) in ours.items():
             for place, row in zip(places, table.rows, strict=True):
@@ -181,7 +180,7 @@ def paper_against_ours(table: Table) -> Figure:
                     capsize=4,
                     label=f"ours, gallery: {label}" if place == 0 else None,
                 )
-        axis.set_title(f"classes {('1-50', '51-100')[column]}")
+        axis.set_title(f"classes {table.halves[column]}")
         axis.set(xlabel="Recall@1 (%)", ylim=(-0.6, len(names) - 0.4))
     axes[0].set_yticks(places, labels)
     axes[1].legend(loc="upper center", bbox_to_anchor=(-0.1, -0.22), ncols=3, frameon=False)
@@ -250,7 +249,7 @@ def paper_figures(groups: Sequence[Group], folder: str | Path) -> list[Path]:
     use_style()
     paths = []
     for table in (table for group in groups for table in tables(group)):
-        for gallery in (None,) if table.is_papers else GALLERIES:
+        for gallery in (None,) if table.published else GALLERIES:
             title, identity = _name(table, gallery)
             path = folder / f"{title}.png"
             if path in paths or (path.exists() and _drawn_from(path) != identity):

@@ -18,6 +18,7 @@ from csd_lib import InputError, TrainingError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
+from csd_lib.networks import RANDOM
 from csd_lib.output import printable
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record, read_records
@@ -234,7 +235,7 @@ def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
 def _inputs(config: TrainConfig) -> str:
     """Say which images, and which weights the network began with."""
     size = f" at {config.image_size} pixels" if config.image_size else ""
-    weights = f", weights {config.weights}" if config.weights else ""
+    weights = f", weights {config.weights}" if config.weights != RANDOM else ""
     return f"{config.dataset}{size}{weights}"
 
 
