@@ -28,19 +28,19 @@ COMMON: dict[str, dict[str, Any]] = {
     "fashion": dict(dataset="fashion", seed=100),
     "kinds": dict(dataset="kinds", seed=100),
 }
-SHORT = dict(later_epochs=15, head_init="random")
+QUICK = dict(later_learning_rate=3e-4, later_epochs=8, head_init="random")
+LONGER = dict(later_learning_rate=1e-4, later_epochs=15, head_init="random")
 # The 70-epoch recipe of the same group's later work (CL2R).
 SGD = dict(optimizer="sgd", learning_rate=0.1, schedule="steps", milestones=(49, 64), epochs=70)
 # Each line: methods, and the settings that they are tried with. A method alone shows little.
 CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "class": [
-        ("csd lwf", dict(later_learning_rate=3e-4, later_epochs=8, head_init="random")),
-        ("csd lwf", dict(later_learning_rate=1e-4, **SHORT)),
-        ("csd lwf", dict(later_learning_rate=3e-4, later_epochs=8, head_init="class_means")),
-        ("fine-tuning", dict(later_learning_rate=3e-4, later_epochs=8, head_init="random")),
-        ("csd lwf", dict(later_learning_rate=3e-4, **SHORT)),
-        ("csd", dict(later_learning_rate=1e-4, **SHORT, teacher_statistics="batch")),
-        ("csd lwf", dict(later_learning_rate=1e-3, later_epochs=8, head_init="random")),
+        ("csd lwf fine-tuning", QUICK),
+        ("csd lwf", {**QUICK, "head_init": "class_means"}),
+        ("csd lwf", LONGER),
+        ("csd lwf", {**LONGER, "later_learning_rate": 3e-4}),
+        ("csd", {**QUICK, "teacher_statistics": "batch"}),
+        ("csd lwf", {**QUICK, "later_learning_rate": 1e-3}),
         ("initial", SGD),
     ],
     "fashion": [

@@ -93,7 +93,7 @@ class TrainConfig(LossSettings):
     later_epochs: int | None = setting(
         None, checks.whole, 1, MAX_EPOCHS, optional=True, decides="later"
     )
-    """Epochs of each later task (None: as the first)."""
+    """Epochs of each later task (None: as the first, or what the preset names)."""
     stop_at_epoch: int | None = setting(None, checks.whole, 1, MAX_EPOCHS, optional=True)
     """Stop each task at this epoch of its schedule (None: at its end). The run is then a prefix of
     the whole one, which can go on from it."""
@@ -159,11 +159,14 @@ class TrainConfig(LossSettings):
                 f"{self.dataset}"
             )
         defaults = {**_DEFAULTS, **data.defaults, **presets[self.preset]}
+        later_is_left_out = self.later_epochs is None
         network = defaults["network"] if self.network is None else self.network
         defaults |= DEFAULTS.get(network, {}) if isinstance(network, str) else {}
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
+        if later_is_left_out and self.later_epochs:  # who tries one epoch means it of all tasks
+            object.__setattr__(self, "later_epochs", min(self.later_epochs, self.epochs))
         super().__post_init__()
         method = get_method(self.method)
         if self.method not in METHODS and method in METHODS.values():  # one recipe has one name
