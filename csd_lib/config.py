@@ -89,7 +89,8 @@ class TrainConfig(LossSettings):
     depth: int | None = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, else 8)."""
     epochs: int | None = setting(None, checks.whole, 1, MAX_EPOCHS)
-    """Epochs per task (None: 800 for cifar100 as in the paper, 15 for digits, 5 for fashion)."""
+    """Epochs per task (None: what the data set and the preset name; 800 for cifar100 as in the
+    paper)."""
     later_epochs: int | None = setting(
         None, checks.whole, 1, MAX_EPOCHS, optional=True, decides="later"
     )
