@@ -85,6 +85,7 @@ def faults(page):
     page.add_script_tag(path=AXE)
     for mode, viewport in (("light", WIDE), ("dark", PHONE)):
         page.set_viewport_size(viewport)
+        page.wait_for_timeout(600)  # the theme then looks anew at what must scroll
         wide = page.evaluate("document.documentElement.scrollWidth")
         if wide > viewport["width"]:
             bad.append(f"{wide} pixels wide on {viewport['width']}")
