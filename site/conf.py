@@ -70,7 +70,13 @@ CONTENTS = {
     "Notebooks": ["notebooks/0*", "site/*"],
     "Exercises": ["notebooks/exercises/*"],
     "To look up": ["notebooks/GLOSSARY", "notebooks/PAPER_TO_CODE", "notebooks/*"],
-    "What comes out": ["docs/results", "docs/terms", "docs/fashion", "docs/galleries"],
+    "What comes out": [
+        "docs/results",
+        "docs/terms",
+        "docs/fashion",
+        "docs/fine-grained",
+        "docs/galleries",
+    ],
     "Using it": ["docs/install", "docs/command-line", "docs/api", "docs/*", "data/*"],
     "About": ["CONTRIBUTING", "CHANGELOG", "benchmarks/*"],
 }
