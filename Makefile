@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test types lab notebooks heads wheel bundles colab browser versions integrations mutants clean
+.PHONY: run test types lab notebooks heads wheel bundles colab browser site versions integrations mutants clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -66,6 +66,22 @@ integrations: $(VENV)/installed
 	build/integrations/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e '.[avalanche,metric-learning]'
 	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py
+
+# README, docs and notebooks as a site in build/site, opened page by page in Chromium as for make browser;
+# needs npm, and a network the first time, for an environment of its own as above.
+site: build/site-env/installed
+	rm -rf build/site
+	build/site-env/bin/python -m sphinx -W --keep-going -q -E -c site -d build/site-env/doctrees . build/site
+	build/site-env/bin/python -m pytest -p no:xdist tests/site/pages.py
+
+build/site-env/installed: pyproject.toml constraints.txt $(VENV)/installed
+	$(PY) -m venv build/site-env
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$(echo build/site-env/lib/python3.*/site-packages)/kit.pth
+	build/site-env/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[site]'
+	npm install --silent --no-save --ignore-scripts --prefix build/site-env mathjax@3.2.2 axe-core@4.14.1
+	@touch $@
 
 # Is the gate itself awake? Seeds each defect of tests/mutants.toml in a copy of this folder and runs
 # the test that must turn red; needs git, and about ten minutes on two cores.

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,3 +104,27 @@ def wheel(made_once):
     build = lambda folder: subprocess.run([sys.executable, tool, folder], check=True)  # noqa: E731
     (path,) = made_once("wheel", build).iterdir()
     return path
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.fail(
+            "there is no Chromium: install it (Debian: apt-get install chromium), or name its "
+            "program: CHROMIUM=/path/to/chromium make ..."
+        )
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright  # only here: most tests need no browser
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    flags += ["--disable-component-update", "--no-first-run"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield opened
+        opened.close()

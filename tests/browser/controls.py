@@ -9,7 +9,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
 
 from csd_lib.course.widgets import load_recording, share_at_home
 from csd_lib.losses import csd_loss
@@ -35,18 +33,6 @@ SETTINGS = {
     },  # or outputs off the screen are missing
 }
 SECONDS = 1000  # Playwright counts in milliseconds
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        pytest.fail(
-            "there is no Chromium: install it (Debian: apt-get install chromium), or name its "
-            "program: CHROMIUM=/path/to/chromium make browser"
-        )
-    return found
 
 
 @pytest.fixture(scope="session")
@@ -103,16 +89,6 @@ def _wait_for(url, server, log):
             assert server.poll() is None, log.read_text()
             time.sleep(0.5)
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()}")
-
-
-@pytest.fixture(scope="session")
-def browser(chromium):
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    flags += ["--disable-component-update", "--no-first-run"]
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
