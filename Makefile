@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test types lab notebooks heads wheel bundles colab browser versions integrations mutants clean
+.PHONY: run test types lab notebooks heads wheel bundles colab browser versions integrations sweep-test mutants clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -60,12 +60,20 @@ versions: $(VENV)/installed
 # The plug-ins for pytorch-metric-learning and Avalanche beside those libraries; needs a network, for a
 # small environment of its own (200 MB) that is laid over the one that runs the tests.
 integrations: $(VENV)/installed
-	$(PY) -m venv build/integrations
+	$(overlay) '.[avalanche,metric-learning]'
+	build/$@/bin/python -m pytest -p no:xdist tests/integrations/with_*.py
+
+# Sweeps: submitit's processes here, and a real Slurm of one node that is set up and torn down; needs a
+# network for submitit, and Debian's slurmctld, slurmd, slurm-client and munge (no root).
+sweep-test: $(VENV)/installed
+	$(overlay) '.[sweep]'
+	build/$@/bin/python -m pytest -p no:xdist tests/sweep/with_*.py
+
+# A small environment in build/, laid over the one that runs the tests.
+overlay = $(PY) -m venv build/$@ && \
 	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
-	  $$(echo build/integrations/lib/python3.*/site-packages)/kit.pth
-	build/integrations/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[avalanche,metric-learning]'
-	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py
+	  $$(echo build/$@/lib/python3.*/site-packages)/kit.pth && \
+	build/$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
 # Is the gate itself awake? Seeds each defect of tests/mutants.toml in a copy of this folder and runs
 # the test that must turn red; needs git, and about ten minutes on two cores.
