@@ -10,6 +10,7 @@ start all the same, and the ledger lets one of them train it.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -157,7 +158,7 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
-        if not name.replace("-", "").isalpha():
+        if not re.fullmatch("[a-z][a-z-]*", name):
             raise InputError(f"slurm={checks.shown(text)}: write an option of sbatch, NAME=VALUE")
         found[name] = value or True
     return found
