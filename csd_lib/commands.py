@@ -248,12 +248,14 @@ def sweep(
     from csd_lib.paper.report import render
     from csd_lib.train import load_images
 
-    checks.whole("at_once", 1 if at_once is None else at_once, 1)
-    checks.whole("cpus", cpus, 1)
+    checks.whole("at_once", 1 if at_once is None else at_once, 1, 10_000)
+    checks.whole("cpus", cpus, 1, 1000)
     checks.whole("gpus", gpus, 0, 1, "a cell trains on one GPU")
     checks.number("hours", hours, above=0, at_most=100_000)
-    checks.whole("cells_per_job", cells_per_job, 1)
+    checks.whole("cells_per_job", cells_per_job, 1, 10_000)
     options = sweep.read_options(slurm)
+    if options and engine != "slurm":
+        raise InputError(f"slurm={checks.shown(slurm)}: give --engine slurm as well")
     configs = grid.make_configs(experiment, seeds, grid.read_settings(settings))
     asked = configs[0]
     import_network(asked.network, asked.weights)

@@ -1,6 +1,7 @@
 """Which cells a sweep has, and which jobs it makes of them; tests/sweep/ starts real ones."""
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -129,6 +130,16 @@ def test_every_cell_is_in_one_job_and_waits_only_for_the_first_task_it_shares(ow
         assert methods == ["fine-tuning", "csd", "lwf"]
         assert {c.seed for job in later for c in job.configs} == {initial.seed}
     assert {config.method for job in free for config in job.configs} == {"ce+kd", "joint"}
+
+
+def test_the_papers_table_with_five_seeds_is_as_many_jobs_as_the_docs_say(own_folders):
+    configs = grid.make_configs("table1", (0, 1, 2, 3, 4), {})
+    cells = [ledger.Cell(config, "data", "code", own_folders) for config in configs]
+    *shared, (_, free) = sweep.make_groups(cells, sweep.Job())
+    waiting = sum(len(later) for _, later in shared)
+    assert [len(cells), len(shared), waiting, len(free)] == [50, 5, 35, 10]
+    text = (Path(__file__).resolve().parent.parent / "docs" / "sweeps.md").read_text()
+    assert "= 50 cells" in text and "35 wait for them, and ten need nobody" in text
 
 
 def test_a_first_task_that_is_no_cell_is_trained_once_and_not_recorded(

@@ -319,6 +319,8 @@ class _Worker:
         with tqdm(total=epochs, desc=title, unit="epoch", **options) as bar:
 
             def show(history: list[dict[str, float]], student: Network) -> None:
+                if bar.disable:  # the time left is read from the files of all cells
+                    return
                 if bar.n == 0:  # epochs of an earlier call do not count for the time left
                     bar.initial = bar.n = len(history) - 1
                 self.seconds += history[-1]["seconds"]
