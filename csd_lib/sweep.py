@@ -121,7 +121,7 @@ def send_to_slurm(
     try:
         executor = submitit.SlurmExecutor(_new_folder(), max_num_timeout=REQUEUES)
     except RuntimeError as error:
-        raise InputError(f"engine='slurm': {error} Choose local, or where srun is") from error
+        raise InputError(f"engine='slurm': {error} Use local, or go where sbatch works") from error
     executor.update_parameters(
         job_name="csd",
         time=max(1, round(hours * 60)),

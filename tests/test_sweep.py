@@ -203,12 +203,14 @@ def test_a_job_reads_only_the_records_of_its_own_cells(own_folders, digits, monk
 class FakeSubmitit(ModuleType):
     """Notes what is sent, and with which parameters."""
 
-    def __init__(self, sent, refuses=False):
+    def __init__(self, sent, refuses=False, is_cluster=True):
         super().__init__("submitit")
 
         class Executor:
             def __init__(self, folder, **_):
                 self.parameters = {}
+                if not is_cluster:
+                    raise RuntimeError("Could not detect srun.")
 
             def update_parameters(self, **changes):
                 self.parameters |= changes
@@ -257,6 +259,9 @@ def test_what_slurm_refuses_is_one_line(own_folders, digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit([], refuses=True))
     groups = sweep.make_groups(planned(digits), sweep.Job())
     with pytest.raises(InputError, match=r"invalid partition specified: gpu .0 jobs"):
+        sweep.send_to_slurm(groups)
+    monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit([], is_cluster=False))
+    with pytest.raises(InputError, match="engine='slurm': Could not detect srun"):
         sweep.send_to_slurm(groups)
 
 
