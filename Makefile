@@ -64,7 +64,7 @@ integrations: $(VENV)/installed
 	build/$@/bin/python -m pytest -p no:xdist tests/integrations/with_*.py
 
 # Sweeps: submitit's processes here, and a real Slurm of one node that is set up and torn down; needs a
-# network for submitit, and Debian's slurmctld, slurmd, slurm-client and munge (no root).
+# network for submitit, and Debian's slurmctld, slurmd, slurm-client and munge (no root). Some minutes.
 sweep-test: $(VENV)/installed
 	$(overlay) '.[sweep]'
 	build/$@/bin/python -m pytest -p no:xdist tests/sweep/with_*.py
