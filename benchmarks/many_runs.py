@@ -1,7 +1,7 @@
 """What many runs cost: seconds and memory of ``report`` and of a plan, files and MB on the disk.
 
 python benchmarks/many_runs.py
-python benchmarks/many_runs.py --runs 10000 --epochs 25   # as long as those of preset class
+python benchmarks/many_runs.py --runs 10000 --epochs 25
 """
 
 from __future__ import annotations

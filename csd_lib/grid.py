@@ -36,11 +36,13 @@ def make_configs(
         given = {"dataset": ["cifar100"], "preset": ["reference"], **given}
     methods = tuple(given.pop("method", known.methods))
     tasks = tuple(given.pop("tasks", known.tasks))
+    shared = {"dataset": given.pop("dataset")[0]} if "dataset" in given else {}
     changes = [dict(zip(given, v, strict=True)) for v in itertools.product(*given.values())]
     variants = tuple({**own, **change} for own in known.variants for change in changes)
     chosen = replace(known, methods=methods, tasks=tasks, variants=variants)
+    found = chosen.configs(seeds, **shared)
     # LwF at two temperatures of CSD is one run: the second job would wait for the first.
-    return list({frozenset(c.key().items()): c for c in chosen.configs(seeds)}.values())
+    return list({frozenset(c.key().items()): c for c in found}.values())
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, list[Any]]:

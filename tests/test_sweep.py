@@ -89,6 +89,15 @@ def test_an_experiment_has_the_cells_of_reproduce_and_what_is_named_takes_their_
     ]
 
 
+def test_an_experiment_that_is_not_of_this_data_set_is_refused():
+    assert {c.dataset for c in grid.make_configs("table2", (0,), {"dataset": ["kinds"]})} == {
+        "kinds"
+    }
+    for name, dataset in (("table2", "digits"), ("table1", "kinds")):
+        with pytest.raises(InputError, match=f"dataset='{dataset}' has no 'Table"):
+            grid.make_configs(name, (0,), {"dataset": [dataset]})
+
+
 def test_a_grid_is_every_combination_and_no_run_twice():
     settings = {**QUICK, "method": ["lwf", "csd"], "csd_temperature": [0.05, 0.5]}
     found = grid.make_configs("grid", (3, 4), settings)
