@@ -8,7 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test types lab notebooks heads wheel bundles colab browser site versions integrations mutants clean
+.PHONY: run test types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
+  mutants clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -60,28 +61,33 @@ versions: $(VENV)/installed
 # The plug-ins for pytorch-metric-learning and Avalanche beside those libraries; needs a network, for a
 # small environment of its own (200 MB) that is laid over the one that runs the tests.
 integrations: $(VENV)/installed
-	$(PY) -m venv build/integrations
-	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
-	  $$(echo build/integrations/lib/python3.*/site-packages)/kit.pth
-	build/integrations/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[avalanche,metric-learning]'
-	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py
+	$(call overlay,integrations,'.[avalanche$(comma)metric-learning$(comma)timm]')
+	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py tests/test_networks.py
+
+# Sweeps: submitit's processes here, and a real Slurm of one node that is set up and torn down; needs a
+# network for submitit, and Debian's slurmctld, slurmd, slurm-client and munge (no root). Some minutes.
+sweep-test: $(VENV)/installed
+	$(call overlay,sweep-test,'.[sweep]')
+	build/sweep-test/bin/python -m pytest -p no:xdist tests/sweep/with_*.py
 
 # README, docs and notebooks as a site in build/site, opened page by page in Chromium as for make browser;
-# needs npm, and a network the first time, for an environment of its own as above.
+# needs npm, and a network the first time.
 site: build/site-env/installed
 	rm -rf build/site
 	build/site-env/bin/python -m sphinx -W --keep-going -q -E -c site -d build/site-env/doctrees . build/site
 	build/site-env/bin/python -m pytest -p no:xdist tests/site/pages.py
 
 build/site-env/installed: pyproject.toml constraints.txt $(VENV)/installed
-	$(PY) -m venv build/site-env
-	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
-	  $$(echo build/site-env/lib/python3.*/site-packages)/kit.pth
-	build/site-env/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[site]'
+	$(call overlay,site-env,'.[site]')
 	npm install --silent --no-save --ignore-scripts --prefix build/site-env mathjax@3.2.2 axe-core@4.14.1
 	@touch $@
+
+# A small environment in build/, laid over the one that runs the tests.
+comma := ,
+overlay = $(PY) -m venv build/$(1) && \
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$(echo build/$(1)/lib/python3.*/site-packages)/kit.pth && \
+	build/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e $(2)
 
 # Is the gate itself awake? Seeds each defect of tests/mutants.toml in a copy of this folder and runs
 # the test that must turn red; needs git, and about ten minutes on two cores.

@@ -1,6 +1,6 @@
-"""Command line, as ``csd`` or ``python -m csd_lib``: train, reproduce, report, data.
+"""Command line, as ``csd`` or ``python -m csd_lib``: the commands of ``commands.py``.
 
-The commands themselves are in ``commands.py``. Here is what holds for all of them: how they end.
+Here is what holds for all of them: how they end.
 This module imports next to nothing at first: torch takes seconds, in which one may press Ctrl-C.
 """
 

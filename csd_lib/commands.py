@@ -1,4 +1,4 @@
-"""The commands: ``csd train``, ``reproduce``, ``report``, ``doctor`` and ``data``."""
+"""The commands: ``csd train``, ``reproduce``, ``sweep``, ``report``, ``doctor`` and ``data``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import field, fields, make_dataclass
+from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from csd_lib import InputError, checks
+from csd_lib import InputError, TrainingError, checks
 from csd_lib.config import PRESETS, TrainConfig
 from csd_lib.datasets import DATASETS
 from csd_lib.fine_grained import FINE_GRAINED
@@ -200,6 +200,94 @@ def reproduce(
     )
     print("\n" + render([Record.read(place / "results.json") for place in places]))
     print("beside the paper's numbers: python -m csd_lib report")
+
+
+@command
+def sweep(
+    experiment: Annotated[str, tyro.conf.Positional, _choice("What to run", EXPERIMENTS, ["grid"])],
+    *,
+    settings: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0,),
+    engine: Literal["local", "slurm"] = "local",
+    at_once: int | None = None,
+    cpus: int = 1,
+    gpus: int = 0,
+    hours: float = 24.0,
+    cells_per_job: int = 1,
+    slurm: tuple[str, ...] = (),
+    folder: Path | None = None,
+    keep_models: bool = False,
+    again: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Run what is missing of an experiment or a grid of settings, on all cores, GPUs or a cluster.
+
+    Args:
+        experiment: what to run, with the data set and preset of reproduce; or grid: method csd,
+            with the defaults of train.
+        settings: what the cells share or differ in, as dataset=digits method=csd,lwf: all
+            combinations. These values take the place of the experiment's.
+        seeds: run every cell with each of these seeds.
+        engine: local (processes of this machine, until all is done) or slurm (a job a cell).
+        at_once: local: number of processes (default: one a GPU, or one for each of so many cpus);
+            slurm: most jobs of an array that run at the same time.
+        cpus: cores of a process, and threads it uses.
+        gpus: slurm: GPUs of a job, 0 or 1.
+        hours: slurm: time limit of a job; one that is longer is requeued and goes on.
+        cells_per_job: slurm: cells that a job runs one after the other.
+        slurm: more options of sbatch, as partition=gpu account=me mem=16G.
+        folder: where records are kept. Default: data/results/.
+        keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
+        again: run also what was recorded by code that computes other numbers.
+        dry_run: start nothing, only list how far each cell is, and the jobs and hours left.
+    """
+    from csd_lib import grid, sweep
+    from csd_lib.engine import check_machine
+    from csd_lib.files import make_folder
+    from csd_lib.paper import ledger
+    from csd_lib.paper.report import render
+    from csd_lib.train import load_images
+
+    checks.whole("at_once", 1 if at_once is None else at_once, 1, 10_000)
+    checks.whole("cpus", cpus, 1, 1000)
+    checks.whole("gpus", gpus, 0, 1, "a cell trains on one GPU")
+    checks.number("hours", hours, above=0, at_most=100_000)
+    checks.whole("cells_per_job", cells_per_job, 1, 10_000)
+    options = sweep.read_options(slurm)
+    if options and engine != "slurm":
+        raise InputError(f"slurm={checks.shown(slurm)}: give --engine slurm as well")
+    configs = grid.make_configs(experiment, seeds, grid.read_settings(settings))
+    asked = configs[0]
+    import_network(asked.network, asked.weights)
+    if engine == "local":
+        check_machine(asked.device, asked.precision, asked.cuda_graph)
+    else:  # where jobs are sent from there may be no GPU; what is recorded does not depend on it
+        configs = [replace(config, device="cpu") for config in configs]
+    if not dry_run:
+        sweep.import_submitit()
+        make_folder(folder or results_folder())
+    images = load_images(asked)
+    cells = ledger.plan(configs, images, folder)
+    waiting = [cell for cell in cells if not cell.is_done(again)]
+    job = sweep.Job(
+        configs=tuple(cell.config for cell in waiting),
+        folder=folder.resolve() if folder else None,
+        keep_models=keep_models,
+        device=asked.device,
+        threads=cpus,
+    )
+    if dry_run:
+        print(ledger.render_plan(cells, again))
+    elif engine == "slurm":
+        groups = sweep.make_groups(waiting, job, cells_per_job)
+        sent = sweep.send_to_slurm(groups, hours=hours, gpus=gpus, at_once=at_once, options=options)
+        print(f"{len(waiting)} cells in {len(sent)} jobs named csd; see squeue, and --dry-run here")
+    else:
+        ended = sweep.run_here(job, at_once) if waiting else []
+        cells = ledger.plan(configs, images, folder)
+        if left := sum(not cell.is_done(again) for cell in cells):
+            raise TrainingError(f"{left} of {len(cells)} cells are missing: {'; '.join(ended)}")
+        print("\n" + render([cell.record for cell in cells if cell.record]))
 
 
 @command

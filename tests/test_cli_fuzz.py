@@ -20,7 +20,11 @@ from csd_lib.methods import LossSettings
 from csd_lib.paper import ledger
 
 # Positional ones; and "data", where a value is taken for the positional one: see test_own_images.
-NOT_TRIED = {"reproduce": {"experiment"}, "data": {"what", "image_size", "check"}}
+NOT_TRIED = {
+    "reproduce": {"experiment"},
+    "sweep": {"experiment"},
+    "data": {"what", "image_size", "check"},
+}
 VALUES = [
     *("", "no such name", "two\nlines", "None", "True", "1,2", "[1]", "-1", "0", "1", "1.5"),
     *("nan", "inf", "-inf", "1e-30", "1e30", "1" + "0" * 30, "9" * 300),
@@ -28,6 +32,7 @@ VALUES = [
 COMMANDS = {
     "train": [],
     "reproduce": ["eq8", "--dataset", "digits"],
+    "sweep": ["eq8", "--settings", "dataset=digits"],
     "report": [],
     "data": ["--check"],
 }
@@ -59,6 +64,7 @@ def cli(monkeypatch, tmp_path, digits, capsys):
     for module in (csd_lib.train, csd_lib.datasets):
         monkeypatch.setattr(module, "load_dataset", load)
     monkeypatch.setattr(ledger, "load_images", started)
+    monkeypatch.setitem(sys.modules, "submitit", sys)  # it would be asked for later
     monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "data")
     monkeypatch.setattr(download, "ORIGIN", str(tmp_path / "no-origin"))
     for name in [name for name in os.environ if name.startswith("CSD_")]:
@@ -149,6 +155,15 @@ ALLOWED = {
         stop_at_epoch={"None", "1"},
         folder=PATHS,
         **OWN,
+    ),
+    "sweep": dict(
+        seeds={"0", "1"},
+        at_once={"None", "1"},
+        cpus={"1"},
+        gpus={"0", "1"},
+        hours={"1", "1.5", "1e-30"},
+        cells_per_job={"1"},
+        folder=PATHS,
     ),
     "report": dict(folder={"None"}, figures=PATHS),
     "data": {},

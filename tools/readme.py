@@ -106,7 +106,7 @@ def recall_line(images: int) -> str:
 
 def long_and_large() -> str:
     """Say what was measured on long and large runs, as a Markdown list."""
-    soak, many, own = (newest(name) for name in ("soak", "many_runs", "own_images"))
+    soak, own, many = newest("soak"), newest("own_images"), newest("many_runs", runs=1000)
     later = soak["memory_mb"][len(soak["memory_mb"]) // 3 :]
     lines = [
         f"{soak['runs']} runs of ten tasks, one after the other in one process for "
@@ -121,6 +121,30 @@ def long_and_large() -> str:
         f"them not pages of that file ([`own_images.py`](../benchmarks/own_images.py))",
     ]
     return "".join(f"* {line}\n" for line in lines)
+
+
+def many_cells() -> str:
+    """Say what was measured on thousands of records, as a Markdown list."""
+    lines = []
+    for runs, epochs in ((10_000, 25), (500, 800)):
+        found = newest("many_runs", runs=runs, epochs=epochs)
+        plan, machine = found["plan"], found["machine"]
+        seconds = [min(each["seconds"]) for each in (found, plan)]
+        lines.append(
+            f"{runs:,} records of two tasks with {epochs} epochs each: "
+            f"{found['records_mb']:.0f} MB on the disk. `csd report` takes {seconds[0]:.0f} s and "
+            f"{found['memory_mb']:,} MB of memory, `csd sweep … --dry-run` for as many cells "
+            f"{seconds[1]:.0f} s and {plan['memory_mb']:,} MB"
+        )
+    lines.append(
+        f"the folder of one finished run of two tasks, ResNet-32: {found['run_files']} files, "
+        f"{found['run_mb']} MB"
+    )
+    where = (
+        f"({machine['device']}, torch {machine['torch']}, {machine['date']}, beside other work: "
+    )
+    where += f"a load of {found['load']:.0f} on two cores.)"
+    return "".join(f"* {line}\n" for line in lines) + f"\n{where}"
 
 
 def terms_table(table: Table) -> list[str]:
@@ -246,6 +270,7 @@ def main() -> None:
         "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
         "docs/promises.md": {"long": long_and_large()},
+        "docs/sweeps.md": {"many": many_cells()},
     }
     stale = []
     for name, marks in content.items():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import REPOSITORY, TAG, InputError, checks, paths, runs
+from csd_lib import REPOSITORY, TAG, InputError, TrainingError, checks, paths, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
@@ -165,9 +165,18 @@ class Cell:
 
 
 def plan(
-    configs: Sequence[TrainConfig], dataset: Dataset, folder: str | Path | None = None
+    configs: Sequence[TrainConfig],
+    dataset: Dataset,
+    folder: str | Path | None = None,
+    everywhere: bool = True,
 ) -> list[Cell]:
-    """Return a cell for each config, with the newest record that there is of it."""
+    """Return a cell for each config, with the newest record that there is of it.
+
+    Args:
+        configs, dataset, folder: as of ``reproduce``.
+        everywhere: look through all records; else only where today's code writes these cells.
+            Ten thousand jobs of a sweep must not read ten thousand files each.
+    """
     _, channels, *size = dataset.train_images.shape
     data = runs.data_hash(configs[0], dataset)
     known: dict[str, str] = {}
@@ -178,8 +187,15 @@ def plan(
         if recipe not in known:
             known[recipe] = fingerprint(config, channels, min(size))
         cells.append(Cell(config, data, known[recipe], Path(folder or results_folder())))
-    for record in read_ledger(folder)[0]:
+    if not everywhere:
         for cell in cells:
+            cell.look_for_record()
+        return cells
+    alike: dict[Any, list[Cell]] = {}  # else each record would be compared with each cell
+    for cell in cells:
+        alike.setdefault(frozenset(cell.config.key().items()), []).append(cell)
+    for record in read_ledger(folder)[0]:
+        for cell in alike.get(frozenset(record.config.key().items()), ()):
             if cell.is_of(record) and not cell.is_current:  # else today's code has recorded it
                 cell.record = record
     return cells
@@ -192,6 +208,7 @@ def reproduce(
     dataset: Dataset | None = None,
     keep_models: bool = False,
     again: bool = False,
+    everywhere: bool = True,
     progress: bool = True,
 ) -> list[Path]:
     """Run what is missing, go on with what is half done, and record every result.
@@ -206,14 +223,18 @@ def reproduce(
         keep_models: also keep the last model and its features of all test images.
         again: run also what was recorded by code that computes other numbers; nothing is
             overwritten.
+        everywhere: look for what is recorded as ``plan`` does.
         progress: show a bar for each cell, with the time that is left for all.
 
     Returns:
         The folder of each config's record.
+
+    Raises:
+        TrainingError: at the end, if the training of a cell broke down. All others are recorded.
     """
     checks.sequence("configs", configs, TrainConfig, "one or more configs")
     dataset = load_images(configs[0]) if dataset is None else dataset
-    cells = plan(configs, dataset, folder)
+    cells = plan(configs, dataset, folder, everywhere)
     worker = _Worker(cells, dataset, keep_models, again, progress)
     for cell in cells:
         if cell.is_done(again):
@@ -222,6 +243,12 @@ def reproduce(
         if not any(worker.try_cell(cell) for cell in waiting):
             worker.say_that_it_waits(len(waiting))
             time.sleep(PAUSE)
+    if broken := worker.broken:
+        first = next(iter(broken))
+        raise TrainingError(
+            f"{len(broken)} of {len(cells)} cells broke down, all others are recorded: "
+            f"{worker.title(first)}: {broken[first]}"
+        )
     return [cell.record.folder for cell in cells]
 
 
@@ -234,6 +261,7 @@ class _Worker:
         self.cells, self.dataset, self.keep_models = cells, dataset, keep_models
         self.again, self.progress, self.said = again, progress, False
         self.seconds = self.passes = 0.0
+        self.broken: dict[Cell, TrainingError] = {}
 
     def title(self, cell: Cell) -> str:
         """Name a cell, with its number."""
@@ -244,8 +272,8 @@ class _Worker:
         )
 
     def pending(self) -> list[Cell]:
-        """Return the cells that are not recorded yet."""
-        return [cell for cell in self.cells if not cell.is_done(self.again)]
+        """Return the cells that are not recorded yet, and have not broken down here."""
+        return [c for c in self.cells if not c.is_done(self.again) and c not in self.broken]
 
     def say_that_it_waits(self, count: int) -> None:
         """Say it once."""
@@ -254,7 +282,7 @@ class _Worker:
         self.said = True
 
     def try_cell(self, cell: Cell) -> bool:
-        """Run a cell and record it, unless another process holds it. Returns whether it is done."""
+        """Run a cell and record it, unless another process holds it. Returns whether it is over."""
         try:
             if cell.first and not (cell.first_run / "results.json").exists():
                 with self._alone(cell.first, cell.first_run):
@@ -269,6 +297,9 @@ class _Worker:
                     tqdm.write(f"{self.title(cell)}: recorded by another process")
         except Busy:
             return False
+        except TrainingError as error:  # one bad weight in a grid must not end a night's work
+            self.broken[cell] = error
+            tqdm.write(f"{self.title(cell)}: {error}")
         return True
 
     def _alone(self, config: TrainConfig, folder: Path) -> ExitStack:
@@ -288,6 +319,8 @@ class _Worker:
         with tqdm(total=epochs, desc=title, unit="epoch", **options) as bar:
 
             def show(history: list[dict[str, float]], student: Network) -> None:
+                if bar.disable:  # the time left is read from the files of all cells
+                    return
                 if bar.n == 0:  # epochs of an earlier call do not count for the time left
                     bar.initial = bar.n = len(history) - 1
                 self.seconds += history[-1]["seconds"]

@@ -1,0 +1,79 @@
+"""Which cells a sweep has: an experiment of the paper, or all combinations of some settings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from csd_lib import InputError, checks
+from csd_lib.config import TrainConfig
+from csd_lib.paper.published import Experiment, get_experiment
+
+GRID = Experiment("A grid of settings", ("csd",))
+# All cells of a sweep have the same images, and say in the same words where to compute.
+ONE_VALUE = ("dataset", "image_size", "network", "weights", "device")
+
+
+def make_configs(
+    experiment: str, seeds: tuple[int, ...], settings: Mapping[str, Sequence[Any]]
+) -> list[TrainConfig]:
+    """Return every cell of an experiment or of a grid, seed by seed, no run twice.
+
+    Args:
+        experiment: of the paper, with the data set and preset that ``reproduce`` begins with; or
+            grid: method csd, with the settings that ``train`` begins with.
+        seeds: of every cell.
+        settings: of ``read_settings``: all combinations, in place of the experiment's own values.
+    """
+    given: dict[str, Sequence[Any]] = dict(settings)
+    if experiment == "grid":
+        known = GRID
+    else:
+        known = get_experiment(experiment)
+        given = {"dataset": ["cifar100"], "preset": ["reference"], **given}
+    methods = tuple(given.pop("method", known.methods))
+    tasks = tuple(given.pop("tasks", known.tasks))
+    shared = {"dataset": given.pop("dataset")[0]} if "dataset" in given else {}
+    changes = [dict(zip(given, v, strict=True)) for v in itertools.product(*given.values())]
+    variants = tuple({**own, **change} for own in known.variants for change in changes)
+    chosen = replace(known, methods=methods, tasks=tasks, variants=variants)
+    found = chosen.configs(seeds, **shared)
+    # LwF at two temperatures of CSD is one run: the second job would wait for the first.
+    return list({frozenset(c.key().items()): c for c in found}.values())
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Read texts ``NAME=VALUE,VALUE``: fields of ``TrainConfig``, and the values that each takes.
+
+    Raises:
+        InputError: for another form, a name that does not exist or comes twice, or the seed.
+    """
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if not values or name in found:
+            raise InputError(f"settings={checks.shown(text)}: write NAME=VALUE,VALUE, a name once")
+        checks.setting_names(TrainConfig, [name])
+        if name == "seed":
+            raise InputError(f"settings={checks.shown(text)}: use --seeds")
+        found[name] = _values(values)
+        if name in ONE_VALUE and len(found[name]) > 1:
+            raise InputError(f"settings={checks.shown(text)}: a sweep has one {name}")
+    for part in fields(TrainConfig):  # 1 and 1.0 would be two folders for one run
+        if part.name in found and "float" in str(part.type):
+            values_of = found[part.name]
+            found[part.name] = [float(v) if type(v) is int else v for v in values_of]
+    return found
+
+
+def _values(text: str) -> list[Any]:
+    """Read values with commas between: JSON, such as ``[0.5,0.75],[0.3]``, or words."""
+    try:
+        return list(json.loads(f"[{text}]"))
+    except ValueError:
+        if "," in text:
+            return [value for part in text.split(",") for value in _values(part)]
+    return [{"None": None, "True": True, "False": False}.get(text, text)]
