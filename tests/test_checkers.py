@@ -68,6 +68,11 @@ def split_by_repeated_cutting(order, tasks):
     return groups
 
 
+def split_with_larger_last_tasks(order, tasks):
+    sizes = [len(order) // tasks + (i >= tasks - len(order) % tasks) for i in range(tasks)]
+    return [tuple(order[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(tasks)]
+
+
 def split_and_lose_the_rest(order, tasks):
     n = len(order) // tasks
     return [order[i * n : (i + 1) * n] for i in range(tasks)]
@@ -137,6 +142,21 @@ def entropy_by_the_book(z, y):
     return -torch.log(p[range(len(y)), y]).mean()
 
 
+def batch_mean_of_triplets(f, y, m):
+    s, same, eye = unit(f) @ unit(f).T, y[:, None] == y, torch.eye(len(y)).bool()
+    positive = s.masked_fill(~same | eye, torch.inf).amin(1)
+    return (s.masked_fill(same, -torch.inf).amax(1) - positive + m).clamp(min=0).sum() / len(y)
+
+
+def triplet_of_distances(f, y, m, power):
+    s, same, eye = unit(f) @ unit(f).T, y[:, None] == y, torch.eye(len(y)).bool()
+    d = (2 - 2 * s).clamp(min=0) ** (power / 2)
+    far = d.masked_fill(~same | eye, -torch.inf).amax(1)
+    near = d.masked_fill(same, torch.inf).amin(1)
+    loss = (far - near + m).clamp(min=0)
+    return loss.sum() / (loss > 0).sum().clamp(min=1)
+
+
 def triplet_in_matrices(
     f, y, m, hardest=True, negative="max", mean=False, scale=True, flip=1, nothing=1, alone=False
 ):
@@ -177,6 +197,17 @@ def kd_reversed(s, t, temperature):
     p = (s[:, : t.shape[1]] / temperature).softmax(1)
     q = (t / temperature).softmax(1)
     return (p * (p / q).log()).sum(1).mean()
+
+
+def csd_with_itself(s, t, y, temperature, above):
+    """The anchor is one of its own positives: in the sum, or only in their number."""
+    s, t = unit(s), unit(t)
+    similarity = s @ torch.cat([s, t]).T / temperature
+    itself = torch.eye(len(y), 2 * len(y)).bool()
+    log_p = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    positive = y[:, None] == torch.cat([y, y])
+    chosen = positive if above else positive & ~itself
+    return -((log_p * chosen).sum(1) / positive.sum(1)).mean()
 
 
 def csd_with_loops(
@@ -294,11 +325,33 @@ def recall_by_sorting(
     return sum(hits) / len(hits)
 
 
-def recall_by_topk(f, y, k):
-    s = unit(f) @ unit(f).T - 9 * torch.eye(len(y))
-    found = y[s.topk(k, dim=1).indices]
-    counted = torch.stack([(y == label).sum() > 1 for label in y])
-    return (found == y[:, None]).any(dim=1)[counted].float().mean().item()
+def recall_by_topk(f, y, k, leave_out=-torch.inf):
+    similarity = unit(f) @ unit(f).T
+    if leave_out is not None:
+        similarity.fill_diagonal_(leave_out)
+    found = y[similarity.topk(k, dim=1).indices]
+    counted = torch.stack([(y == label).sum() > (leave_out is not None) for label in y])
+    return (found == y[:, None]).any(dim=1)[counted].double().mean().item()
+
+
+def recall_with_zeros(f, y, k, where):
+    """Leaves out by writing 0, which is more than a negative cosine."""
+    similarity = ((unit(f.double()) @ unit(f.double()).T) * 2**24).round()
+    same = y[:, None] == y
+    others = same & ~torch.eye(len(y)).bool()
+    if where == "best":
+        similarity.fill_diagonal_(-torch.inf)
+        best = similarity.masked_fill(~others, 0).amax(1, keepdim=True)
+        sooner = (similarity > best) & ~same
+    elif where == "own cell":
+        similarity.fill_diagonal_(0)
+        best = similarity.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
+        sooner = (similarity > best) & ~same
+    else:
+        similarity.fill_diagonal_(0)
+        best = similarity.masked_fill(~others, -torch.inf).amax(1, keepdim=True)
+        sooner = similarity > best
+    return (sooner.sum(1) < k)[others.any(1)].double().mean().item()
 
 
 def forgetting_with_loops(matrix, first=None, last=-1, sign=1, tasks=-1, percent=1):
@@ -344,6 +397,17 @@ def paired_by_hand(a, b, ddof=1):
     return mean, sd, sum(x > 0 for x in d)
 
 
+def win_share(a, b):
+    seeds = set(a) & set(b)
+    return sum(a[s] > b[s] for s in seeds) / len(seeds)
+
+
+def spread_of_all_seeds(a, b):
+    x, y = np.array([*a.values()]), np.array([*b.values()])
+    wins = sum(a[s] > b[s] for s in set(a) & set(b))
+    return x.mean() - y.mean(), math.sqrt(x.var(ddof=1) + y.var(ddof=1)), wins
+
+
 def paired_by_place(a, b):
     d = np.array([x - y for x, y in zip(a.values(), b.values(), strict=False)])
     return d.mean(), d.std(ddof=1), (d > 0).sum()
@@ -352,12 +416,14 @@ def paired_by_place(a, b):
 # Exercise 5 --------------------------------------------------------------------------------------
 
 
-def overlap_in_matrices(old, new, k, itself=False, scale=True, ranks=False, union=False):
+def overlap_in_matrices(
+    old, new, k, itself=False, scale=True, ranks=False, union=False, left_out=-99.0
+):
     found = []
     for f in (old, new):
         s = unit(f) @ unit(f).T if scale else f @ f.T
         if not itself:
-            s = s - 99 * torch.eye(len(f))
+            s.fill_diagonal_(left_out)
         found.append(s.argsort(dim=1, descending=True)[:, :k])
     if ranks:
         return (found[0] == found[1]).float().mean().item()
@@ -619,6 +685,20 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("3.2", csd_without_own_teacher_and_clamp, "mean of nothing is NaN"),
     ("3.5", lambda s, t, y: s.pow(2).mean(), "does not depend on the teacher"),
     ("4.1", recall_by_topk, "pick one of equals"),
+    ("4.1", lambda f, y, k: recall_by_topk(f, y, k, leave_out=None), "finds itself"),
+    ("4.1", lambda *a: recall_with_zeros(*a, where="best"), "inus infinity"),
+    ("4.1", lambda *a: recall_with_zeros(*a, where="own cell"), "inus infinity"),
+    ("4.1", lambda *a: recall_with_zeros(*a, where="count"), "inus infinity"),
+    ("5.2", lambda a, b, k: overlap_in_matrices(a, b, k, left_out=0), "inus infinity"),
+    ("4.4", lambda a, b: (*paired_by_hand(a, b)[:2], win_share(a, b) * 3), "five seeds"),
+    ("4.4", spread_of_all_seeds, "over all seeds that each"),
+    ("1.2", lambda o, t: [len(o) // t + (i < len(o) % t) for i in range(t)], "how many classes"),
+    ("1.2", split_with_larger_last_tasks, "last tasks are the larger"),
+    ("2.2", lambda f, y, m: batch_mean_of_triplets(f, y, m), "size of the batch"),
+    ("2.2", lambda f, y, m: triplet_of_distances(f, y, m, 1), "distance of two features"),
+    ("2.2", lambda f, y, m: triplet_of_distances(f, y, m, 2), "as the paper writes it"),
+    ("3.2", lambda *a: csd_with_itself(*a, above=True), "among its own positives, above"),
+    ("3.2", lambda *a: csd_with_itself(*a, above=False), "divide by their number"),
     ("4.2", lambda m: forgetting_with_loops(m.T), "changed places"),
     (
         "4.2",

@@ -235,6 +235,14 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
     def teachers_only(y: Tensor) -> Tensor:
         return class_members(y) & (torch.arange(2 * len(y)) >= len(y))
 
+    def and_itself(y: Tensor) -> Tensor:
+        return y[:, None] == y.repeat(2)
+
+    def one_too_many(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
+        positive = class_members(y)
+        each = with_positives(s, t, y, temp, class_members, reduce=False)
+        return (each * positive.sum(1) / (positive.sum(1) + 1)).mean()
+
     def one_teacher(y: Tensor) -> Tensor:
         return class_members(y) & (torch.arange(2 * len(y)) < len(y)) | own_only(y)
 
@@ -245,6 +253,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         temp: float,
         chosen: Callable[[Tensor], Tensor],
         own_below: bool = True,
+        reduce: bool = True,
     ) -> Tensor:
         similarity = unit_length(s) @ unit_length(torch.cat([s, t])).T / temp
         below = ~torch.eye(len(y), 2 * len(y), dtype=torch.bool)
@@ -252,7 +261,8 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             below &= ~own_only(y)
         log_below = similarity.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
         positive = chosen(y)
-        return -(((similarity - log_below) * positive).sum(1) / positive.sum(1)).mean()
+        each = -(((similarity - log_below) * positive).sum(1) / positive.sum(1))
+        return each.mean() if reduce else each
 
     def supcon(f: Tensor, y: Tensor, temp: float) -> Tensor:
         similarity = unit_length(f) @ unit_length(f).T / temp
@@ -289,6 +299,14 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             "The anchor's own teacher is not among your positives, so an anchor that is alone in "
             "its class has none, and the mean of nothing is NaN.",
             lambda *a: _csd_variant(*a, own_teacher=False, least_positives=0),
+        ),
+        (
+            "The anchor is among its own positives, above the line. Leave it out there, too.",
+            lambda s, t, y, temp: with_positives(s, t, y, temp, and_itself),
+        ),
+        (
+            "You count the anchor among its positives when you divide by their number.",
+            one_too_many,
         ),
         (
             "You add up over the batch. Take the mean over the anchors.",

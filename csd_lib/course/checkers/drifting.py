@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,14 +63,20 @@ def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verd
 def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) -> Verdict:
     """Exercise 5.2: the share of neighbours that are kept."""
 
-    def neighbors(features: Tensor, k: int, scale: bool = True, itself: bool = False) -> Tensor:
+    def neighbors(
+        features: Tensor,
+        k: int,
+        scale: bool = True,
+        itself: bool = False,
+        left_out: float = -torch.inf,
+    ) -> Tensor:
         f = unit_length(features) if scale else features
         similarity = f @ f.T
         if not itself:
-            similarity.fill_diagonal_(-torch.inf)
+            similarity.fill_diagonal_(left_out)
         return similarity.topk(k, dim=1).indices
 
-    def shared(old: Tensor, new: Tensor, k: int, **kind: bool) -> Tensor:
+    def shared(old: Tensor, new: Tensor, k: int, **kind: Any) -> Tensor:
         a, b = neighbors(old, k, **kind), neighbors(new, k, **kind)
         return (a[:, :, None] == b[:, None]).sum(dim=(1, 2)).double()
 
@@ -91,11 +98,21 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         "a rotation, k = 3": (old, old @ turn, 3),
         "features of other lengths, k = 4": (old * torch.linspace(0.2, 5, 30)[:, None], new, 4),
         "k = 1": (old, new, 1),
+        "8 features in 3 dimensions, k = 5": (
+            random_features(8, 3),
+            random_features(8, 3, seed=1),
+            5,
+        ),
     }
     mistakes = [
         (
             "Every image counts itself as a neighbour, which is always kept.",
             lambda a, b, k: (shared(a, b, k, itself=True) / k).mean().item(),
+        ),
+        (
+            "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. "
+            "Use minus infinity: `masked_fill(…, -torch.inf)`.",
+            lambda a, b, k: (shared(a, b, k, left_out=0.0) / k).mean().item(),
         ),
         (
             "You compare rank by rank. A neighbour that moved from third to fourth place was kept.",

@@ -93,9 +93,12 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         hardest_negative: bool = True,
         sign: int = 1,
         over_all: bool = False,
+        power: float = 0,
     ) -> Tensor:
         scaled = unit_length(features) if normalize else features
         similarity = scaled @ scaled.T
+        if power:  # of the distance between features of length 1
+            similarity = -((2 - 2 * similarity).clamp_min(0) ** (power / 2))
         found = []
         for i in range(len(labels)):
             others = torch.arange(len(labels)) != i
@@ -189,6 +192,20 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         (
             "You take the mean over all anchors. Those with loss 0 are left out of the mean.",
             lambda *a: variant(*a, over_all=True),
+        ),
+        (
+            "You divide by the size of the batch. Anchors with loss 0, and images that are no "
+            "anchor, are left out of the mean.",
+            lambda f, y, m: variant(f, y, m) * number_of_anchors(f, y, m) / len(y),
+        ),
+        (
+            "This is the distance of two features. The exercise compares cosines.",
+            lambda *a: variant(*a, power=1),
+        ),
+        (
+            "This is the squared distance, as the paper writes it. The published code, and the "
+            "exercise, compare cosines.",
+            lambda *a: variant(*a, power=2),
         ),
     ]
     hints = {

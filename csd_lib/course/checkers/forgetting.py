@@ -56,6 +56,24 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         counted = (labels[:, None] == labels[None]).sum(dim=1) > 1
         return hit[counted].double().mean().item()
 
+    def everything_found(features: Tensor, labels: Tensor, k: int) -> float:
+        f = unit_length(features)
+        found = (f @ f.T).topk(k, dim=1).indices
+        return (labels[found] == labels[:, None]).any(dim=1).double().mean().item()
+
+    def zeros(features: Tensor, labels: Tensor, k: int, of_itself: bool) -> float:
+        f = unit_length(features.double())
+        similarity = (f @ f.T * 2**24).round().fill_diagonal_(0)
+        same_class = labels[:, None] == labels[None]
+        others = same_class & ~torch.eye(len(labels), dtype=torch.bool)
+        if of_itself:  # in the row in which wrong images are counted
+            best = similarity.masked_fill(~others, -torch.inf).amax(dim=1, keepdim=True)
+            sooner = similarity > best
+        else:  # where the best right image is looked for
+            best = (similarity * others).amax(dim=1, keepdim=True)
+            sooner = (similarity > best) & ~same_class
+        return (sooner.sum(dim=1) < k)[others.any(dim=1)].double().mean().item()
+
     def first_dropped(f: Tensor, y: Tensor, k: int) -> float:
         similarity = unit_length(f) @ unit_length(f).T
         found = similarity.topk(min(k + 1, len(y)), dim=1).indices[:, 1:]
@@ -82,11 +100,35 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             1,
         ),
         "a class with one image only, K = 1": (circle[0], torch.tensor([0, 0, 0, 1, 1, 2]), 1),
+        "right images at more than 90 degrees, K = 1": (
+            on_circle(0, 100, 60, 205),
+            torch.tensor([0, 0, 1, 1]),
+            1,
+        ),
+        "at 0, 120, 200 and 235 degrees, K = 1": (
+            on_circle(0, 120, 200, 235),
+            torch.tensor([0, 0, 1, 1]),
+            1,
+        ),
     }
     mistakes = [
         (
             "Every query finds itself, so you get 100 %. Leave it out of its own search.",
             lambda *a: variant(*a, itself=True),
+        ),
+        (
+            "Every query finds itself, so you get 100 %. Leave it out of its own search.",
+            everything_found,
+        ),
+        (
+            "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. "
+            "Use minus infinity: `masked_fill(…, -torch.inf)`.",
+            lambda *a: zeros(*a, of_itself=False),
+        ),
+        (
+            "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. "
+            "Use minus infinity: `masked_fill(…, -torch.inf)`.",
+            lambda *a: zeros(*a, of_itself=True),
         ),
         (
             "K is off by one: a query is a hit if *fewer than K* wrong images come first.",
@@ -316,11 +358,13 @@ def check_paired_difference(
         sd = d.std(ddof=ddof) / (np.sqrt(len(d)) if standard_error else 1)
         return float(d.mean()), float(sd), float((d >= 0).sum() if ties_win else (d > 0).sum())
 
-    def unpaired(a: dict[int, float], b: dict[int, float]) -> tuple[float, float, float]:
+    def unpaired(
+        a: dict[int, float], b: dict[int, float], every_seed: bool = False
+    ) -> tuple[float, float, float]:
         seeds = sorted(a.keys() & b.keys())
-        x, y = np.array([a[s] for s in seeds]), np.array([b[s] for s in seeds])
+        x, y = (np.array([*(v.values() if every_seed else map(v.get, seeds))]) for v in (a, b))
         sd = np.sqrt(x.var(ddof=1) + y.var(ddof=1))
-        return float(x.mean() - y.mean()), float(sd), float((x > y).sum())
+        return float(x.mean() - y.mean()), float(sd), float(sum(a[s] > b[s] for s in seeds))
 
     cases = {
         "three seeds": ({0: 90.0, 1: 94.0, 2: 91.0}, {0: 88.0, 1: 93.0, 2: 92.0}),
@@ -333,6 +377,7 @@ def check_paired_difference(
             {4: 7.0, 0: 6.0, 1: 3.0, 9: 1.0},
         ),
         "a tie": ({0: 1.0, 1: 2.0, 2: 4.0}, {0: 1.0, 1: 1.0, 2: 2.0}),
+        "five seeds": (dict(enumerate([4.0, 6.0, 5.0, 9.0, 3.0])), dict(enumerate([5.0] * 5))),
     }
     mistakes = [
         (
@@ -360,6 +405,11 @@ def check_paired_difference(
             "You compare two means with two spreads. What the seeds share then hides the "
             "difference: take the difference for each seed first.",
             unpaired,
+        ),
+        (
+            "You compare two means with two spreads, over all seeds that each of them has. Take "
+            "the difference for each seed that *both* have first.",
+            lambda a, b: unpaired(a, b, every_seed=True),
         ),
     ]
     praise = "paired by seed, with the spread of the differences."

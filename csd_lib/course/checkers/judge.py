@@ -79,6 +79,8 @@ def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
     given = copy.deepcopy(args)
     try:
         result = function(*given)
+    except Mistake:
+        raise
     except (Exception, SystemExit) as error:
         raise Mistake(f"{case}: it stops with {_error(error)}.") from error
     if result is None or result is Ellipsis:

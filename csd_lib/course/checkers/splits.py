@@ -71,6 +71,11 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
 
     def answer(order: Sequence[int], tasks: int) -> list[tuple[int, ...]] | None:
         groups = split_classes(order, tasks)
+        if isinstance(groups, list | tuple) and any(isinstance(group, int) for group in groups):
+            raise Mistake(
+                "You return how many classes each task has. Return the classes themselves, one "
+                "tuple for each task."
+            )
         return None if groups is None else [tuple(int(c) for c in group) for group in groups]
 
     def chunks(order: Sequence[int], size: int) -> list[tuple[int, ...]]:
@@ -79,6 +84,11 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
     def last_gets_the_rest(order: Sequence[int], tasks: int) -> list[tuple[int, ...]]:
         groups = chunks(order, len(order) // tasks)
         return [*groups[: tasks - 1], sum(groups[tasks - 1 :], ())]
+
+    def last_are_larger(order: Sequence[int], tasks: int) -> list[tuple[int, ...]]:
+        sizes = [len(group) for group in right(order, tasks)][::-1]
+        ends = np.cumsum(sizes).tolist()
+        return [tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
     shuffled = data.class_order_from_seed(10, 3)
     cases = {
@@ -98,6 +108,11 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
             "The last task gets all the classes that are left over. Tasks should differ by at most "
             "one class, the first ones being larger.",
             last_gets_the_rest,
+        ),
+        (
+            "Your last tasks are the larger ones. The first ones get the classes that are left "
+            "over.",
+            last_are_larger,
         ),
         (
             "Your tasks are as large as possible, so the last one is too small, or missing. They "
