@@ -206,7 +206,7 @@ MORE = {
         ),
         (
             lambda o, t: [len(g) for g in split_by_repeated_cutting(o, t)],
-            "returns|Not right yet|stops|sizes",
+            "how many classes",
         ),
         (
             lambda o, t: [set(g) for g in split_by_repeated_cutting(o, t)],
@@ -222,8 +222,8 @@ MORE = {
         (every_triplet, "all\\* triplets"),
         (lambda f, y, m: every_triplet(f, y, m, nonzero=False), "all\\* triplets"),
         (summed, "add up over the anchors"),
-        (triplet_by_distance, "Not right yet"),
-        (lambda f, y, m: triplet_by_distance(f, y, m, squared=False), "Not right yet"),
+        (triplet_by_distance, "squared distance|Not right yet"),
+        (lambda f, y, m: triplet_by_distance(f, y, m, squared=False), "distance of two"),
         (lambda f, y, m: triplet_by_distance(f, y, m, scale=False), "Not right yet"),
         (lambda f, y, m: triplet_in_matrices(f, y, -m), "margin is subtracted"),
         (mean_positive, "Not right yet"),
