@@ -191,6 +191,17 @@ class TrainConfig(LossSettings):
             )
         checks.first_classes(self.first_classes, self.tasks, classes)
 
+    @classmethod
+    def from_stored(cls, content: dict[str, Any]) -> TrainConfig:
+        """Return a config that was written down, whatever its preset names today.
+
+        All that a preset names was filled in by then, so None means what it says.
+        """
+        config = cls(**content)
+        if content.get("later_epochs") is None and config.later_epochs:
+            return replace(config, later_epochs=config.epochs)
+        return config
+
     def settings(self, *without: str) -> dict[str, Any]:
         """Return all settings but the machine's, read in this run or not: what a table shares.
 

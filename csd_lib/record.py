@@ -76,7 +76,7 @@ class Record:
                 raise ValueError(f"its {name} are {checks.shown(texts)}")
         if not all(isinstance(step, dict) for step in content.get("steps", ())):
             raise ValueError(f"its steps are {checks.shown(content['steps'])}")
-        config = TrainConfig(**content["config"])
+        config = TrainConfig.from_stored(content["config"])
         matrix = RetrievalMatrix(
             **{name: _numbers(name, values) for name, values in content["matrix"].items()}
         )

@@ -67,7 +67,7 @@ def difference(stored: Any, wanted: dict[str, Any]) -> str:
     A setting that did not exist yet when it was stored has its default value.
     """
     try:
-        found, asked = (TrainConfig(**each["config"]).key() for each in (stored, wanted))
+        found, asked = (TrainConfig.from_stored(each["config"]).key() for each in (stored, wanted))
         data, code = stored["data"], stored["fingerprint"]
     except (LookupError, TypeError, InputError) as error:
         return f"it cannot be compared: {error}"
@@ -362,7 +362,7 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
     wanted = json.loads(json.dumps(config.key("stop_at_epoch")))
     for settings in folder.glob(f"{config.data_name}-{config.method}-*/config.json"):
         try:
-            other = TrainConfig(**read_json(settings)["config"])
+            other = TrainConfig.from_stored(read_json(settings)["config"])
         except (InputError, LookupError, TypeError):
             continue
         if json.loads(json.dumps(other.key("stop_at_epoch"))) != wanted:

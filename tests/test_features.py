@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -202,3 +202,15 @@ def test_the_name_random_means_the_seeds_weights():
     assert TrainConfig().weights == networks.RANDOM
     with pytest.raises(InputError, match="nobody has published any for network='resnet'"):
         make_network(TrainConfig(weights="published"), (0.5,), (0.5,))
+
+
+def test_what_a_preset_names_later_does_not_change_what_was_written_down():
+    """Preset class once had tasks of equal length, and its records say None."""
+    old = TrainConfig(dataset="cifar100", preset="class", later_epochs=25)
+    stored = {**asdict(old), "later_epochs": None}
+    read = TrainConfig.from_stored(stored)
+    assert read == old and read.schedule_length(1) == 25
+    assert TrainConfig(dataset="cifar100", preset="class").schedule_length(1) == 8
+    plain = TrainConfig(dataset="digits")
+    assert TrainConfig.from_stored(asdict(plain)) == plain and plain.later_epochs is None
+    assert TrainConfig(dataset="cifar100", preset="class", epochs=2).schedule_length(1) == 2

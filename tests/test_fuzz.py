@@ -76,7 +76,7 @@ _WHY_EXEMPT = {
         methods.Method methods.Method.term_names methods.Method.loss_terms
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun
         published.Experiment published.Experiment.fits
-        config.TrainConfig.first_task config.TrainConfig.key
+        config.TrainConfig.first_task config.TrainConfig.key config.TrainConfig.from_stored
         config.TrainConfig.settings config.TrainConfig.learns_later widgets.Recording
         config.TrainConfig.schedule_length config.TrainConfig.epochs_to_run
         retrieval.RetrievalMatrix.in_first_gallery
