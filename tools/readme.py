@@ -299,6 +299,9 @@ def main() -> None:
         for table in tables(group):
             if table.name == "figure5" and table.group.config.tasks == 2:
                 figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
+    papers = next(table for group in groups for table in tables(group) if table.published)
+    figure = figures.paper_against_ours(papers)
+    figure.savefig(ROOT / "docs" / "table1.png", dpi=100, bbox_inches="tight")
 
 
 if __name__ == "__main__":

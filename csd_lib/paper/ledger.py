@@ -291,6 +291,10 @@ class _Worker:
                 cell.look_for_record()  # another process may just have finished it
                 if not cell.is_current:
                     run = self._run(cell, cell.config, share_first_task=True)
+                    # Settings that it does not read may have had other values when it was begun.
+                    machine = dict(device=run.config.device, cuda_graph=run.config.cuda_graph)
+                    config = replace(cell.config, **machine)
+                    run = replace(run, record=replace(run.record, config=config))
                     place = write_record(run, cell.place_to_write(), self.keep_models)
                     cell.record = Record.read(place / "results.json")
                 else:
