@@ -166,9 +166,9 @@ class TrainConfig(LossSettings):
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
+        super().__post_init__()
         if later_is_left_out and self.later_epochs:  # who tries one epoch means it of all tasks
             object.__setattr__(self, "later_epochs", min(self.later_epochs, self.epochs))
-        super().__post_init__()
         method = get_method(self.method)
         if self.method not in METHODS and method in METHODS.values():  # one recipe has one name
             name = next(name for name in METHODS if METHODS[name] is method)

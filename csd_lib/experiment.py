@@ -176,7 +176,7 @@ def _measure(run: Run, dataset: Dataset, identity: dict[str, str], steps: Sequen
         threads=torch.get_num_threads(),
         peak_memory_mb=_peak_memory(device),
         steps=tuple(json.loads(line) for line in steps),
-        training_seconds=round(sum(record["seconds"] for record in run.history), 1),
+        training_seconds=round(sum(record["seconds"] for record in run.history), 3),
     )
 
 

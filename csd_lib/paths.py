@@ -46,6 +46,11 @@ def home() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
+def visible_devices() -> str:
+    """Which GPUs CUDA may use: ``$CUDA_VISIBLE_DEVICES``, or an empty text."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
 def data_folder() -> Path:
     """Where data sets are looked for: ``data/``."""
     return home() / "data"

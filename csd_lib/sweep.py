@@ -27,7 +27,7 @@ from csd_lib.experiment import run_experiment
 from csd_lib.files import make_folder
 from csd_lib.networks import import_network
 from csd_lib.paper import ledger
-from csd_lib.paths import runs_folder
+from csd_lib.paths import runs_folder, visible_devices
 
 REQUEUES = 10_000  # how often a job that ran into its time limit goes on
 ARRAY = 1000  # jobs; Slurm's limit is 1001 where nobody has changed it
@@ -208,7 +208,7 @@ def visible_gpus() -> list[int]:
     Raises:
         InputError: if ``CUDA_VISIBLE_DEVICES`` names them otherwise, which submitit cannot pass on.
     """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    named = visible_devices()
     numbers = named.split(",") if named else map(str, range(torch.cuda.device_count()))
     try:
         return [int(number) for number in numbers]

@@ -287,7 +287,7 @@ def test_a_strangers_file_cannot_command_the_terminal(tmp_path):
     escape = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e"
     source = next((ROOT / "data" / "results" / "cifar100").rglob("results.json"))
     record = json.loads(source.read_text())
-    record |= {name: record[name] + escape for name in ("device", "date", "code")}
+    record |= {name: record.get(name, "") + escape for name in ("device", "date", "code")}
     record["versions"]["torch"] += escape
     (tmp_path / "record").mkdir()
     (tmp_path / "record" / "results.json").write_text(json.dumps(record))

@@ -168,7 +168,8 @@ def packaged(tmp_path, monkeypatch):
     monkeypatch.delenv("CSD_FILES", raising=False)
     monkeypatch.setattr(ledger, "PACKAGED", tmp_path / "recorded")
     monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "data")
-    (source,) = (ROOT / "data" / "results" / "cifar100").glob("*-csd-*")
+    found = (ROOT / "data" / "results" / "cifar100").glob("*-csd-*/features.npz")
+    (source,) = (path.parent for path in found)
     place = tmp_path / "recorded" / "cifar100" / source.name
     place.mkdir(parents=True)
     shutil.copy(source / "results.json", place)

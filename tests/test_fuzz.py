@@ -46,6 +46,8 @@ EXEMPT_ROOMS = {
     "stored": "made by the library from a file's pixels",
     "own_images": "about the content of folders and files: see test_own_images",
     "fine_grained": "as download",
+    "grid": "what a user types is tried in test_cli_fuzz, and in test_sweep",
+    "sweep": "the same",
     "features": "images are checked as embed checks them, paths as files: see test_features",
     "record": "the same",
     "output": "streams and texts come from the library",
@@ -76,7 +78,7 @@ _WHY_EXEMPT = {
         methods.Method methods.Method.term_names methods.Method.loss_terms
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun
         published.Experiment published.Experiment.fits
-        config.TrainConfig.first_task config.TrainConfig.key config.TrainConfig.from_stored
+        config.TrainConfig.first_task config.TrainConfig.key
         config.TrainConfig.settings config.TrainConfig.learns_later widgets.Recording
         config.TrainConfig.schedule_length config.TrainConfig.epochs_to_run
         retrieval.RetrievalMatrix.in_first_gallery

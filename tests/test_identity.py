@@ -104,7 +104,7 @@ CHANGES = {
         m, training, "augment", lambda f: lambda images, *a: f(images, *a).roll(1, dims=3)
     ),
     "the split": lambda m: patched(
-        m, training, "class_incremental_split", lambda f: lambda d, n, seed: f(d, n, seed=5)
+        m, training, "class_incremental_split", lambda f: lambda d, n, **_: f(d, n, seed=5)
     ),
     "the optimiser": lambda m: patched(
         m, training, "make_optimizer", lambda f: lambda n, s, decay, *a: f(n, s, 1.01 * decay, *a)

@@ -904,10 +904,11 @@ def test_configs_have_different_names_exactly_if_they_differ_in_what_is_read(con
         except InputError:  # preset class or a hundred tasks, on digits
             continue
         is_different = getattr(changed, name) != getattr(config, name) and matters(name, config)
-        if name in ("stop_at_epoch", "later_epochs"):  # read if a task that is learned is longer
+        # Read if a task that is learned is longer; a preset may fill in the length of later ones.
+        if name in ("stop_at_epoch", "later_epochs", "preset"):
             tasks = range(config.tasks if matters("later_epochs", config) else 1)
             length = TrainConfig.epochs_to_run
-            if name == "later_epochs":
+            if name != "stop_at_epoch":
                 length = TrainConfig.schedule_length
             is_different = [length(config, t) for t in tasks] != [length(changed, t) for t in tasks]
         different += is_different
