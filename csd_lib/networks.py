@@ -260,10 +260,15 @@ def _maker(name: str) -> Callable[..., Network]:
     library, _, which = name.partition(":")
     if library not in _LIBRARIES:
         return _own_class(name)
-    published, make = _LIBRARIES[library]
-    return lambda config, mean, std: make(
-        which, config, *(about := published(which)).statistics(config, mean, std), about
-    )
+
+    def make(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
+        look_up, make_body = _LIBRARIES[library]
+        about = look_up(which)
+        body, size, classifier = make_body(which, config)
+        statistics = about.statistics(config, mean, std)
+        return LibraryNetwork(body, size, *statistics, about.smallest_image, classifier)
+
+    return make
 
 
 def _library(module: str, extra: str) -> Any:
@@ -285,16 +290,11 @@ def _torchvision_published(name: str) -> Published:
     about, smallest = weights.transforms(), weights.meta.get("min_size", (1, 1))
     size = about.crop_size[0]
     fixed = name.startswith("vit_")  # it has a position for each patch
-    return Published(tuple(about.mean), tuple(about.std), size, size if fixed else max(smallest))
+    smallest = size if fixed else max(*smallest, 32)
+    return Published(tuple(about.mean), tuple(about.std), size, smallest)
 
 
-def _torchvision(
-    name: str,
-    config: TrainConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    about: Published,
-) -> Network:
+def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
     models = _library("torchvision.models", "course")
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
@@ -309,8 +309,7 @@ def _torchvision(
     classifier, last = found[-1]
     parent, _, child = classifier.rpartition(".")
     setattr(body.get_submodule(parent), child, nn.Identity())
-    smallest = max(about.smallest_image, 32)
-    return LibraryNetwork(body, last.in_features, mean, std, smallest, classifier)
+    return body, last.in_features, classifier
 
 
 def _timm_published(name: str) -> Published:
@@ -323,19 +322,13 @@ def _timm_published(name: str) -> Published:
     return Published(tuple(about.mean), tuple(about.std), size, smallest)
 
 
-def _timm(
-    name: str,
-    config: TrainConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    about: Published,
-) -> Network:
+def _timm(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
     timm = _library("timm", "timm")
     with _fetching(f"timm:{name}", config):
         body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
     size = getattr(body, "head_hidden_size", None) or body.num_features
     classifier = (getattr(body, "pretrained_cfg", None) or {}).get("classifier", "classifier")
-    return LibraryNetwork(body, size, mean, std, about.smallest_image, classifier)
+    return body, size, classifier
 
 
 def _efficientnet_published(name: str) -> Published:
@@ -344,13 +337,7 @@ def _efficientnet_published(name: str) -> Published:
     return Published((127 / 255,) * 3, (128 / 255,) * 3, _LITE_SIZES[name], 32)
 
 
-def _efficientnet(
-    name: str,
-    config: TrainConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    about: Published,
-) -> Network:
+def _efficientnet(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
     library = _library("efficientnet_lite_pytorch", "pretrained")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         body = library.EfficientNet.from_name(f"efficientnet-{name}")
@@ -359,12 +346,17 @@ def _efficientnet(
         (path,) = Path(package.__file__).parent.glob("models/*.pth")
         body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     size, body._fc = body._fc.in_features, nn.Identity()
-    return LibraryNetwork(body, size, mean, std, about.smallest_image, "_fc")
+    return body, size, "_fc"
 
 
 # Height and width of the images that they were made for. Their weights come with packages.
 _LITE_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260}
-_LIBRARIES: dict[str, tuple[Callable[[str], Published], Callable[..., Network]]] = {
+# Two functions: what is known of a network's weights; and the network without its classifier, with
+# the size of its features and the classifier's name.
+_LIBRARIES: dict[
+    str,
+    tuple[Callable[[str], Published], Callable[[str, TrainConfig], tuple[nn.Module, int, str]]],
+] = {
     "efficientnet": (_efficientnet_published, _efficientnet),
     "torchvision": (_torchvision_published, _torchvision),
     "timm": (_timm_published, _timm),

@@ -128,3 +128,25 @@ def browser(chromium):
         opened = playwright.chromium.launch(executable_path=chromium, args=flags)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CSD_RESULTS", str(tmp_path / "results"))
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """A list to which every task that is trained adds its number of classes and whether later."""
+    training = sys.modules["csd_lib.train"]  # csd_lib.train is its function
+    found, original = [], training.TaskTraining
+
+    def spy(student, teacher, tasks, *rest):
+        if len(tasks[-1].train_images) > 100:  # else it is the tiny run of a fingerprint
+            found.append((len(tasks[-1].classes), teacher is not None))
+        return original(student, teacher, tasks, *rest)
+
+    monkeypatch.setattr(training, "TaskTraining", spy)
+    return found

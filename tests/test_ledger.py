@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -27,29 +26,7 @@ from csd_lib.paper import published as paper
 from csd_lib.retrieval import embed, retrieval_matrix
 
 QUICK = dict(dataset="digits", preset="clean", epochs=1, device="cpu")
-training = sys.modules["csd_lib.train"]  # csd_lib.train is its function
 LIMIT = 300  # seconds that another process may take
-
-
-@pytest.fixture
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("CSD_RESULTS", str(tmp_path / "results"))
-    return tmp_path
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """A list to which every task that is trained adds its number of classes and whether later."""
-    found, original = [], training.TaskTraining
-
-    def spy(student, teacher, tasks, *rest):
-        if len(tasks[-1].train_images) > 100:  # else it is the tiny run of a fingerprint
-            found.append((len(tasks[-1].classes), teacher is not None))
-        return original(student, teacher, tasks, *rest)
-
-    monkeypatch.setattr(training, "TaskTraining", spy)
-    return found
 
 
 def other_code():

@@ -294,7 +294,6 @@ def main() -> None:
         first_task, "Recall@1 on task 1 (%)", xlabels=("after task 1", "after task 2")
     )
     figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
-    figures.paper_figures(groups, ROOT / "docs")
     for group in paper_groups(digits):
         for table in tables(group):
             if table.name == "figure5" and table.group.config.tasks == 2:

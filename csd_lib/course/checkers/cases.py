@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# A mistake of everybody who leaves something out by multiplying with a mask.
+ZERO_FOR_LEFT_OUT = (
+    "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. Use minus "
+    "infinity: `masked_fill(…, -torch.inf)`."
+)
+
 
 def random_features(*shape: int, seed: int = 0) -> Tensor:
     """Return normally distributed numbers."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import drift
-from csd_lib.course.checkers.cases import on_circle, random_features
+from csd_lib.course.checkers.cases import ZERO_FOR_LEFT_OUT, on_circle, random_features
 from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
 from csd_lib.numerics import unit_length
 
@@ -110,8 +110,7 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
             lambda a, b, k: (shared(a, b, k, itself=True) / k).mean().item(),
         ),
         (
-            "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. "
-            "Use minus infinity: `masked_fill(…, -torch.inf)`.",
+            ZERO_FOR_LEFT_OUT,
             lambda a, b, k: (shared(a, b, k, left_out=0.0) / k).mean().item(),
         ),
         (

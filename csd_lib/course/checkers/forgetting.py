@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from csd_lib import retrieval
-from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
+from csd_lib.course.checkers.cases import (
+    ZERO_FOR_LEFT_OUT,
+    on_circle,
+    random_features,
+    random_labels,
+)
 from csd_lib.course.checkers.judge import Verdict, compare, verdict
 from csd_lib.numerics import unit_length
 
@@ -121,13 +126,11 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             everything_found,
         ),
         (
-            "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. "
-            "Use minus infinity: `masked_fill(…, -torch.inf)`.",
+            ZERO_FOR_LEFT_OUT,
             lambda *a: zeros(*a, of_itself=False),
         ),
         (
-            "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. "
-            "Use minus infinity: `masked_fill(…, -torch.inf)`.",
+            ZERO_FOR_LEFT_OUT,
             lambda *a: zeros(*a, of_itself=True),
         ),
         (
