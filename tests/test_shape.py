@@ -64,6 +64,13 @@ def test_one_sitting(path):
 
 
 @each_notebook
+def test_no_saved_output_shows_photographs_that_may_not_be_passed_on(path):
+    for cell in cells(path, "code"):
+        if 'load_dataset("cifar100")' in cell.source:
+            assert not any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+@each_notebook
 def test_no_code_is_hidden(path):
     for cell in nbformat.read(path, as_version=4).cells:
         hiding = {"collapsed", "jupyter", "cellView", "hide_input"} & set(cell.metadata)

@@ -148,6 +148,8 @@ def main() -> None:
     if mode == "smoke":  # hours of training in other modes are kept
         shutil.rmtree(build / "runs", ignore_errors=True)
         os.environ["CSD_RUNS"] = str(build / "runs")
+    if arguments.write:  # CIFAR-100's photographs may not be passed on: it does not find them
+        os.environ["CSD_DATA"] = str(build / "no-photographs")
     build.mkdir(parents=True, exist_ok=True)
     failed = []
     for number, path in enumerate(paths, start=1):
