@@ -30,6 +30,7 @@ from csd_lib.paper.comparison import (
 from csd_lib.paper.ledger import load_records
 from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paper.report import (
+    GALLERIES,
     Group,
     changed_settings,
     describe,
@@ -217,7 +218,7 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
         raw: numbers for a last row: of raw pixels.
     """
     records, _ = load_runs(ROOT / "data" / "results" / name)
-    (group,) = grouped(records, "method", "seed")
+    (group,) = grouped([r for r in records if r.config.tasks == 2], "method", "seed")
     galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
     header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
     rows = []
@@ -237,6 +238,37 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
     lines = ["Recall@1 in % after both tasks", "", *lines, ""]
     lines += ["Differences from CSD, own classes; in points", "", *differences]
     return "\n".join([*headline(group), "", *lines])
+
+
+def curves() -> dict[str, list[Table]]:
+    """The tables of the first task while several tasks arrive: of the photographs, of the kinds."""
+    folders = {"figure3": "cifar100", "figure4": "kinds"}
+    found = {
+        name: paper_groups(load_records(ROOT / "data" / "results" / folder))
+        for name, folder in folders.items()
+    }
+    return {
+        name: [table for group in groups for table in tables(group) if table.name == name]
+        for name, groups in found.items()
+    }
+
+
+def curves_page(found: Sequence[Table]) -> str:
+    """Where the curves begin and end, in both galleries, and how far each is from CSD."""
+    lines = []
+    for table in found:
+        lines += [line for text in headline(table.group) for line in (text, "")]
+        ends = {"after task 1", f"after task {table.group.config.tasks}"}
+        for gallery, title in GALLERIES.items():
+            header, rows = table_rows(table.rows, gallery, table.columns)
+            left_out = {name for name in header if name.startswith("after")} - ends
+            kept = [i for i, name in enumerate(header) if name not in left_out | {"fingerprint"}]
+            cells = [[row[i] for i in kept] for row in (header, *rows)]
+            lines += [f"Recall@1 in % on task 1, {title}", ""]
+            lines += [*format_table(cells[0], cells[1:], markdown=True), ""]
+        lines += ["Differences from CSD, own classes; in points", ""]
+        lines += [*format_table(*difference_rows(table, "own"), markdown=True), ""]
+    return "\n".join(lines)
 
 
 def raw_pixels() -> list[float]:
@@ -266,6 +298,7 @@ def main() -> None:
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),
             "kinds choice": choice_table("kinds"),
+            "figure4": curves_page(curves()["figure4"]),
         },
         "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
@@ -298,6 +331,10 @@ def main() -> None:
         for table in tables(group):
             if table.name == "figure5" and table.group.config.tasks == 2:
                 figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
+    for name, found in curves().items():
+        for table in found:
+            figure = figures.first_task_curves(table, "own")
+            figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
     papers = next(table for group in groups for table in tables(group) if table.published)
     figure = figures.paper_against_ours(papers)
     figure.savefig(ROOT / "docs" / "table1.png", dpi=100, bbox_inches="tight")
