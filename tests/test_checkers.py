@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,6 +233,30 @@ def csd_with_loops(
         else:
             terms.append(-sum(logs) / (1 if total else len(logs)))
     return torch.stack(terms).mean()
+
+
+def triplet_with_masks(f, y, m, zeros="both", alone=False, mean=False):
+    """The masks are multiplied; `zeros` says which of them."""
+    s, same = unit(f) @ unit(f).T, (y[:, None] == y).float()
+    others = same - torch.eye(len(y))
+    positive, rival = (s * others).amin(1), (s * (1 - same)).amax(1)
+    if zeros == "negatives":
+        positive = (s + 9 * (1 - others)).amin(1)
+    if zeros == "positives":
+        rival = (s - 9 * same).amax(1)
+    loss = (rival - positive + m).clamp(min=0)
+    loss = loss if alone else loss[others.sum(1) > 0]
+    return loss.mean() if mean else loss.sum() / max(1, (loss > 0).sum())
+
+
+def csd_with_a_mask(s, t, y, temperature, softmax=False):
+    """The anchor's own place is multiplied by 0."""
+    itself = torch.eye(len(y), 2 * len(y))
+    e = unit(s) @ unit(torch.cat([s, t])).T / temperature
+    positive = (y[:, None] == torch.cat([y, y])).float() - itself
+    left = e * (1 - itself)
+    log_p = left.log_softmax(1) if softmax else e - left.exp().sum(1, keepdim=True).log()
+    return -((log_p * positive).sum(1) / positive.sum(1)).mean()
 
 
 def csd_over_negatives(s, t, y, temperature):
@@ -681,6 +706,14 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("2.2", lambda f, y, m: triplet_in_matrices(f, y, m, alone=True), "no anchor"),
     ("3.1", lambda s, t, temp: kd_by_torch(s, t, temp, chances=True), "wants the \\*logarithm"),
     ("3.2", lambda *a: csd_with_loops(*a) * len(a[2]), "add up over the batch"),
+    *(
+        ("2.2", partial(triplet_with_masks, zeros=z, alone=a, mean=m), "Multiplying by a mask")
+        for z in ("both", "positives", "negatives")
+        for a, m in ((False, False), (True, False), (True, True))
+        if (z, a) != ("negatives", True)  # who is alone is then told so
+    ),
+    ("3.2", csd_with_a_mask, "exp\\(0\\) = 1 still counts"),
+    ("3.2", lambda *a: csd_with_a_mask(*a, softmax=True), "exp\\(0\\) = 1 still counts"),
     ("3.2", csd_over_negatives, "only images of other classes"),
     ("3.2", csd_without_own_teacher_and_clamp, "mean of nothing is NaN"),
     ("3.5", lambda s, t, y: s.pow(2).mean(), "does not depend on the teacher"),

@@ -64,6 +64,10 @@ def _sentences(check: Callable[..., Any]) -> Iterator[tuple[int, str]]:
                             yield element.lineno, sentence
                         case ast.Tuple(elts=[ast.Name(id=name), _]):
                             yield element.lineno, getattr(inspect.getmodule(check), name)
+                        case ast.Starred(
+                            value=ast.GeneratorExp(elt=ast.Tuple(elts=[ast.Name(id=name), _]))
+                        ):
+                            yield element.lineno, getattr(inspect.getmodule(check), name)
                         case ast.Starred(value=ast.Name(id=name)) if name not in texts:
                             shared = getattr(inspect.getmodule(check), name)
                             yield from ((element.lineno, sentence) for sentence, _ in shared)

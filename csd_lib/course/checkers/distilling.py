@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,8 @@ def _csd_variant(
     *,
     normalize: bool = True,
     drop_itself: bool = True,
+    zero_for_itself: bool = False,
+    overflows: bool = False,
     own_teacher: bool = True,
     teachers_below: bool = True,
     log_outside: bool = False,
@@ -147,7 +150,10 @@ def _csd_variant(
     below = torch.ones_like(itself) & ~itself if drop_itself else torch.ones_like(itself)
     if not teachers_below:
         below[:, batch:] = False
-    log_below = similarity.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
+    left_out = similarity * below if zero_for_itself else similarity.masked_fill(~below, -torch.inf)
+    log_below = left_out.logsumexp(dim=1, keepdim=True)
+    if overflows:  # as it does without ``logsumexp``
+        log_below = left_out.exp().sum(dim=1, keepdim=True).log()
     log_probability = similarity - log_below
     if log_outside:
         share = (log_probability.exp() * positive).sum(dim=1)
@@ -158,6 +164,11 @@ def _csd_variant(
     ).mean()
 
 
+ZERO_IN_THE_SOFTMAX = (
+    "Multiplying by a mask puts 0 in the anchor's own place, and exp(0) = 1 still counts in the "
+    "sum below the line. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
+    "multiply by the mask after the `exp`."
+)
 # Sentence -> wrong loss; used to name a mistake (3.2) and as defects that a test must find (3.3).
 _CSD_MISTAKES: Mistakes = [
     (
@@ -295,6 +306,10 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         return -(((similarity - below) * positive).sum(dim=1) / positive.sum(dim=1)).mean()
 
     mistakes = [
+        *(
+            (ZERO_IN_THE_SOFTMAX, partial(_csd_variant, zero_for_itself=True, overflows=overflows))
+            for overflows in (False, True)
+        ),
         (
             "The anchor's own teacher is not among your positives, so an anchor that is alone in "
             "its class has none, and the mean of nothing is NaN.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import losses
-from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
+from csd_lib.course.checkers.cases import (
+    MASK_TIMES_COSINE,
+    on_circle,
+    random_features,
+    random_labels,
+)
 from csd_lib.course.checkers.judge import Verdict, compare, compare_gradients, verdict
 from csd_lib.numerics import unit_length
 
@@ -121,6 +127,22 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         found = loss[positive[:, :, None] & ~same[:, None, :]]
         return found.sum() / (found > 0).sum().clamp_min(1) if above_0 else found.mean()
 
+    def with_zeros(
+        f: Tensor, y: Tensor, margin: float, where: str, lonely: bool, over_all: bool
+    ) -> Tensor:
+        """Multiply by masks: ``where`` says of which one the zeros compete."""
+        similarity, same = unit_length(f) @ unit_length(f).T, y[:, None] == y
+        positive = same & ~torch.eye(len(y), dtype=torch.bool)
+        lowest = similarity.masked_fill(~positive, torch.inf).amin(1)
+        highest = similarity.masked_fill(same, -torch.inf).amax(1)
+        if where != "negatives":
+            lowest = (similarity * positive).amin(1)
+        if where != "positives":
+            highest = (similarity * ~same).amax(1)
+        loss = F.relu(highest - lowest + margin)
+        loss = loss if lonely else loss[positive.any(1) & ~same.all(1)]
+        return loss.mean() if over_all else loss.sum() / (loss > 0).sum().clamp_min(1)
+
     def number_of_anchors(f: Tensor, y: Tensor, margin: float) -> Tensor:
         similarity = unit_length(f) @ unit_length(f).T
         same = y[:, None] == y
@@ -146,6 +168,12 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         (
             "You did not scale the features to length 1, so these are not cosines.",
             lambda *a: variant(*a, normalize=False),
+        ),
+        *(
+            (MASK_TIMES_COSINE, partial(with_zeros, where=where, lonely=lonely, over_all=over_all))
+            for where in ("both", "positives", "negatives")
+            for lonely in (False, True)
+            for over_all in (False, True)
         ),
         (
             "You took the easiest positive, the most similar one. The hardest positive is the "
