@@ -433,6 +433,22 @@ def spread_of_all_seeds(a, b):
     return x.mean() - y.mean(), math.sqrt(x.var(ddof=1) + y.var(ddof=1)), wins
 
 
+def effect_by_sets(results, term, named_with=False, seeds=True, one_more=True):
+    found = {}
+    for name, values in results.items():
+        for other, base in results.items():
+            have, had = set(name.split("+")), set(other.split("+"))
+            fits = have == had | {term} if one_more else True
+            if fits and term in have and term not in had:
+                shared = set(values) & set(base)
+                difference = np.mean([values[s] - base[s] for s in shared]) if shared else None
+                if not seeds:
+                    difference = np.mean([*values.values()]) - np.mean([*base.values()])
+                if difference is not None:
+                    found[name if named_with else other] = difference
+    return found
+
+
 def paired_by_place(a, b):
     d = np.array([x - y for x, y in zip(a.values(), b.values(), strict=False)])
     return d.mean(), d.std(ddof=1), (d > 0).sum()
@@ -567,6 +583,7 @@ RIGHT = {  # written differently from the solved notebook
     "4.2": forgetting_with_loops,
     "4.3": gallery_with_loops,
     "4.4": paired_by_hand,
+    "4.6": effect_by_sets,
     "5.1": lambda f, g: 1 - torch.cosine_similarity(f, g),
     "5.2": overlap_in_matrices,
     "5.3": rotation,
@@ -684,6 +701,11 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("4.4", lambda a, b: paired_by_hand(a, b, ddof=0), "n − 1"),
     ("4.4", lambda a, b: paired_by_hand(b, a), "first method minus second"),
     ("4.4", lambda a, b: paired_by_hand(a, b)[0], "returns"),
+    ("4.6", lambda r, t: {k: -v for k, v in effect_by_sets(r, t).items()}, "wrong way round"),
+    ("4.6", partial(effect_by_sets, named_with=True), "without"),
+    ("4.6", partial(effect_by_sets, seeds=False), "seed that \\*both"),
+    ("4.6", partial(effect_by_sets, one_more=False), "other terms"),
+    ("4.6", lambda r, t: sum(effect_by_sets(r, t).values()), "\\*sets\\*|Not right yet"),
     ("5.1", F.cosine_similarity, "cosine itself"),
     ("5.1", lambda f, g: 1 - (f * g).sum(1), "length 1"),
     ("5.1", lambda f, g: (f - g).norm(dim=1), "straight-line"),

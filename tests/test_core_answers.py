@@ -332,6 +332,67 @@ MORE = {
         ),
     ],
 }
+# --- 4.6 ------------------------------------------------------------------------------------------
+
+
+def differences(results, term):
+    """{(recipe without, recipe with the term): differences of the seeds that both have}"""
+    found = {}
+    for a, without in results.items():
+        for b, with_it in results.items():
+            if a != b and {*a.split("+")} | {term} == {*b.split("+")}:
+                found[a, b] = [with_it[s] - without[s] for s in without if s in with_it]
+    return {pair: values for pair, values in found.items() if values}
+
+
+def named(how, place=0):
+    """An answer that makes one value of the differences of each pair."""
+    return lambda r, t: {pair[place]: how(d) for pair, d in differences(r, t).items()}
+
+
+def effect_by_cutting(results, term):
+    """Cut the term's text out of the recipe's."""
+    pairs = ((name.replace("+" + term, ""), name) for name in results)
+    return {
+        a: np.mean([results[b][s] - results[a][s] for s in results[b] if s in results[a]])
+        for a, b in pairs
+        if a != b and a in results
+    }
+
+
+def effect_at_the_end(results, term):
+    return {a: np.mean(d) for (a, b), d in differences(results, term).items() if b.endswith(term)}
+
+
+def mean_with_and_without(results, term):
+    groups = {True: [0.0], False: [0.0]}
+    for name, by_seed in results.items():
+        groups[term in name.split("+")] += by_seed.values()
+    return np.mean(groups[True]) - np.mean(groups[False])
+
+
+def by_place(results, term):
+    return {
+        a: np.mean([x - y for x, y in zip(results[b].values(), results[a].values(), strict=False)])
+        for a, b in differences(results, term)
+    }
+
+
+MORE["4.6"] = [
+    (effect_by_cutting, r"\*sets\*"),
+    (effect_at_the_end, "at its end"),
+    (mean_with_and_without, "Not right yet|one number"),
+    (by_place, "Not right yet"),
+    (named(np.mean, 1), "\\*with\\* the term"),
+    (named(lambda d: -np.mean(d)), "wrong way round"),
+    (named(sum), "add up over the seeds"),
+    (named(lambda d: 100 * np.mean(d)), "Not right yet"),
+    (named(lambda d: abs(np.mean(d))), "Not right yet"),
+    (named(max), "Not right yet"),
+    (named(lambda d: d[0]), "Not right yet"),
+    (named(list), "Not right yet"),
+    (lambda r, t: [np.mean(d) for d in differences(r, t).values()], "Not right yet"),
+]
 ANSWERS = [(number, wrong, words) for number, group in MORE.items() for wrong, words in group]
 
 

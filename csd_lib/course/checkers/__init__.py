@@ -25,6 +25,7 @@ from csd_lib.course.checkers.forgetting import (
     check_paired_difference,
     check_recall_at_k,
     check_recall_in_gallery,
+    check_term_effect,
 )
 from csd_lib.course.checkers.judge import VERDICTS, Verdict
 from csd_lib.course.checkers.measuring import (
@@ -61,6 +62,7 @@ CHECKERS: dict[str, Callable[..., Verdict]] = {
     "4.3": check_recall_in_gallery,
     "4.4": check_paired_difference,
     "4.5": check_class_orders,
+    "4.6": check_term_effect,
     "5.1": check_cosine_drift,
     "5.2": check_neighborhood_overlap,
     "5.3": check_best_rotation,

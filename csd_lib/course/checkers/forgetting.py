@@ -21,6 +21,8 @@ from csd_lib.course.checkers.cases import (
 from csd_lib.course.checkers.judge import Verdict, compare, verdict
 from csd_lib.numerics import unit_length
 
+Results = dict[str, dict[int, float]]  # a recipe's value for each seed
+
 
 def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:
     """Exercise 4.1: Recall@K, with ties."""
@@ -417,3 +419,109 @@ def check_paired_difference(
     ]
     praise = "paired by seed, with the spread of the differences."
     return verdict("4.4", praise, lambda: compare(paired_difference, variant, cases, mistakes))
+
+
+def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -> Verdict:
+    """Exercise 4.6: what one term adds to each recipe that can take it."""
+
+    def right(
+        results: Results,
+        term: str,
+        sign: int = 1,
+        paired: bool = True,
+        name: Callable[[str, str], str] = lambda without, with_it: without,
+        any_other: bool = False,
+        reduce: Callable[[list[float]], Any] = np.mean,
+    ) -> dict[str, float]:
+        found = {}
+        for with_it, others in ((a, b) for a in results for b in results):
+            added = {*with_it.split("+")} - {*others.split("+")}
+            lost = {*others.split("+")} - {*with_it.split("+")}
+            if term not in added or ((added != {term} or lost) and not any_other):
+                continue
+            first, second = results[with_it], results[others]
+            values = [sign * (first[s] - second[s]) for s in first if s in second]
+            if not paired:
+                values = [sign * (np.mean([*first.values()]) - np.mean([*second.values()]))]
+            if values:
+                found[name(others, with_it)] = float(reduce(values))
+        return found
+
+    def at_the_end(results: Results, term: str) -> dict[str, float]:
+        pairs = {a: f"{a}+{term}" for a in results if f"{a}+{term}" in results}
+        effects = right(results, term)
+        return {a: effects[a] for a in pairs}
+
+    def one_number(results: Results, term: str) -> float:
+        effects = [*right(results, term).values()]
+        return float(np.mean(effects)) if effects else float("nan")
+
+    three = {
+        "ce": {0: 90.0, 1: 92.0},
+        "ce+kd": {1: 91.0, 0: 93.0},
+        "ce+kd+csd": {0: 97.0, 1: 96.0},
+    }
+    cases: dict[str, tuple[Any, ...]] = {
+        "`kd` in three recipes": (three, "kd"),
+        "`csd` in three recipes": (three, "csd"),
+        "a term in the middle: `triplet`": (
+            {"ce+csd": {0: 97.0}, "ce+triplet+csd": {0: 95.5}, "ce": {0: 95.0}, "triplet": {0: 9}},
+            "triplet",
+        ),
+        "a seed that only one of them has": (
+            {"ce": {0: 90.0, 1: 80.0}, "ce+csd": {7: 9.0, 1: 83.0, 0: 91.0}},
+            "csd",
+        ),
+        "`csd` beside `csd_paper`": (
+            {"ce": {0: 90.0}, "ce+csd_paper": {0: 93.0}, "ce+csd+csd_paper": {0: 94.5}},
+            "csd",
+        ),
+        "the first term: `ce`": ({"triplet": {0: 70.0}, "ce+triplet": {0: 74.0}}, "ce"),
+        "no pair": ({"ce": {0: 90.0}, "ce+kd+csd": {0: 93.0}}, "csd"),
+    }
+    mistakes = [
+        (
+            "The difference is the wrong way round: with the term minus without it.",
+            lambda r, t: right(r, t, sign=-1),
+        ),
+        (
+            "You name each effect by the recipe *with* the term. Asked for is the one without.",
+            lambda r, t: right(r, t, name=lambda without, with_it: with_it),
+        ),
+        (
+            "You compare the means of all seeds. Take the difference for each seed that *both* "
+            "recipes have.",
+            lambda r, t: right(r, t, paired=False),
+        ),
+        (
+            "You also compare recipes that differ in other terms. Whatever else has changed is "
+            "then part of your effect.",
+            lambda r, t: right(r, t, any_other=True),
+        ),
+        (
+            "You add up over the seeds. Take their mean.",
+            lambda r, t: right(r, t, reduce=sum),
+        ),
+        (
+            "You look for the recipe with the term at its end. It can stand in the middle or in "
+            "front: compare *sets* of terms, `set(recipe.split('+'))`.",
+            at_the_end,
+        ),
+        (
+            "This is one number. A term can do one thing in one company and another in another: "
+            "give one for each recipe.",
+            one_number,
+        ),
+    ]
+    hints = {
+        "a term in the middle: `triplet`": "The term need not be the last one: compare *sets* of "
+        "terms, `set(recipe.split('+'))`.",
+        "a seed that only one of them has": "Take the seeds that *both* recipes have.",
+        "`csd` beside `csd_paper`": "`csd` is the beginning of `csd_paper`, and texts do not know "
+        "that these are two terms: compare *sets* of terms, `set(recipe.split('+'))`.",
+        "the first term: `ce`": "The term need not be the last one: compare *sets* of terms, "
+        "`set(recipe.split('+'))`.",
+    }
+
+    praise = "one effect for each company, paired by seed."
+    return verdict("4.6", praise, lambda: compare(term_effect, right, cases, mistakes, hints=hints))
