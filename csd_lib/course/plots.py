@@ -560,6 +560,41 @@ def grouped_points(
     return figure
 
 
+def recipe_points(
+    recorded: dict[str, Sequence[Sequence[float]]], mine: dict[str, Sequence[float]]
+) -> Figure:
+    """Recorded recipes, a point for each seed and a stroke for the mean, and below them new runs.
+
+    Args:
+        recorded: ``{recipe: [[old classes, new classes, old gallery] of each seed]}`` in %; NaN
+            where there is no value.
+        mine: ``{recipe: [old classes, new classes, old gallery]}``, drawn as stars.
+    """
+    checks.mapping("recorded", recorded, "rows of three numbers by recipe")
+    checks.mapping("mine", mine, "three numbers by recipe")
+    rows = [(n, np.atleast_2d(v), False) for n, v in recorded.items()]
+    rows += [(name, np.atleast_2d(values), True) for name, values in mine.items()]
+    for name, values, _ in rows:
+        if values.ndim != 2 or values.shape[1] != 3:
+            raise InputError(f"{name} has shape {list(values.shape)}: give three numbers a run")
+    places = np.arange(len(rows))[::-1]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.4), sharey=True)
+    for column, (axis, title) in enumerate(
+        zip(axes, ("old classes", "new classes", "old gallery"), strict=True)
+    ):
+        for place, (_, values, is_mine) in zip(places, rows, strict=True):
+            found = values[np.isfinite(values[:, column]), column]
+            look = dict(s=260, marker="*", color=RED) if is_mine else dict(s=40, color=BLUE)
+            axis.scatter(found, np.full(len(found), place), alpha=1 if is_mine else 0.5, **look)
+            if len(found) and not is_mine:
+                axis.scatter([found.mean()], [place], marker="|", s=300, lw=3, color=BLACK)
+            elif len(found):
+                axis.axvline(found[0], color=RED, lw=1, ls=":")
+        axis.set(title=title, xlabel="Recall@1 (%)", ylim=(-0.6, len(rows) - 0.4))
+    axes[0].set_yticks(places, [name for name, *_ in rows])
+    return figure
+
+
 def drift_maps(
     maps: dict[str, np.ndarray], labels: Tensor, class_names: Sequence[str], start: str
 ) -> Figure:

@@ -2,7 +2,8 @@
 
 Each control has a plain drawing function that returns a figure and one line that describes it, made
 from the data. A notebook first shows that figure for good settings; ``explore`` below it redraws it
-for those that a reader chooses. Nothing here trains: it draws what was computed before.
+for those that a reader chooses. Nothing here trains: it draws what was computed before; but a
+notebook may give it a button, behind which a run is trained first.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ from torch import Tensor
 from csd_lib import InputError, checks
 from csd_lib.course import plots
 from csd_lib.data import Dataset, Task, class_incremental_split
+from csd_lib.experiment import FinishedRun
 from csd_lib.files import read_arrays
 from csd_lib.losses import csd_loss
-from csd_lib.methods import get_method
+from csd_lib.methods import TERMS, get_method
 from csd_lib.numerics import unit_length
 from csd_lib.paper.ledger import find_file
+from csd_lib.paper.report import changed_settings
 from csd_lib.paths import variable
+from csd_lib.record import Record
 
 Drawing = tuple[Figure, str]
 # Steps of equal ratio from 0.05 to 2, with the 0.07 of the paper's code and the 0.5 of the pencil.
@@ -79,13 +83,14 @@ class Control:
         return pairs
 
 
-def explore(draw: Callable[..., Drawing], **controls: Control) -> None:
+def explore(draw: Callable[..., Drawing], *, press: str | None = None, **controls: Control) -> None:
     """Show controls, and below them what ``draw`` makes of their values, redrawn at every change.
 
     With ``$CSD_WIDGETS`` set to 0, without ipywidgets and outside Jupyter it prints one line.
 
     Args:
         draw: takes one value per control, by name; returns a figure and its description.
+        press: the words on a button; ``draw`` then waits until it is pressed.
         controls: in the order in which they are shown.
 
     Raises:
@@ -96,20 +101,20 @@ def explore(draw: Callable[..., Drawing], **controls: Control) -> None:
         raise InputError(f"CSD_WIDGETS={checks.shown(wanted)}: choose 0 or 1")
     in_jupyter = getattr(get_ipython(), "kernel", None) is not None
     if in_jupyter and find_spec("ipywidgets") and wanted != "0":
-        display(panel(draw, **controls))
+        display(panel(draw, press=press, **controls))
     else:
         names = ", ".join(control.label for control in controls.values())
         print(f"Run this cell in Jupyter or Colab to get the control: {names}.")
 
 
-def panel(draw: Callable[..., Drawing], **controls: Control) -> Any:
+def panel(draw: Callable[..., Drawing], *, press: str | None = None, **controls: Control) -> Any:
     """Return the controls of ``explore`` and their picture as an ipywidgets ``VBox``.
 
     An error in ``draw`` is an error of the cell at first. Later it takes the picture's place, or
     the reader would take the old picture for the new one, and is raised for the log.
     """
     _check_controls(draw, controls)
-    from ipywidgets import HTML, VBox  # a notebook must also be readable without it
+    from ipywidgets import HTML, Button, VBox  # a notebook must also be readable without it
 
     width = f"{max(len(control.label) for control in controls.values()) + 2}ch"
     inputs = {name: _input(control, width) for name, control in controls.items()}
@@ -127,9 +132,22 @@ def panel(draw: Callable[..., Drawing], **controls: Control) -> Any:
         picture.value = _page(*drawn)
 
     redraw()
-    for widget in inputs.values():
-        widget.observe(redraw, names="value")
-    return VBox([*inputs.values(), picture])
+    if press is None:
+        for widget in inputs.values():
+            widget.observe(redraw, names="value")
+        return VBox([*inputs.values(), picture])
+    checks.text("press", press)
+    button = Button(description=press)
+
+    def pressed(_button: Any) -> None:
+        button.disabled = True  # the next press would only wait
+        try:
+            redraw()
+        finally:
+            button.disabled = False
+
+    button.on_click(pressed)
+    return VBox([*inputs.values(), button, picture])
 
 
 def _check_controls(draw: Any, controls: dict[str, Any]) -> None:
@@ -309,6 +327,36 @@ def neighbors(
         f"{title}, query {query} (class {name}), {len(gallery)} images to search: of the {k} "
         f"nearest, {int(hits[0].sum())} are right after task 1 and {int(hits[1].sum())} after task "
         f"{stage}; the nearest then is of class {nearest}, which Recall@1 counts as {verdict}."
+    )
+
+
+def three_numbers(run: Record | FinishedRun) -> list[float]:
+    """Return what remains at the end of two tasks, in %: old classes, new ones, old gallery.
+
+    Each is Recall@1: among each task's own classes, and in the gallery of the first model.
+    """
+    old, new = run.matrix.own[-1]
+    return [100 * old, 100 * new, 100 * run.matrix.in_first_gallery()]
+
+
+def recipe_beside(recorded: dict[str, Sequence[Sequence[float]]], run: FinishedRun) -> Drawing:
+    """A run's ``three_numbers`` beside those of recorded recipes.
+
+    Args:
+        recorded: ``{recipe: [three numbers of each seed]}``.
+        run: of two tasks.
+    """
+    checks.mapping("recorded", recorded, "rows of three numbers by recipe")
+    checks.instance("run", run, FinishedRun, "what session.run returns")
+    recipe = get_method(run.config.method).recipe
+    weights = {TERMS[term].weight for term in recipe.split("+")} & {*changed_settings(run.config)}
+    name = ", ".join([recipe, *(f"{w} {getattr(run.config, w):g}" for w in sorted(weights))])
+    old, new, gallery = three_numbers(run)
+    means = ", ".join(f"{n} {np.mean(v, axis=0)[0]:.1f}" for n, v in recorded.items())
+    return plots.recipe_points(recorded, {f"{name} (new)": [old, new, gallery]}), (
+        f"{name}, seed {run.config.seed}: Recall@1 is {old:.1f} % on the old classes, {new:.1f} % "
+        f"on the new ones and {gallery:.1f} % in the old gallery. Recorded means on the old "
+        f"classes: {means}."
     )
 
 

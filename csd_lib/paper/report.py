@@ -152,6 +152,28 @@ def variants(records: Sequence[Record]) -> list[list[Record]]:
     return sorted(rows.values(), key=place)
 
 
+def plain_runs(
+    records: Sequence[Record], dataset: str, preset: str, tasks: int = 2
+) -> dict[str, dict[int, Record]]:
+    """Return the runs that change nothing of a preset but the precision, by method and seed.
+
+    Of a method that several codes have run, only the newest code's runs count.
+    """
+    _check("records", records)
+    wanted = (dataset, preset, tasks)
+    chosen = [
+        r
+        for r in records
+        if (r.config.data_name, r.config.preset, r.config.tasks) == wanted
+        and not changed_settings(r.config).keys() - {"precision"}
+    ]
+    newest: dict[str, list[Record]] = {}
+    for row in sorted(variants(chosen), key=lambda row: (max(r.date for r in row), len(row))):
+        newest[row[0].config.method] = row
+    order = [row[0].config.method for row in variants(chosen)]
+    return {name: {r.config.seed: r for r in newest[name]} for name in dict.fromkeys(order)}
+
+
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset's, without those that a headline has."""
     checks.instance("config", config, TrainConfig, "a TrainConfig")
