@@ -9,7 +9,8 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OPENING, *CHAPTERS, OWN_IMAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OPENING, *CHAPTERS, OWN_IMAGES, TERMS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS.append(TERMS)
 SOLVED = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 STUDENT = sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb"))
 EVERY = [OPENING, *CHAPTERS, OWN_IMAGES, *SOLVED, *STUDENT]
@@ -42,9 +43,9 @@ def code_lines(cell):
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_there_are_an_opening_six_chapters_and_exercises_for_five():
-    assert OPENING.name.startswith("00_") and len(CHAPTERS) == 6
-    assert OWN_IMAGES.name.startswith("07_")
+def test_there_are_an_opening_seven_chapters_and_exercises_for_five():
+    assert OPENING.name.startswith("00_") and len(CHAPTERS) == 7
+    assert OWN_IMAGES.name.startswith("07_") and TERMS.name.startswith("08_")
     assert [p.name for p in SOLVED] == [p.name for p in STUDENT]
     assert [p.name[:2] for p in SOLVED] == ["01", "02", "03", "04", "05"]
 
