@@ -141,7 +141,7 @@ def test_reading_is_counted_in_words_and_cells_and_grows_slower(words, code, min
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     texts = ("# A head is not counted", "w " * words)
     parts = [nbformat.v4.new_markdown_cell(text) for text in texts]
-    parts += [nbformat.v4.new_code_cell("1")] * code
+    parts += [nbformat.v4.new_code_cell("1") for _ in range(code)]
     notebook = nbformat.v4.new_notebook(cells=parts)
     counted = importlib.import_module("heads").reading_minutes(notebook)
     assert counted == minutes
