@@ -343,6 +343,9 @@ CALLS = {
     "report.render": lambda: dict(records=records(), markdown=False),
     "report.render_json": lambda: dict(records=records()),
     "report.render_csv": lambda: dict(records=records()),
+    "report.plain_runs": lambda: dict(
+        records=records(), dataset="cifar100", preset="clean", tasks=2
+    ),
     "report.changed_settings": lambda: dict(config=TrainConfig()),
     "report.render_matrix": lambda: dict(matrix=RetrievalMatrix(MATRIX, MATRIX, MATRIX)),
     "report.format_table": lambda: dict(header=["a", "b"], rows=[["1", "2"]], markdown=False),
@@ -400,6 +403,7 @@ CALLS = {
     "plots.grouped_points": lambda: dict(
         values={"group": {"csd": [1.0, 2.0]}}, ylabel="y", title="", bars=True
     ),
+    "plots.recipe_points": lambda: dict(recorded={"ce": [[1.0, 2.0, 3.0]]}, mine={"kd": [1, 2, 3]}),
     "figures.paper_against_ours": lambda: dict(table=table()),
     "figures.first_task_curves": lambda: dict(table=table(), gallery="own"),
     "figures.paper_figures": lambda: dict(groups=[], folder="figures"),
@@ -429,6 +433,8 @@ CALLS = {
         k=2,
         stage=2,
     ),
+    "widgets.three_numbers": lambda: dict(run=records()[0]),
+    "widgets.recipe_beside": lambda: dict(recorded={"ce": [[1.0, 2.0, 3.0]]}, run=records()[0]),
     "widgets.moment_control": lambda: dict(recording=recording(), value=1),
     "widgets.share_at_home": lambda: dict(recording=recording(), method="csd", moment=1),
     "widgets.training_moment": lambda: dict(recording=recording(), method="csd", moment=1),
@@ -561,6 +567,7 @@ ALLOWED = {
     "report.mean_and_sd": dict(values={"list of None"}, percent={"True"}),
     "report.load_runs": dict(may_be_none={"True"}),
     "report.variants": dict(records={"list"}),
+    "report.plain_runs": dict(records={"list"}, dataset=TEXTS, preset=TEXTS, tasks={"10**30"}),
     "report.render_json": dict(records={"list"}),
     "report.render_csv": dict(records={"list"}),
     "report.render": dict(records={"list"}, markdown={"True"}),

@@ -24,6 +24,8 @@ HISTORY = [
     dict(task=t, epoch=e, **dict.fromkeys(figures.TERM_STYLE, 1)) for t in (0, 1) for e in (0, 1)
 ]
 
+RECIPES = {"ce": [[90.0, 97.0, float("nan")], [92.0, 98.0, 30.0]], "ce+kd": [[99.0, 97.5, 80.0]]}
+
 
 def a_search(dataset):
     """Two queries, a 0 and a 1, and the images of other numbers that two networks find."""
@@ -69,6 +71,7 @@ FIGURES = {
     "grouped_points": lambda d, t: plots.grouped_points(
         {"group": {name: [1.0, 2.0] for name in METHODS}}, "y", "title", bars=False
     ),
+    "recipe_points": lambda d, t: plots.recipe_points(RECIPES, {"ce+mmd (new)": [95, 96, 40.0]}),
     "paper_against_ours": lambda d, t: figures.paper_against_ours(recorded_table("cifar100")),
     "first_task_curves": lambda d, t: figures.first_task_curves(recorded_table("digits"), "own"),
     "term_effects": lambda d, t: figures.term_effects(recorded_table("digits", "figure5"), "own"),
@@ -256,3 +259,20 @@ def test_names_of_neighbours_on_a_map_do_not_lie_on_each_other(style, second):
     assert len(boxes) == 5
     for i, one in enumerate(boxes):
         assert not any(one.overlaps(other) for other in boxes[:i])
+
+
+def test_recipes_stand_in_their_rows_and_the_new_run_is_a_star_below_them(style):
+    panels = FIGURES["recipe_points"](None, None).axes
+    assert [axis.get_title() for axis in panels] == ["old classes", "new classes", "old gallery"]
+    names = [tick.get_text() for tick in panels[0].get_yticklabels()]
+    places = dict(zip(names, panels[0].get_yticks(), strict=True))
+    assert places["ce"] > places["ce+kd"] > places["ce+mmd (new)"]
+    for column, axis in enumerate(panels):
+        drawn = {place: set() for place in places.values()}
+        for points in axis.collections:
+            for x, y in points.get_offsets():
+                drawn[y].add(round(float(x), 6))
+        for recipe, runs in RECIPES.items():
+            values = [run[column] for run in runs if np.isfinite(run[column])]
+            assert drawn[places[recipe]] == {*values, np.mean(values)}, "runs and their mean"
+        assert drawn[places["ce+mmd (new)"]] == {[95, 96, 40][column]}

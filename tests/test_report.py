@@ -52,6 +52,20 @@ def test_table_shows_each_method_with_its_own_numbers():
     assert prints[1] == records[1].fingerprint and len(set(prints)) == 3
 
 
+def test_plain_runs_are_those_of_the_newest_code_that_change_nothing_of_the_preset():
+    kept = [made("ce+csd", seed) for seed in (1, 0)] + [made("lwf", precision="amp")]
+    left_out = [
+        made("ce+csd", lambda_csd=0.1),
+        made("lwf", tasks=5, first_column=None),
+        made("lwf", preset="reference", seed=3),
+        made("lwf", dataset="cifar100", seed=4),
+        made("ce+csd", 7, fingerprint="older", date="2025-01-01"),
+    ]
+    found = report.plain_runs([*left_out, *kept], "digits", "clean")
+    assert {name: {*by_seed} for name, by_seed in found.items()} == {"lwf": {0}, "ce+csd": {0, 1}}
+    assert found["ce+csd"][1] is kept[0] and found["lwf"][0] is kept[2]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -14,10 +14,12 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from made_up import record
 from matplotlib.quiver import Quiver
 from warm import run_notebook
 
 from csd_lib import InputError
+from csd_lib.config import TrainConfig
 from csd_lib.course import widgets
 from csd_lib.data import class_incremental_split
 from csd_lib.losses import csd_loss
@@ -370,6 +372,43 @@ def test_an_error_in_a_callback_is_shown_in_place_of_the_picture_and_raised(styl
     assert "<img" in picture.value and "alert" not in picture.value
 
 
+def test_with_a_button_the_picture_waits_until_it_is_pressed(style):
+    drawn = []
+
+    def draw(height):
+        drawn.append((height, button and button.disabled))
+        return bar(height)
+
+    button = None
+    height, button, picture = widgets.panel(draw, press="Train", height=HEIGHT).children
+    first = picture.value
+    assert button.description == "Train" and drawn == [(1, None)], "the first is there at once"
+    height.value = 2
+    assert picture.value == first and len(drawn) == 1
+    button.click()
+    assert drawn[1:] == [(2, True)], "a second press would only wait"
+    assert "a bar of 2" in picture.value and not button.disabled
+    height.value = 3
+    button.click()  # ipywidgets logs what is raised
+    assert "three &lt;is&gt; broken" in picture.value and not button.disabled
+
+
+def test_a_run_is_shown_beside_recorded_recipes_with_its_changed_weights(style):
+    config = TrainConfig(dataset="digits", method="ce+kd+csd", seed=4, lambda_csd=0.1)
+    run = record(config, last=(0.914, 0.955))
+    three = widgets.three_numbers(run)
+    assert three == pytest.approx([91.4, 95.5, 100 * run.matrix.old_gallery[1, 0]])
+    recorded = {"ce": [[90, 80, 70], [92, 80, 70]], "ce+kd": [[97, 80, 70]]}
+    figure, description = widgets.recipe_beside(recorded, run)
+    assert description.startswith("ce+kd+csd, lambda_csd 0.1, seed 4: Recall@1 is 91.4 %")
+    assert f"95.5 % on the new ones and {three[2]:.1f} % in the old gallery" in description
+    assert description.endswith("on the old classes: ce 91.0, ce+kd 97.0.")
+    ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert ticks == ["ce", "ce+kd", "ce+kd+csd, lambda_csd 0.1 (new)"]
+    with pytest.raises(InputError, match="run has 5 tasks"):
+        widgets.three_numbers(record(replace(config, tasks=5)))
+
+
 def test_an_error_at_first_is_an_error_of_the_cell(style):
     with pytest.raises(ValueError, match="three"):
         widgets.panel(bar, height=widgets.Control("height", range(1, 4), 3))
@@ -464,7 +503,7 @@ def test_the_notebook_gate_sees_errors_of_controls(tmp_path):
     assert done.stdout.count("level 2 is broken") >= 2
 
 
-@pytest.mark.parametrize("number", ["01", "03", "04", "05"])
+@pytest.mark.parametrize("number", ["01", "03", "04", "05", "08"])
 def test_the_committed_pages_are_complete_without_controls(number):
     """A stored control without its state is an error or an empty box to a reader."""
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")

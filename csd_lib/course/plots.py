@@ -570,13 +570,14 @@ def recipe_points(
             where there is no value.
         mine: ``{recipe: [old classes, new classes, old gallery]}``, drawn as stars.
     """
-    checks.mapping("recorded", recorded, "rows of three numbers by recipe")
-    checks.mapping("mine", mine, "three numbers by recipe")
-    rows = [(n, np.atleast_2d(v), False) for n, v in recorded.items()]
-    rows += [(name, np.atleast_2d(values), True) for name, values in mine.items()]
-    for name, values, _ in rows:
-        if values.ndim != 2 or values.shape[1] != 3:
-            raise InputError(f"{name} has shape {list(values.shape)}: give three numbers a run")
+    rows = []
+    for what, given, ndim in (("recorded", recorded, 2), ("mine", mine, 1)):
+        checks.mapping(what, given, "three numbers a run, by recipe")
+        for name, values in given.items():
+            values = np.atleast_2d(checks.table(f"{what}[{name!r}]", values, ndim))
+            if values.shape[1] != 3:
+                raise InputError(f"{what}[{name!r}] has rows of {values.shape[1]}: give three")
+            rows.append((name, values, ndim == 1))
     places = np.arange(len(rows))[::-1]
     figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.4), sharey=True)
     for column, (axis, title) in enumerate(

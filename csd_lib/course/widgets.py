@@ -331,29 +331,33 @@ def neighbors(
 
 
 def three_numbers(run: Record | FinishedRun) -> list[float]:
-    """Return what remains at the end of two tasks, in %: old classes, new ones, old gallery.
+    """Return what is left at the end of two tasks, in %: old classes, new ones, old gallery.
 
-    Each is Recall@1: among each task's own classes, and in the gallery of the first model.
+    Each is Recall@1: among each task's own classes, and in the gallery of the first model, NaN
+    where there is none.
     """
-    old, new = run.matrix.own[-1]
-    return [100 * old, 100 * new, 100 * run.matrix.in_first_gallery()]
+    checks.instance("run", run, (Record, FinishedRun), "a run or its record")
+    if run.config.tasks != 2:
+        raise InputError(f"run has {run.config.tasks} tasks: give one of two")
+    return [100 * float(n) for n in (*run.matrix.own[-1], run.matrix.in_first_gallery())]
 
 
-def recipe_beside(recorded: dict[str, Sequence[Sequence[float]]], run: FinishedRun) -> Drawing:
-    """A run's ``three_numbers`` beside those of recorded recipes.
+def recipe_beside(
+    recorded: dict[str, Sequence[Sequence[float]]], run: Record | FinishedRun
+) -> Drawing:
+    """Draw a run's ``three_numbers`` beside those of recorded recipes.
 
     Args:
         recorded: ``{recipe: [three numbers of each seed]}``.
         run: of two tasks.
     """
-    checks.mapping("recorded", recorded, "rows of three numbers by recipe")
-    checks.instance("run", run, FinishedRun, "what session.run returns")
+    old, new, gallery = three_numbers(run)
     recipe = get_method(run.config.method).recipe
     weights = {TERMS[term].weight for term in recipe.split("+")} & {*changed_settings(run.config)}
     name = ", ".join([recipe, *(f"{w} {getattr(run.config, w):g}" for w in sorted(weights))])
-    old, new, gallery = three_numbers(run)
-    means = ", ".join(f"{n} {np.mean(v, axis=0)[0]:.1f}" for n, v in recorded.items())
-    return plots.recipe_points(recorded, {f"{name} (new)": [old, new, gallery]}), (
+    figure = plots.recipe_points(recorded, {f"{name} (new)": [old, new, gallery]})
+    means = ", ".join(f"{n} {np.mean(values, axis=0)[0]:.1f}" for n, values in recorded.items())
+    return figure, (
         f"{name}, seed {run.config.seed}: Recall@1 is {old:.1f} % on the old classes, {new:.1f} % "
         f"on the new ones and {gallery:.1f} % in the old gallery. Recorded means on the old "
         f"classes: {means}."

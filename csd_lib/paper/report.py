@@ -160,6 +160,9 @@ def plain_runs(
     Of a method that several codes have run, only the newest code's runs count.
     """
     _check("records", records)
+    for name, value in (("dataset", dataset), ("preset", preset)):
+        checks.text(name, value)
+    checks.whole("tasks", tasks, 1)
     wanted = (dataset, preset, tasks)
     chosen = [
         r
