@@ -28,3 +28,13 @@ saved = {
     for name in ("fine-tuning", "csd")
 }
 assert saved["csd"].min() > saved["fine-tuning"].max(), "on the digits with every seed"
+
+
+def paired_by_seed(better, worse):
+    first, second = kept[better], kept[worse]
+    return comparison.paired([(first[s] - second[s]) / 100 for s in first if s in second])[-1]
+
+
+for better, worse in (("csd", "mmd-kd"), ("lwf", "fine-tuning")):
+    assert paired_by_seed(better, worse) == "holds" and wrong_way_round(better, worse) > 0
+assert paired_by_seed("mmd-kd", "mmd") == "undecided"
