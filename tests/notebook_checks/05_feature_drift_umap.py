@@ -27,12 +27,14 @@ assert max(home["fine-tuning"], home["lwf"]) < home["csd"] - 20, "far fewer are 
 assert max(recorded["fine-tuning"][24], recorded["lwf"][24]) < recorded["csd"][24] - 5
 assert (np.diff(recorded["fine-tuning"][20:].astype(float)) < 0).all(), "from step to step"
 
-tuned, csd = cifar_numbers["fine-tuning"], cifar_numbers["csd"]
-assert csd[0] > tuned[0], "CSD has moved the features more"
-assert all(a > b for a, b in zip(csd[1:], tuned[1:], strict=True)), "and keeps more"
-first = retrieval_of_first = search_old_gallery(before, before, cifar_labels)
+lwf, csd = cifar_numbers["lwf"], cifar_numbers["csd"]
+assert lwf[0] - 0.03 < csd[0] < lwf[0], "a little less by the angle"
+assert np.allclose(lwf[1:3], csd[1:3], rtol=0, atol=0.02), "overlap and CKA see no difference"
+assert csd[3] > lwf[3] + 0.1, "they are far apart in the last column"
+first = search_old_gallery(before, before, cifar_labels)
 session.check("CIFAR-100, frozen", cifar_numbers["initial"][3], first, 1e-9)
-assert first > max(v[3] for n, v in cifar_numbers.items() if n != "initial")
+fallen = [first - v[3] for n, v in cifar_numbers.items() if n != "initial"]
+assert min(fallen) > 0.1, "every method that learns has lost much of it"
 found = [
     (
         torch.nn.functional.normalize(cifar[name][0][is_old])
