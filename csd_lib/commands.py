@@ -98,7 +98,7 @@ def train(
     from csd_lib.paper.report import render_matrix
 
     config = TrainConfig(**vars(config))
-    import_network(config.network, config.weights)
+    import_network(config.network, config.weights, config.init_from)
     check_machine(config.device, config.precision, config.cuda_graph)
     with epoch_logger(log, config) as on_epoch:
         run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
@@ -258,7 +258,7 @@ def sweep(
         raise InputError(f"slurm={checks.shown(slurm)}: give --engine slurm as well")
     configs = grid.make_configs(experiment, seeds, grid.read_settings(settings))
     asked = configs[0]
-    import_network(asked.network, asked.weights)
+    import_network(asked.network, asked.weights, asked.init_from)
     if engine == "local":
         check_machine(asked.device, asked.precision, asked.cuda_graph)
     else:  # where jobs are sent from there may be no GPU; what is recorded does not depend on it

@@ -70,6 +70,7 @@ _WHY_EXEMPT = {
         model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_
         networks.make_network networks.network_from_state networks.load_state
         networks.Published networks.Published.statistics networks.check_name networks.check_weights
+        networks.check_file networks.init_sha256 networks.init_head
         networks.import_network networks.input_size networks.weights_sha256
         model.Network.add_embedding model.Network.top_and_backbone
         model.Network.freeze_backbone model.Network.train""",
@@ -522,6 +523,7 @@ ALLOWED = {
         class_order_seed={"0", "None"},
         image_size={"None"},
         weights={"None", "text"},
+        init_from={"None", "text"},
         embedding={"None"},
         backbone_rate={*WEIGHT, "None"},
         network={"None"},
