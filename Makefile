@@ -58,10 +58,10 @@ browser: $(VENV)/installed
 versions: $(VENV)/installed
 	$(PY) tools/versions.py
 
-# The plug-ins for pytorch-metric-learning and Avalanche beside those libraries; needs a network, for a
+# The plug-ins for pytorch-metric-learning and Avalanche, and exported models, with those libraries; needs a network, for a
 # small environment of its own (200 MB) that is laid over the one that runs the tests.
 integrations: $(VENV)/installed
-	$(call overlay,integrations,'.[avalanche$(comma)metric-learning$(comma)timm]')
+	$(call overlay,integrations,'.[avalanche$(comma)export$(comma)metric-learning$(comma)timm]')
 	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py tests/test_networks.py
 
 # Sweeps: submitit's processes here, and a real Slurm of one node that is set up and torn down; needs a

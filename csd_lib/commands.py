@@ -1,4 +1,4 @@
-"""The commands: ``csd train``, ``reproduce``, ``sweep``, ``report``, ``doctor`` and ``data``."""
+"""The commands, as ``csd train``; ``csd --help`` lists them."""
 
 from __future__ import annotations
 
@@ -402,6 +402,21 @@ def features(
     print(
         f"{into}: train with --dataset {os.path.join('.', into)} --network features --embedding 512"
     )
+
+
+@command
+def export(
+    what: Annotated[Path, tyro.conf.Positional], into: Annotated[Path, tyro.conf.Positional]
+) -> None:
+    """Write a run's last model as .safetensors with a model card, as model hubs expect it.
+
+    Args:
+        what: folder of a finished run or of a record, as cifar100/NAME in data/results.
+        into: a new folder.
+    """
+    from csd_lib.export import export
+
+    print(f"{export(what, into)}: its model card is README.md beside it; read it before you share")
 
 
 @command

