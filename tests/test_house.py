@@ -218,6 +218,16 @@ def test_conda_and_docker_install_the_same_pins_on_a_supported_python():
     assert Version(versions.pop()) in Requirement(f"python{project()['requires-python']}").specifier
 
 
+def test_docker_has_the_kits_folders_before_it_installs_the_kit():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    places = settings["package-dir"]
+    folders = {places.get(name, name.replace(".", "/")) for name in settings["packages"]}
+    before, install, _ = re.split(r"(RUN pip install)", (ROOT / "Dockerfile").read_text())
+    made = " ".join(re.findall(r"RUN mkdir -p (.*)", before)).split()
+    parents = {str(parent) for folder in made for parent in Path(folder).parents}
+    assert install and folders <= {*made, *parents}
+
+
 def test_docker_image_runs_as_an_ordinary_user():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     steps = [line.split()[0] for line in lines if re.match("(USER|CMD|ENTRYPOINT) ", line)]
