@@ -10,11 +10,13 @@ FROM python:3.11-slim
 
 RUN useradd --create-home student
 USER student
-RUN mkdir -p /home/student/csd-kit/data/results
+RUN mkdir -p /home/student/csd-kit
 WORKDIR /home/student/csd-kit
 ENV PATH=/home/student/.local/bin:$PATH PIP_NO_CACHE_DIR=1
 
-# The packages first: they change less often than the code.
+# The packages first: they change less often than the code. The kit's own folders must be there when it
+# is installed; what is in them comes later.
+RUN mkdir -p data/results csd_lib/paper csd_lib/course/checkers csd_lib/integrations
 COPY --chown=student pyproject.toml constraints.txt README.md ./
 COPY --chown=student csd_lib/__init__.py csd_lib/__init__.py
 RUN pip install --user -c constraints.txt -e ".[lab,test]"

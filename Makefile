@@ -9,7 +9,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 
 .PHONY: run test types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
-  mutants clean
+  container mutants clean
 
 run: $(VENV)/installed
 	$(PY) tools/run_notebooks.py
@@ -58,11 +58,16 @@ browser: $(VENV)/installed
 versions: $(VENV)/installed
 	$(PY) tools/versions.py
 
-# The plug-ins for pytorch-metric-learning and Avalanche beside those libraries; needs a network, for a
+# The plug-ins for pytorch-metric-learning and Avalanche, and exported models, with those libraries; needs a network, for a
 # small environment of its own (200 MB) that is laid over the one that runs the tests.
 integrations: $(VENV)/installed
-	$(call overlay,integrations,'.[avalanche$(comma)metric-learning$(comma)timm]')
+	$(call overlay,integrations,'.[avalanche$(comma)export$(comma)metric-learning$(comma)timm]')
 	build/integrations/bin/python -m pytest -p no:xdist tests/integrations/with_*.py tests/test_networks.py
+
+# The Dockerfile's steps without an engine, in a bare Debian made by debootstrap; needs root, and a network
+# for Debian and for all packages but torch (3 GB in build/ and a temporary folder). Some minutes.
+container: $(VENV)/installed
+	$(PY) -m pytest -p no:xdist tests/container/steps.py
 
 # Sweeps: submitit's processes here, and a real Slurm of one node that is set up and torn down; needs a
 # network for submitit, and Debian's slurmctld, slurmd, slurm-client and munge (no root). Some minutes.

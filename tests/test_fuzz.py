@@ -70,6 +70,8 @@ _WHY_EXEMPT = {
         model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_
         networks.make_network networks.network_from_state networks.load_state
         networks.Published networks.Published.statistics networks.check_name networks.check_weights
+        networks.check_file networks.init_sha256 networks.init_head
+        networks.optional_module networks.read_state
         networks.import_network networks.input_size networks.weights_sha256
         model.Network.add_embedding model.Network.top_and_backbone
         model.Network.freeze_backbone model.Network.train""",
@@ -110,7 +112,8 @@ _WHY_EXEMPT = {
         train.train train.load_images train.check_images train.split_classes
         datasets.get_spec datasets.is_path
         experiment.run_experiment experiment.run_name experiment.run_folder
-        experiment.load_run
+        experiment.load_run experiment.last_model
+        export.load_exported export.export export.render_card
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
         ledger.render_plan ledger.reproduce ledger.write_record ledger.find_record
         ledger.load_model""",
@@ -522,6 +525,7 @@ ALLOWED = {
         class_order_seed={"0", "None"},
         image_size={"None"},
         weights={"None", "text"},
+        init_from={"None", "text"},
         embedding={"None"},
         backbone_rate={*WEIGHT, "None"},
         network={"None"},

@@ -45,7 +45,7 @@ ORDER = [
         "api",
     ),
     *("paper.published", "paper.report", "paper.ledger", "paper.comparison", "paper.figures"),
-    *("grid", "sweep"),
+    *("export", "grid", "sweep"),
     *("course.plots", "course.widgets", "course.checkers", "course.session", "commands"),
     *("integrations.metric_learning", "integrations.avalanche", "integrations.loggers"),
 ]
@@ -216,6 +216,16 @@ def test_conda_and_docker_install_the_same_pins_on_a_supported_python():
     }
     assert len(versions) == 1
     assert Version(versions.pop()) in Requirement(f"python{project()['requires-python']}").specifier
+
+
+def test_docker_has_the_kits_folders_before_it_installs_the_kit():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    places = settings["package-dir"]
+    folders = {places.get(name, name.replace(".", "/")) for name in settings["packages"]}
+    before, install, _ = re.split(r"(RUN pip install)", (ROOT / "Dockerfile").read_text())
+    made = " ".join(re.findall(r"RUN mkdir -p (.*)", before)).split()
+    parents = {str(parent) for folder in made for parent in Path(folder).parents}
+    assert install and folders <= {*made, *parents}
 
 
 def test_docker_image_runs_as_an_ordinary_user():

@@ -804,7 +804,7 @@ FIELDS = {
     "embedding": st.none() | st.integers(1, 100_000),
     "backbone_rate": st.none() | st.floats(0, 1000),
     # Of images and weights of one's own: test_own_images and test_networks have these.
-    **{"image_size": st.none(), "weights": st.none()},
+    **{"image_size": st.none(), "weights": st.none(), "init_from": st.none()},
     "depth": st.none() | st.integers(1, 200).map(lambda n: 6 * n + 2),
     "epochs": st.none() | st.integers(1, 100_000),
     "later_epochs": st.none() | st.integers(1, 100_000),

@@ -10,11 +10,13 @@ import functools
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,8 +48,9 @@ class Python:
 
     def __init__(self, *arguments, env=None, cwd=None, jupyter=False, context=PROCESSES):
         self.args = [*map(str, arguments)]
-        self.folder = tempfile.TemporaryDirectory()  # until this object is gone
-        self.files = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.files = [Path(folder, name) for name in ("stdout", "stderr")]
         environment = {name: str(value) for name, value in (env or os.environ).items()}
         place = str(cwd or Path.cwd())
         task = (self.args, environment, place, jupyter, self.files)

@@ -114,6 +114,7 @@ def check(
         return False, f"not installed, see {log}: {output.strip().splitlines()[-1:]}"
     files = [f"tests/test_{test}.py" for test in FAST]
     options = ["-q", "-p", "no:cacheprovider", "-n", "auto", "--maxprocesses", "8"]
+    options += ["-W", "default"]  # only those of the pinned versions are known, and fail a test
     passed, output, seconds = run([python, "-m", "pytest", *options, *files], log)
     ends = re.findall(r"^.*\d+ \w+.* in [\d.]+s.*$", output, flags=re.MULTILINE) or [""]
     counts = ", ".join(re.findall(r"\d+ (?:passed|failed|errors?|skipped)", ends[-1]))

@@ -32,14 +32,13 @@ from csd_lib.files import (
     make_folder,
     only_one,
     read_arrays,
-    read_tensors,
     write_tensors,
     writing,
 )
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import get_method
 from csd_lib.model import Network
-from csd_lib.networks import network_from_state
+from csd_lib.networks import network_from_state, read_state
 from csd_lib.paper.report import describe
 from csd_lib.paths import results_folder, runs_folder, variable
 from csd_lib.record import Record, read_records
@@ -51,6 +50,7 @@ from csd_lib.train import load_images
 # no such folder: they are its data/results/.
 PACKAGED = Path(__file__).resolve().parent.parent / "recorded"
 MAX_FETCHED = 100_000_000  # bytes of one recorded file; the largest has 2 MB
+SAFETENSORS = "model.safetensors"  # of what was exported, in the place of model.pt
 PAUSE = 2.0  # seconds between two looks at what other processes hold
 
 
@@ -454,8 +454,8 @@ def load_model(record: Record) -> Network:
         InputError: if the record kept none, the file is not the one that was recorded, or it
             cannot be fetched.
     """
-    path = _recorded_file(record, "model.pt")
-    state = read_tensors(path)
+    path = _recorded_file(record, SAFETENSORS if SAFETENSORS in record.files else "model.pt")
+    state = read_state(path)
     try:
         return network_from_state(record.config, state)
     except (AttributeError, LookupError, TypeError, ValueError) as error:

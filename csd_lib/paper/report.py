@@ -261,7 +261,8 @@ def _inputs(config: TrainConfig) -> str:
     """Say which images, and which weights the network began with."""
     size = f" at {config.image_size} pixels" if config.image_size else ""
     weights = f", weights {config.weights}" if config.weights != RANDOM else ""
-    return f"{config.dataset}{size}{weights}"
+    model = f", going on from {config.init_from}" if config.init_from else ""
+    return f"{config.dataset}{size}{weights}{model}"
 
 
 def headline(group: Group) -> list[str]:
