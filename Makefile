@@ -58,7 +58,7 @@ browser: $(VENV)/installed
 versions: $(VENV)/installed
 	$(PY) tools/versions.py
 
-# The plug-ins for pytorch-metric-learning and Avalanche, and exported models, with those libraries; needs a network, for a
+# The plug-ins for pytorch-metric-learning and Avalanche, and exported models; needs a network, for a
 # small environment of its own (200 MB) that is laid over the one that runs the tests.
 integrations: $(VENV)/installed
 	$(call overlay,integrations,'.[avalanche$(comma)export$(comma)metric-learning$(comma)timm]')
