@@ -248,7 +248,10 @@ def curves() -> dict[str, list[Table]]:
         for name, folder in folders.items()
     }
     return {
-        name: [table for group in groups for table in tables(group) if table.name == name]
+        name: sorted(
+            (table for group in groups for table in tables(group) if table.name == name),
+            key=lambda table: table.group.config.tasks,
+        )
         for name, groups in found.items()
     }
 
