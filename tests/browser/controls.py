@@ -69,9 +69,9 @@ def lab(tmp_path_factory):
     options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     options += [f"--ServerApp.port={port}", f"--IdentityProvider.token={token}"]
     options += [f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0"]
-    log = (home / "log").open("w")
     command = [sys.executable, "-m", "jupyterlab", *options]
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{address}/api?token={token}", server, home / "log")
