@@ -288,6 +288,7 @@ def main() -> None:
     """Rewrite or check the pages."""
     digits, _ = load_runs(ROOT / "data" / "results" / "digits")
     groups = paper_groups(load_records(ROOT / "data" / "results" / "cifar100"))
+    several_tasks = curves()
     content = {
         "README.md": {"effect": effect_table(digits)},
         "docs/results.md": {
@@ -301,7 +302,7 @@ def main() -> None:
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),
             "kinds choice": choice_table("kinds"),
-            "figure4": curves_page(curves()["figure4"]),
+            "figure4": curves_page(several_tasks["figure4"]),
         },
         "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
         "docs/speed.md": {"speed": speed_table()},
@@ -334,7 +335,7 @@ def main() -> None:
         for table in tables(group):
             if table.name == "figure5" and table.group.config.tasks == 2:
                 figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
-    for name, found in curves().items():
+    for name, found in several_tasks.items():
         for table in found:
             figure = figures.first_task_curves(table, "own")
             figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
