@@ -306,7 +306,7 @@ def labels(name: str, value: Any, count: int) -> None:
         )
 
 
-def finite(name: str, value: Tensor, because: str = "the network that made them is broken") -> None:
+def finite(name: str, value: Any, because: str = "the network that made them is broken") -> None:
     """Refuse rows, or images, with NaN or infinite values. Reads values.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csd_lib import InputError, checks
 from csd_lib.checks import setting
@@ -11,6 +11,12 @@ from csd_lib.datasets import get_spec, is_path
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
 from csd_lib.networks import DEFAULTS, RANDOM, check_file, check_name, check_weights
 
+# ``int | Default`` is given as an int or left at None, but always read as an int, because a config
+# fills it in when it is made. So Default is None to Python, and nothing to a type checker.
+if TYPE_CHECKING:
+    from typing import Never as Default
+else:
+    Default = None
 # What a field left at None becomes, from three sources; a later one counts more.
 # 1. Our decisions where the paper is silent or its code is at odds with it.
 _DEFAULTS: dict[str, Any] = dict(
@@ -74,11 +80,11 @@ class TrainConfig(LossSettings):
     them for the paper's fine-grained data sets)."""
     class_order_seed: int | None = setting(None, checks.seed, optional=True)
     """Seed of a random class order (None: label order, as in the paper)."""
-    network: str | None = setting(None, check_name)
+    network: str | Default = setting(None, check_name)
     """Network: resnet, the paper's for small images; features, for features made elsewhere;
     efficientnet:lite0, torchvision:NAME or timm:NAME; or package.module:Class (None: resnet, or
     what the data set names)."""
-    weights: str | None = setting(None, check_weights, decides="data")
+    weights: str | Default = setting(None, check_weights, decides="data")
     """Weights that the network begins with: random, published (by its library), or a file of its
     state (None: random, or what the data set names)."""
     init_from: str | None = setting(None, check_file, optional=True, decides="data")
@@ -86,12 +92,12 @@ class TrainConfig(LossSettings):
     network's own beginning). A head for another number of classes begins anew."""
     embedding: int | None = setting(None, checks.whole, 1, 100_000, optional=True)
     """Size of a linear layer on top of the network's features (None: no such layer)."""
-    backbone_rate: float | None = setting(None, checks.number, at_least=0, at_most=1000)
+    backbone_rate: float | Default = setting(None, checks.number, at_least=0, at_most=1000)
     """Learning rate of what is below embedding and classifier, as a multiple of theirs (0: frozen;
     None: 1, and 10 in the paper's fine-grained experiments)."""
-    depth: int | None = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
+    depth: int | Default = setting(None, checks.whole, 8, 1202, "a ResNet has 6n + 2 layers")
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, else 8)."""
-    epochs: int | None = setting(None, checks.whole, 1, MAX_EPOCHS)
+    epochs: int | Default = setting(None, checks.whole, 1, MAX_EPOCHS)
     """Epochs per task (None: what the data set and the preset name; 800 for cifar100 as in the
     paper)."""
     later_epochs: int | None = setting(
@@ -101,40 +107,42 @@ class TrainConfig(LossSettings):
     stop_at_epoch: int | None = setting(None, checks.whole, 1, MAX_EPOCHS, optional=True)
     """Stop each task at this epoch of its schedule (None: at its end). The run is then a prefix of
     the whole one, which can go on from it."""
-    batch_size: int | None = setting(
+    batch_size: int | Default = setting(
         None, checks.whole, 2, 16_384, "the losses compare images of one batch"
     )
     """Images per step (None: 128 for cifar100 as in the paper, else 64)."""
-    learning_rate: float | None = setting(None, checks.number, above=0, at_most=100)
+    learning_rate: float | Default = setting(None, checks.number, above=0, at_most=100)
     """Learning rate on the first task (None: 1e-3, as in the paper)."""
-    later_learning_rate: float | None = setting(
+    later_learning_rate: float | Default = setting(
         None, checks.number, above=0, at_most=100, decides="later"
     )
     """Learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, 1e-2 for digits, 1e-3
     for fashion)."""
     optimizer: str = setting("adam", checks.one_of, ("adam", "sgd"))
     """Optimiser: adam (paper) or sgd with momentum 0.9."""
-    milestones: tuple[float, ...] | None = setting(None, _check_milestones)
+    milestones: tuple[float, ...] | Default = setting(None, _check_milestones)
     """When to divide the learning rate by 10, in fractions of a task's epochs or, from 1 on, in
     epochs (None: 0.25 0.5 0.75 for cifar100, the published code's 200, 400, 600 of 800; else
     never)."""
-    schedule: str | None = setting(None, checks.one_of, ("steps", "one_cycle"))
+    schedule: str | Default = setting(None, checks.one_of, ("steps", "one_cycle"))
     """Learning rate over a task: steps (at the milestones; paper) or one_cycle (rises for a fifth
     of the epochs, then falls to zero)."""
     weight_decay: float = setting(5e-4, checks.number, at_least=0, at_most=100)
     """L2 penalty inside the optimiser, on every parameter (paper)."""
-    crop_padding: int | None = setting(None, checks.whole, 0, 64)
+    crop_padding: int | Default = setting(None, checks.whole, 0, 64)
     """Black pixels around an image before the random crop (None: 4 for cifar100, else 0)."""
-    flip: bool | None = setting(None, checks.flag)
+    flip: bool | Default = setting(None, checks.flag)
     """Mirror images at random (None: True for cifar100, else False)."""
-    head_init: str | None = setting(None, checks.one_of, ("random", "class_means"), decides="later")
+    head_init: str | Default = setting(
+        None, checks.one_of, ("random", "class_means"), decides="later"
+    )
     """New head rows: random (published code) or class_means of the teacher's features."""
-    teacher_statistics: str | None = setting(
+    teacher_statistics: str | Default = setting(
         None, checks.one_of, ("running", "batch"), decides="later"
     )
     """Batch normalisation of the teacher: running (frozen) or batch (published code: it normalises
     with the statistics of the current batch)."""
-    selection: str | None = setting(None, checks.one_of, ("last", "test", "held_out"))
+    selection: str | Default = setting(None, checks.one_of, ("last", "test", "held_out"))
     """Which model a task hands on: that of the last epoch, or the one with the best Recall@1 on the
     test images (published code: they decide what is then reported) or on held_out images."""
     select_every: int = setting(2, checks.whole, 1, MAX_EPOCHS)
@@ -154,8 +162,7 @@ class TrainConfig(LossSettings):
 
     def __post_init__(self) -> None:
         data = get_spec(self.dataset)
-        if self.preset is None:
-            object.__setattr__(self, "preset", "clean")
+        object.__setattr__(self, "preset", "clean" if self.preset is None else self.preset)
         presets = {**PRESETS, **data.presets}
         if not isinstance(self.preset, str) or self.preset not in presets:
             raise InputError(

@@ -27,9 +27,8 @@ from csd_lib.download import local_archives, locate
 from csd_lib.engine import check_machine, half_precision, set_learning_rate
 from csd_lib.methods import get_method
 from csd_lib.model import freeze
-from csd_lib.networks import make_network
 from csd_lib.retrieval import embed, recall_at_k
-from csd_lib.train import TaskTraining, add_head_rows
+from csd_lib.train import TaskTraining, add_head_rows, new_student
 
 # Training images, test images, channels and pixels a side; CIFAR-100's, which may not be here yet.
 SIZES = {"cifar100": (50_000, 10_000, 3, 32)}
@@ -76,8 +75,7 @@ def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
     images = _made_up(config)
     tasks = class_incremental_split(images, 2)
-    student = make_network(config, images.mean, images.std)
-    student.to(device, memory_format=torch.channels_last)
+    student = new_student(config, images, device)
     generator = torch.Generator(device).manual_seed(0)
     teacher, times, decisions = None, [], []
     with precision.switches():

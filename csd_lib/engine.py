@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -198,7 +198,7 @@ class StepState:
 
     def __init__(
         self,
-        networks: list[nn.Module],
+        networks: Sequence[nn.Module],
         totals: Tensor,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,

@@ -90,7 +90,7 @@ def wrong_before_right(
         raise InputError("give gallery and gallery_labels together, or neither")
     checks.flag("same_images", same_images)
     _check("queries", queries, query_labels)
-    if gallery is None:
+    if gallery is None or gallery_labels is None:
         gallery, gallery_labels, same_images = queries, query_labels, True
     else:
         _check("gallery", gallery, gallery_labels)

@@ -32,7 +32,7 @@ from csd_lib.networks import init_head, input_size, load_state, make_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
 from csd_lib.steps import Steps
-from csd_lib.stored import StoredImages
+from csd_lib.stored import StoredImages, join
 from csd_lib.watch import Health, Selection, all_finite, feature_spread, spread_in_training
 
 
@@ -109,8 +109,9 @@ def training_step(
     outputs = Outputs(labels, features, logits, *taught)
 
     terms = method.loss_terms(outputs, settings)
+    loss = sum(terms.values())
     optimizer.zero_grad(set_to_none=True)
-    precision.scaler.scale(sum(terms.values())).backward()
+    precision.scaler.scale(loss).backward()  # type: ignore[arg-type] # no 0, as there are terms
     precision.scaler.step(optimizer)
     precision.scaler.update()
     student.head.normalize_()
@@ -152,18 +153,15 @@ def train(
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
     dataset = load_images(config) if dataset is None else dataset
     check_images(config, dataset)
-    tasks = split_classes(dataset, config)
+    run = Run(config, split_classes(dataset, config), [], [])
     method = get_method(config.method)
-    stages = [merge_tasks(tasks)] if method.joint else tasks
-    student = make_network(config, dataset.mean, dataset.std)
-    student.to(device, memory_format=torch.channels_last)
+    stages = [merge_tasks(run.tasks)] if method.joint else run.tasks
+    student = new_student(config, dataset, device)
     generator = torch.Generator(device).manual_seed(config.seed)
-    run = Run(config, tasks, [], [])
     with RunFolder.open(folder, config, dataset) as kept, precision.switches():
         saved = kept.load() or RunFolder.load_first_task(first_task, config, dataset)
         saved = saved or RunFolder.load_prefix(prefix, config, dataset)
-        if saved:
-            _restore(run, saved, student, stages)
+        _restore(run, saved, student, stages)
         kept.write_history(run.history)  # epochs after the checkpoint are run again
 
         for stage in stages[len(run.models) : stop_after]:
@@ -179,9 +177,13 @@ def train(
                 saved = None
             title = f"{method.title}, task {stage.index + 1} of {len(stages)}"
             _learn(learning, run, kept, on_epoch, title if progress else None)
-            run.models.append(freeze(student))
-            kept.save(run.models, run.history, generator)
     return run
+
+
+def new_student(config: TrainConfig, dataset: Dataset, device: torch.device) -> Network:
+    """Return the network that training begins with, in the memory order of augmented images."""
+    student = make_network(config, dataset.mean, dataset.std).to(device)
+    return student.to(memory_format=torch.channels_last)
 
 
 def _learn(
@@ -191,7 +193,7 @@ def _learn(
     on_epoch: Callable[[list[dict[str, float]], Network], None] | None,
     title: str | None,
 ) -> None:
-    """Learn a task to its last epoch."""
+    """Learn a task to its last epoch, and keep the model that it hands on."""
     with learning.progress_bar(title) as bar:
         while learning.epoch < learning.epochs:
             run.history.append(learning.run_epoch(bar))
@@ -205,10 +207,14 @@ def _learn(
         state = learning.state_dict()
         kept.save(run.models, run.history, learning.generator, state, "prefix.pt")
     learning.finish()
+    run.models.append(freeze(learning.student))
+    kept.save(run.models, run.history, learning.generator)
 
 
-def _restore(run: Run, saved: SavedState, student: Network, stages: Sequence[Task]) -> None:
-    """Put history and finished models into the run, and the newest of them into the student."""
+def _restore(run: Run, saved: SavedState | None, student: Network, stages: Sequence[Task]) -> None:
+    """Put what was saved of history and models into the run, and the newest into the student."""
+    if saved is None:
+        return
     with saved.restoring():
         run.history.extend(saved.history(run.config))
         for stage, state in zip(stages, saved["models"], strict=False):
@@ -241,23 +247,24 @@ class TaskTraining:
         generator: torch.Generator,
     ):
         task, device = tasks[-1], generator.device
+        if teacher is not None and config.teacher_statistics == "batch":
+            teacher = copy.deepcopy(teacher).train()
         self.student, self.teacher, self.config = student, teacher, config
         self.precision, self.generator = precision, generator
         self.method = get_method(config.method)
-        settings = config.optimizer, student, config.weight_decay, device, config.backbone_rate
-        self.optimizer = make_optimizer(*settings)
+        self.optimizer = make_optimizer(
+            config.optimizer, student, config.weight_decay, device, config.backbone_rate
+        )
         self.index, self.epoch = task.index, 0
         self.epochs = config.epochs_to_run(task.index)
-        if teacher is not None and config.teacher_statistics == "batch":
-            self.teacher = copy.deepcopy(teacher).train()
         self.selection = None
         if config.selection == "test":
-            parts = ([getattr(t, f"test_{p}") for t in tasks] for p in ("images", "labels"))
-            self.selection = Selection(*(torch.cat(part).to(device) for part in parts))
+            images = join([t.test_images for t in tasks])
+            labels = torch.cat([t.test_labels for t in tasks])
         elif config.selection == "held_out":
-            task, *held_out = hold_out(task, config.held_out, config.seed)
-            self.selection = Selection(*(part.to(device) for part in held_out))
-        if self.selection:
+            task, images, labels = hold_out(task, config.held_out, config.seed)
+        if config.selection != "last":
+            self.selection = Selection(images.to(device), labels.to(device))
             self.selection.measure(student)  # before the first epoch too, as the published code
 
         self.images, self.labels = task.train_images.to(device), task.train_labels.to(device)
@@ -266,7 +273,7 @@ class TaskTraining:
         self.totals = torch.zeros(len(self.names), device=device)
         batch = self.images[:: max(1, len(self.images) // config.batch_size)][: config.batch_size]
         self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
-        networks = [student] if teacher is None else [student, self.teacher]
+        networks = [student] if teacher is None else [student, teacher]
         state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
         # A graph cannot read a file.
         graph = "false" if isinstance(self.images, StoredImages) else config.cuda_graph
@@ -280,7 +287,8 @@ class TaskTraining:
         terms, features = training_step(
             *networks, self.optimizer, images, labels, self.method, config, self.precision
         )
-        numbers = torch.stack([sum(terms.values()), *terms.values(), feature_spread(features)])
+        loss, spread = sum(terms.values()), feature_spread(features)
+        numbers = torch.stack([loss, *terms.values(), spread])  # type: ignore[list-item] # no 0
         self.totals.add_(numbers, alpha=len(batch) / len(self.labels))
 
     def run_epoch(self, bar: tqdm | None = None) -> dict[str, float]:
@@ -301,8 +309,8 @@ class TaskTraining:
             if bar is not None:
                 bar.update()
         # The only place where the host waits for the device: once an epoch.
-        *means, finite = torch.stack([*self.totals, all_finite(self.student)]).tolist()
-        means = dict(zip(self.names, means, strict=True))
+        *values, finite = torch.stack([*self.totals, all_finite(self.student)]).tolist()
+        means = dict(zip(self.names, values, strict=True))
         record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
         self.epoch += 1
         last = self.epoch == self.epochs

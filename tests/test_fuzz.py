@@ -109,7 +109,7 @@ _WHY_EXEMPT = {
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """
-        train.train train.load_images train.check_images train.split_classes
+        train.train train.load_images train.check_images train.split_classes train.new_student
         datasets.get_spec datasets.is_path
         experiment.run_experiment experiment.run_name experiment.run_folder
         experiment.load_run experiment.last_model

@@ -334,13 +334,17 @@ def task_training(config, dataset, tasks):
     return TaskTraining(student, None, tasks, config, precision, generator)
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_images_in_their_file_give_the_same_results_bit_for_bit(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(
+    "kind, selection", [("folder", "held_out"), ("file", "held_out"), ("file", "test")]
+)
+def test_images_in_their_file_give_the_same_results_bit_for_bit(
+    tmp_path, monkeypatch, kind, selection
+):
     path = make(tmp_path / "pets")
     if kind == "file":
         path = tmp_path / "pets.npz"
         np.savez(path, **arrays())
-    config = TrainConfig(dataset=str(path), **QUICK, selection="held_out", method="csd")
+    config = TrainConfig(dataset=str(path), **QUICK, selection=selection, method="csd")
     found = {}
     for limit in (own_images.MAX_IN_MEMORY, 0):
         monkeypatch.setattr(own_images, "MAX_IN_MEMORY", limit)
