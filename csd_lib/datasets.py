@@ -176,7 +176,7 @@ class DatasetSpec:
     """What must be known of a data set before it is loaded."""
 
     load: Callable[..., Dataset]  # gets the folder or file to look in, or None
-    classes: int | None  # None: only the images say it
+    classes: int  # 0: only the images say it
     defaults: Mapping[str, Any]  # settings of config.TrainConfig that it wants
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of its own, by name
     scaled: bool = False  # load also gets the size that images are scaled to, or None
@@ -290,7 +290,7 @@ DATASETS = {
 # than the paper's, and later tasks learn as fast as the first.
 OWN_IMAGES = DatasetSpec(
     load_own_images,
-    classes=None,
+    classes=0,
     scaled=True,
     defaults=dict(
         depth=20,

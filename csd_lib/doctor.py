@@ -77,7 +77,8 @@ def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
     tasks = class_incremental_split(images, 2)
     student = new_student(config, images, device)
     generator = torch.Generator(device).manual_seed(0)
-    teacher, times, decisions = None, [], []
+    teacher, times = None, []
+    decisions: list[str] = []
     with precision.switches():
         for number, task in enumerate(tasks):
             add_head_rows(student, teacher, task, config)
@@ -90,9 +91,9 @@ def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
             teacher = freeze(student)
     batch = images.train_images[:512]
     features, labels = torch.randn(2000, 64, device=device), torch.arange(2000, device=device) % 50
-    each_image = _repeated(lambda: embed(teacher, batch), device, seconds / 2) / len(batch)
+    each_image = _repeated(lambda: embed(student, batch), device, seconds / 2) / len(batch)
     each_pair = _repeated(lambda: recall_at_k(features, labels), device, seconds / 4) / 2000**2
-    return Rates(*times, each_image, each_pair, tuple(decisions))
+    return Rates(times[0], times[1], each_image, each_pair, tuple(decisions))
 
 
 def forecast(configs: Iterable[TrainConfig], rates: Rates) -> float:
@@ -124,7 +125,7 @@ def runs_of(name: str, device: str = "auto", precision: str = "fp32") -> list[Tr
             CIFAR-100's Table 1, one seed; or ``table1 PRESET METHOD``: one cell of it.
         device, precision: to train with.
     """
-    common = dict(device=device, precision=precision)
+    common: dict[str, Any] = dict(device=device, precision=precision)
     if name in ("smoke", "class", "paper"):
         mode = {"smoke": {}, "class": dict(preset="class"), "paper": dict(preset="clean")}[name]
         mode |= dict(dataset="digits" if name == "smoke" else "cifar100")
@@ -342,7 +343,8 @@ def _step_seconds(learning: TaskTraining, seconds: float) -> float:
 
 def _repeated(action: Callable[[], Any], device: torch.device, seconds: float) -> float:
     """Return the median time of some repetitions of an action, for so many seconds."""
-    times, many = [], 10 if device.type == "cuda" else 1  # a GPU is asked for several at a time
+    times: list[float] = []
+    many = 10 if device.type == "cuda" else 1  # a GPU is asked for several at a time
     ends = time.perf_counter() + seconds
     action()
     while len(times) < 3 or time.perf_counter() < ends:

@@ -80,7 +80,7 @@ def make_groups(
     """
     waiting: dict[Path | None, list[ledger.Cell]] = {}
     for cell in cells:
-        needs = cell.first_run and not (cell.first_run / "results.json").exists()
+        needs = cell.first and not (cell.first_run / "results.json").exists()
         waiting.setdefault(cell.first_run if needs else None, []).append(cell)
 
     def jobs(of: Sequence[ledger.Cell]) -> list[Job]:

@@ -79,7 +79,7 @@ class Table:
     def halves(self) -> tuple[str, str]:
         """Which classes are old and which are new, in a table of two tasks."""
         config = self.group.config
-        classes = get_spec(config.dataset).classes or 0
+        classes = get_spec(config.dataset).classes
         old = config.first_classes or classes // 2
         return f"1-{old}", f"{old + 1}-{classes}"
 

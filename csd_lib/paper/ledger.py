@@ -111,8 +111,8 @@ class Cell:
         self.config, self.data, self.fingerprint = config, data, fingerprint
         self.run = runs_folder() / run_name(config, data)
         self.place = folder / config.data_name / run_name(config, data)
-        self.first = config.first_task()
-        self.first_run = runs_folder() / run_name(self.first, data) if self.first else None
+        self.first = config.first_task()  # None: it shares none, so it is its own first_run
+        self.first_run = runs_folder() / run_name(self.first or config, data)
         method = get_method(config.method)
         stages = 1 if method.joint or not method.learns_later else config.tasks
         self.epochs = sum(map(config.epochs_to_run, range(stages)))
@@ -153,7 +153,7 @@ class Cell:
 
     def epochs_done(self) -> int:
         """Count the epochs in the run's history, or of the first task that it will share."""
-        return len(_history(self.run) or (_history(self.first_run) if self.first_run else ()))
+        return len(_history(self.run) or _history(self.first_run))
 
     def state(self) -> str:
         """Say in words how far this cell is."""
@@ -249,7 +249,7 @@ def reproduce(
             f"{len(broken)} of {len(cells)} cells broke down, all others are recorded: "
             f"{worker.title(first)}: {broken[first]}"
         )
-    return [cell.record.folder for cell in cells]
+    return [cell.record.folder for cell in cells if cell.record and cell.record.folder]
 
 
 class _Worker:
@@ -292,8 +292,8 @@ class _Worker:
                 if not cell.is_current:
                     run = self._run(cell, cell.config, share_first_task=True)
                     # Settings that it does not read may have had other values when it was begun.
-                    machine = dict(device=run.config.device, cuda_graph=run.config.cuda_graph)
-                    config = replace(cell.config, **machine)
+                    used = run.config
+                    config = replace(cell.config, device=used.device, cuda_graph=used.cuda_graph)
                     run = replace(run, record=replace(run.record, config=config))
                     place = write_record(run, cell.place_to_write(), self.keep_models)
                     cell.record = Record.read(place / "results.json")
@@ -347,10 +347,9 @@ def passes_left(cells: Sequence[Cell]) -> float:
     left, shared = 0.0, set()
     for cell in cells:
         first_task, done = cell.config.epochs_to_run(0), cell.epochs_done()
-        first = cell.first_run or cell.run  # the initial model is the others' first task
-        if first in shared:
+        if cell.first_run in shared:  # the initial model is the others' first task
             done = max(done, first_task)
-        shared.add(first)
+        shared.add(cell.first_run)
         left += max(0, cell.epochs - done) * cell.share
     return left
 
@@ -396,13 +395,11 @@ def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Pa
         model = run.models[-1]
         write_tensors(place / "model.pt", model.state_dict())
         images = join([task.test_images for task in run.tasks])
-        labels = torch.cat([task.test_labels for task in run.tasks])
+        labels = torch.cat([task.test_labels for task in run.tasks]).numpy()
         features = embed(model, images).half().cpu().numpy()
-        most = int(labels.max())
-        kind = np.uint8 if most < 256 else np.int64
-        arrays = dict(features=features, labels=labels.numpy().astype(kind))
+        kind = np.uint8 if labels.max() < 256 else np.int64
         with writing(place / "features.npz"):
-            np.savez(place / "features.npz", **arrays)
+            np.savez(place / "features.npz", features=features, labels=labels.astype(kind))
         files = {name: _sha256(place / name) for name in ("model.pt", "features.npz")}
     record = replace(run.record, history=tuple(run.history), files=files)
     record.write(place / "results.json")
@@ -433,9 +430,10 @@ def load_features(record: Record) -> tuple[Tensor, Tensor]:
     arrays = read_arrays(path, MAX_FETCHED)
     features, labels = arrays.get("features"), arrays.get("labels")
     if (
-        not (arrays.keys() == {"features", "labels"} and features.dtype == np.float16)
-        or not (labels.dtype in (np.uint8, np.int64) and features.ndim == 2)
-        or not (labels.shape == (len(features),) and np.isfinite(features).all())
+        (features is None or labels is None or len(arrays) != 2)
+        or (features.dtype != np.float16 or features.ndim != 2)
+        or (labels.dtype not in (np.uint8, np.int64) or labels.shape != (len(features),))
+        or not np.isfinite(features).all()
     ):
         raise InputError(
             f"{path} does not hold finite float16 features [N, D] and whole labels [N]: fetch it "
