@@ -19,7 +19,7 @@ test: $(VENV)/installed
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# The types of csd_lib; what is not checked yet is named in pyproject.toml.
+# The types of all of csd_lib.
 types: $(VENV)/installed
 	$(PY) -m mypy
 

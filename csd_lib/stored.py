@@ -30,7 +30,7 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Tensor:
         """Return a copy of some images, as a tensor on ``device``."""
         index = index.cpu() if isinstance(index, Tensor) else index
         return self.pixels[self.rows[index]].movedim(-1, -3).contiguous().to(self.device)

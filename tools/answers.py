@@ -50,11 +50,14 @@ def _sentences(check: Callable[..., Any]) -> Iterator[tuple[int, str]]:
     They stand in its lists of mistakes, in ``raise Mistake(...)`` and in ``hints=...``.
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(check)))
-    texts = {
-        node.targets[0].id: node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
+    texts = {}
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=value)
+            ):
+                texts[name] = value
     for node in ast.walk(tree):
         match node:
             case ast.List(elts=elements):

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from IPython.display import Markdown, display
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -75,26 +78,25 @@ def image_rows(rows: Sequence[tuple[str, Tensor]], titles: Sequence[str] | None 
         squeeze=False,
         layout="constrained",
     )
-    for row, (label, images) in enumerate(rows):
-        for column, axis in enumerate(axes[row]):
+    for places, (label, images) in zip(axes, rows, strict=True):
+        for column, axis in enumerate(places):
             axis.axis("off")
             if column < len(images):
                 _draw_image(axis, images[column])
-        axes[row][0].text(
-            -0.15, 0.5, label, transform=axes[row][0].transAxes, ha="right", va="center"
-        )
+        first = places[0]
+        first.text(-0.15, 0.5, label, transform=first.transAxes, ha="right", va="center")
     for axis, title in zip(axes[0], titles or [], strict=False):
         axis.set_title(title, fontsize=13)
     return figure
 
 
-def _check_images(name: str, images: Tensor) -> None:
+def _check_images(name: str, images: Any) -> None:
     checks.images(name, images)
     if images.shape[1] not in (1, 3):
         raise InputError(f"{name} are {checks.shown(images)}: give images with 1 or 3 channels")
 
 
-def _draw_image(axis: plt.Axes, image: Tensor) -> None:
+def _draw_image(axis: Axes, image: Tensor) -> None:
     """Draw one uint8 ``[C, H, W]`` image, grey if it has a single channel."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
     axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -126,7 +128,7 @@ def visibility_picture(num_tasks: int) -> Figure:
     states = np.full((num_tasks, num_tasks), 0)
     states[np.tril_indices(num_tasks, -1)] = 1
     np.fill_diagonal(states, 2)
-    words = {0: "not yet there", 1: "gone; test only", 2: "train"}
+    words = ["not yet there", "gone; test only", "train"]
     figure, axis = plt.subplots(figsize=(2.6 * num_tasks + 1, 0.9 * num_tasks + 0.8))
     sns.heatmap(states, cmap=["#F2F2F2", "#BFD7EA", BLUE], cbar=False, linewidths=3, ax=axis)
     for i, j in np.ndindex(states.shape):
@@ -146,7 +148,7 @@ def number_matrix(
     number_format: str = ".2f",
     outlined: np.ndarray | Tensor | None = None,
     limits: tuple[float, float] | None = None,
-    axis: plt.Axes | None = None,
+    axis: Axes | None = None,
 ) -> Figure:
     """A heat map with its numbers written in; NaN cells stay empty.
 
@@ -173,9 +175,7 @@ def number_matrix(
         if outlined.shape != values.shape:
             raise InputError(f"outlined has shape {outlined.shape}, the values {values.shape}")
     low, high = (None, None) if limits is None else _limits(limits)
-    _check_axis(axis)
-    if axis is None:
-        _, axis = plt.subplots(figsize=(0.95 * len(columns) + 1.8, 0.65 * len(rows) + 1.1))
+    figure, axis = _place(axis, (0.95 * len(columns) + 1.8, 0.65 * len(rows) + 1.1))
     sns.heatmap(
         values,
         annot=True,
@@ -195,8 +195,16 @@ def number_matrix(
     axis.set_title(title)
     if outlined is not None:
         for i, j in np.argwhere(outlined):
-            axis.add_patch(plt.Rectangle((j + 0.05, i + 0.07), 0.9, 0.86, fill=False, ec=RED, lw=4))
-    return axis.figure
+            axis.add_patch(Rectangle((j + 0.05, i + 0.07), 0.9, 0.86, fill=False, ec=RED, lw=4))
+    return figure
+
+
+def _place(axis: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Return the figure and the axes to draw into, which are new ones if none are given."""
+    checks.instance("axis", axis, (Axes, type(None)), "matplotlib axes, or None")
+    if axis is None:
+        return plt.subplots(figsize=size)
+    return axis.figure.figure, axis  # of axes in a subfigure, the whole figure
 
 
 def _limits(limits: tuple[float, float]) -> list[float]:
@@ -211,7 +219,7 @@ def unit_circle(
     labels: Tensor,
     arrows: Tensor | None = None,
     class_names: Sequence[str] = ("class A", "class B"),
-    axis: plt.Axes | None = None,
+    axis: Axes | None = None,
 ) -> Figure:
     """Two-dimensional features as points on the unit circle.
 
@@ -236,18 +244,17 @@ def unit_circle(
         _check_same_length(labels, arrows=arrows)
         arrows = arrows.detach().cpu()
     groups, labels = {name: p.detach().cpu() for name, p in groups.items()}, labels.cpu()
-    _check_axis(axis)
-    if axis is None:
-        _, axis = plt.subplots(figsize=(7, 5.2))
-    axis.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
+    figure, axis = _place(axis, (7, 5.2))
+    axis.add_patch(Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
     for index, (group, points) in enumerate(groups.items()):
         radius = 1 + 0.13 * index
         points = points * radius
         for label in labels.unique().tolist():
-            chosen = points[labels == label].numpy()
+            xs, ys = points[labels == label].T.numpy()
             color = CLASS_COLORS[label]
             axis.scatter(
-                *chosen.T,
+                xs,
+                ys,
                 s=170,
                 marker=CLASS_MARKERS[label],
                 facecolors=color if index == 0 else "white",
@@ -270,11 +277,7 @@ def unit_circle(
     axis.set(xlim=(-1.6, 1.6), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(groups), frameon=False)
-    return axis.figure
-
-
-def _check_axis(axis: plt.Axes | None) -> None:
-    checks.instance("axis", axis, (plt.Axes, type(None)), "matplotlib axes, or None")
+    return figure
 
 
 def _check_range(labels: Tensor, classes: int) -> None:
@@ -329,7 +332,8 @@ class LiveCurves:
 
     def __init__(self, seconds: float = 2.0):
         checks.number("seconds", seconds, at_least=0)
-        self.seconds, self.drawn_at, self.handle = seconds, time.monotonic(), None
+        self.seconds, self.drawn_at = seconds, time.monotonic()
+        self.handle: Any = None  # of what is on the page
 
     def __call__(self, history: Sequence[dict[str, float]], student: ResNet) -> None:
         """Redraw if the last drawing is old enough."""
@@ -460,7 +464,7 @@ def search_words(
 
 def _check_search(
     of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
-) -> dict[str, list[list[int]]]:
+) -> dict[str, Sequence[Sequence[int]]]:
     """Check what a search is drawn from, and return what was found as plain numbers."""
     checks.instance("of", of, (Dataset, Task), "a data set or a task")
     _check_images("test images", of.test_images)
@@ -470,12 +474,12 @@ def _check_search(
     for query in queries:
         checks.whole("queries", query, 0, last)
     for name, numbers in found.items():
-        numbers = checks.table(f"found[{name!r}]", numbers)
-        if not np.isin(numbers, np.arange(last + 1)).all():
+        table = checks.table(f"found[{name!r}]", numbers)
+        if not np.isin(table, np.arange(last + 1)).all():
             raise InputError(f"found[{name!r}]: give numbers of test images, 0 to {last}")
-        if len(numbers) != len(queries):
-            raise InputError(f"found[{name!r}] has {len(numbers)} rows for {len(queries)} queries")
-        plain[name] = numbers.astype(int).tolist()
+        if len(table) != len(queries):
+            raise InputError(f"found[{name!r}] has {len(table)} rows for {len(queries)} queries")
+        plain[name] = table.astype(int).tolist()
     if len({len(rows[0]) for rows in plain.values()}) > 1:
         raise InputError("found: give every network equally many images")
     return plain
@@ -486,7 +490,7 @@ def _class_name(of: Dataset | Task, number: int) -> str:
     return of.class_names[int(of.test_labels[number]) - first].replace("_", " ")
 
 
-def _draw_found(axis: plt.Axes, of: Dataset | Task, query: int, number: int) -> None:
+def _draw_found(axis: Axes, of: Dataset | Task, query: int, number: int) -> None:
     """Draw an image that was found: framed, with a tick, or with a cross and its own class."""
     _draw_image(axis, of.test_images[number])
     hit = bool(of.test_labels[number] == of.test_labels[query])
@@ -517,8 +521,8 @@ def grouped_points(
         checks.mapping(f"values[{group!r}]", by_method, "numbers by method")
         if by_method.keys() != next(iter(values.values())).keys():
             raise InputError(f"{group} has other methods than the first group: give the same ones")
-        for name, runs in by_method.items():
-            checks.table(f"values[{group!r}][{name!r}]", runs, 1)
+        for name, numbers in by_method.items():
+            checks.table(f"values[{group!r}][{name!r}]", numbers, 1)
     checks.text("ylabel", ylabel)
     checks.text("title", title)
     checks.flag("bars", bars)
@@ -573,8 +577,8 @@ def recipe_points(
     rows = []
     for what, given, ndim in (("recorded", recorded, 2), ("mine", mine, 1)):
         checks.mapping(what, given, "three numbers a run, by recipe")
-        for name, values in given.items():
-            values = np.atleast_2d(checks.table(f"{what}[{name!r}]", values, ndim))
+        for name, numbers in given.items():
+            values = np.atleast_2d(checks.table(f"{what}[{name!r}]", numbers, ndim))
             if values.shape[1] != 3:
                 raise InputError(f"{what}[{name!r}] has rows of {values.shape[1]}: give three")
             rows.append((name, values, ndim == 1))
@@ -636,7 +640,7 @@ def class_centers(positions: np.ndarray, labels: Tensor) -> dict[int, np.ndarray
 
 
 def class_map(
-    axis: plt.Axes,
+    axis: Axes,
     positions: np.ndarray,
     labels: Tensor,
     class_names: Sequence[str],
@@ -651,7 +655,7 @@ def class_map(
         class_names: one per label.
         came_from: earlier centre of a class, from where an arrow shall run to its centre now.
     """
-    checks.instance("axis", axis, plt.Axes, "matplotlib axes")
+    checks.instance("axis", axis, Axes, "matplotlib axes")
     centers = class_centers(positions, labels)
     checks.names("class_names", class_names, 1)
     _check_range(labels, len(class_names))
@@ -659,16 +663,18 @@ def class_map(
     for center in came_from.values():
         checks.points("came_from", [center])
     for c, center in centers.items():
-        style = dict(
+        style: dict[str, Any] = dict(
             color=CLASS_COLORS[c % len(CLASS_COLORS)], marker=CLASS_MARKERS[c % len(CLASS_MARKERS)]
         )
-        axis.scatter(*positions[labels == c].T, s=22, alpha=0.55, linewidths=0, **style)
-        axis.scatter(*center, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
+        (x, y), (xs, ys) = center, positions[labels == c].T
+        axis.scatter(xs, ys, s=22, alpha=0.55, linewidths=0, **style)
+        axis.scatter(x, y, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
         others = [p for k, p in centers.items() if k != c] + list(came_from.values())
+        aside, up = 16 * _free_direction(center, others)
         axis.annotate(
             class_names[c],
-            center,
-            16 * _free_direction(center, others),
+            (x, y),
+            (aside, up),
             textcoords="offset points",
             ha="center",
             va="center",
@@ -677,7 +683,8 @@ def class_map(
         )
         if c in came_from:
             arrow = dict(arrowstyle="-|>", color=BLACK, lw=2.5, shrinkA=0, shrinkB=7)
-            axis.annotate("", center, came_from[c], arrowprops=arrow, zorder=3)
+            from_x, from_y = came_from[c]
+            axis.annotate("", (x, y), (from_x, from_y), arrowprops=arrow, zorder=3)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
 

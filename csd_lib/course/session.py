@@ -107,9 +107,7 @@ class Session:
                 "stopped: run this cell again to go on from the last finished epoch"
             ) from None
 
-    def try_term(
-        self, term: Callable[[Tensor, Tensor, Tensor], Tensor], seed: int = 0
-    ) -> RetrievalMatrix:
+    def try_term(self, term: Callable[..., Tensor], seed: int = 0) -> RetrievalMatrix:
         """Train with cross entropy, the triplet loss and a learner's own distillation term.
 
         Nothing is kept, because a changed term would otherwise find the runs of the old one.
@@ -129,7 +127,7 @@ class Session:
             run = train(config, self.load_dataset(), progress=self.mode != "smoke")
         return retrieval_matrix(run.models, run.tasks)
 
-    def check(self, what: str, value: float, quoted: float, tolerance: float) -> None:
+    def check(self, what: str, value: Any, quoted: float, tolerance: float) -> None:
         """Compare a value with the one the text quotes; the text quotes smoke mode.
 
         In other modes the data differ, so the value is only printed beside the quoted one.

@@ -35,10 +35,12 @@ from csd_lib.files import read_arrays
 from csd_lib.losses import csd_loss
 from csd_lib.methods import TERMS, get_method
 from csd_lib.numerics import unit_length
+from csd_lib.paper.figures import GREY
 from csd_lib.paper.ledger import find_file
 from csd_lib.paper.report import changed_settings
 from csd_lib.paths import variable
 from csd_lib.record import Record
+from csd_lib.stored import join
 
 Drawing = tuple[Figure, str]
 # Steps of equal ratio from 0.05 to 2, with the 0.07 of the paper's code and the 0.5 of the pencil.
@@ -230,14 +232,14 @@ def csd_temperature(
     batch = len(labels)
     moving = student.detach().clone().requires_grad_()
     loss = csd_loss(moving, teacher, labels, temperature)
-    loss.backward()
+    [gradient] = torch.autograd.grad(loss, moving)
     itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
     similar = (student @ torch.cat([student, teacher]).T).masked_fill(itself, -torch.inf)
     probabilities = (similar / temperature).softmax(dim=1)
     same = labels[:, None] == labels.repeat(2)[None, :]
     rivals = probabilities.masked_fill(same, 0)
     nearest_share = (rivals.amax(dim=1) / rivals.sum(dim=1)).mean().item()
-    lengths = moving.grad.norm(dim=1)
+    lengths = gradient.norm(dim=1)
     longest = lengths.max()
 
     figure, (left, right) = plt.subplots(
@@ -254,7 +256,7 @@ def csd_temperature(
         axis=left,
     )
     groups = {"student": student, "teacher": teacher}
-    arrows = -moving.grad * (0.6 / longest) if longest > 1e-6 else None
+    arrows = -gradient * (0.6 / longest) if longest > 1e-6 else None
     plots.unit_circle(groups, labels, arrows, axis=right)
     right.set_title(f"pull, at most {longest.item():.2f}")
     return figure, (
@@ -288,7 +290,7 @@ def neighbors(
         stage: the later task, from 1.
     """
     checks.sequence("tasks", tasks, Task, "the list of class_incremental_split")
-    images = torch.cat([task.test_images for task in tasks])
+    images = join([task.test_images for task in tasks])
     labels = torch.cat([task.test_labels for task in tasks])
     checks.mapping("features", features, "features after each task, by method")
     checks.one_of("method", method, features)
@@ -306,12 +308,12 @@ def neighbors(
     gallery = ((task_of < stage) | (task_of == task_of[query])).nonzero().squeeze(1)
     gallery = gallery[gallery != query]
     checks.whole("k", k, 1, len(gallery), f"there are {len(gallery)} images to search")
-    found = []
+    nearest_first = []
     for of_stage in (features[method][0], features[method][stage - 1]):
         unit = unit_length(of_stage.cpu())
         order = (unit[gallery] @ unit[query]).argsort(descending=True, stable=True)
-        found.append(gallery[order[:k]])
-    found = torch.stack(found)  # [2, k]
+        nearest_first.append(gallery[order[:k]])
+    found = torch.stack(nearest_first)  # [2, k]
     hits = labels[found] == labels[query]
     name, title = names[labels[query]], get_method(method).title
     figure = plots.retrieval_examples(
@@ -492,7 +494,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
     positions, home = recording.positions[which, moment].astype(float), recording.home.astype(float)
     labels = torch.from_numpy(recording.labels.astype(np.int64))
     seen = recording.task_of_image < task
-    right.scatter(*positions[~seen].T, s=12, color=plots.GREY, alpha=0.5, linewidths=0)
+    right.scatter(*positions[~seen].T, s=12, color=GREY, alpha=0.5, linewidths=0)
     names = [str(label) for label in range(int(labels.max()) + 1)]
     homes = plots.class_centers(home, labels)
     plots.class_map(right, positions[seen], labels[seen], names, homes)

@@ -305,7 +305,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         positive = y[:, None] == y[None]
         return -(((similarity - below) * positive).sum(dim=1) / positive.sum(dim=1)).mean()
 
-    mistakes = [
+    mistakes: Mistakes = [
         *(
             (ZERO_IN_THE_SOFTMAX, partial(_csd_variant, zero_for_itself=True, overflows=overflows))
             for overflows in (False, True)

@@ -17,7 +17,7 @@ from csd_lib.course.checkers.cases import (
     random_features,
     random_labels,
 )
-from csd_lib.course.checkers.judge import Verdict, compare, compare_gradients, verdict
+from csd_lib.course.checkers.judge import Mistakes, Verdict, compare, compare_gradients, verdict
 from csd_lib.numerics import unit_length
 
 
@@ -116,8 +116,8 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
                 found.append(F.relu(sign * (n - p) + margin))
         if not found:
             return torch.zeros(())
-        found = torch.stack(found)
-        return found.mean() if over_all else found.sum() / (found > 0).sum().clamp_min(1)
+        each = torch.stack(found)
+        return each.mean() if over_all else each.sum() / (each > 0).sum().clamp_min(1)
 
     def over_triplets(f: Tensor, y: Tensor, margin: float, above_0: bool) -> Tensor:
         similarity = unit_length(f) @ unit_length(f).T
@@ -164,10 +164,10 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         "classes so far apart that every loss is 0": (on_circle(0, 5, 180, 185), pencil[1], 0.1),
         "24 images of four classes": (random_features(24, 8), random_labels(24, 4), 0.4),
     }
-    mistakes = [
+    mistakes: Mistakes = [
         (
             "You did not scale the features to length 1, so these are not cosines.",
-            lambda *a: variant(*a, normalize=False),
+            partial(variant, normalize=False),
         ),
         *(
             (MASK_TIMES_COSINE, partial(with_zeros, where=where, lonely=lonely, over_all=over_all))
@@ -178,27 +178,27 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         (
             "You took the easiest positive, the most similar one. The hardest positive is the "
             "*least* similar image of the class.",
-            lambda *a: variant(*a, hardest_positive=False),
+            partial(variant, hardest_positive=False),
         ),
         (
             "You took the easiest negative, the least similar one. The hardest negative is the "
             "*most* similar image of another class.",
-            lambda *a: variant(*a, hardest_negative=False),
+            partial(variant, hardest_negative=False),
         ),
         (
             "You took the easiest pair, the most similar positive and the least similar negative. "
             "Hardest means: the pair with the largest loss.",
-            lambda *a: variant(*a, hardest_positive=False, hardest_negative=False),
+            partial(variant, hardest_positive=False, hardest_negative=False),
         ),
         (
             "You average over *all* triplets. Each anchor has one only: its hardest positive and "
             "its hardest negative.",
-            lambda *a: over_triplets(*a, above_0=True),
+            partial(over_triplets, above_0=True),
         ),
         (
             "You average over *all* triplets, and over those with loss 0. Each anchor has one "
             "only, with its hardest pair, and losses of 0 are left out of the mean.",
-            lambda *a: over_triplets(*a, above_0=False),
+            partial(over_triplets, above_0=False),
         ),
         (
             "You add up over the anchors. Take the mean over those with a loss above 0.",
@@ -211,7 +211,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         (
             "The sign is the wrong way round: the loss should fall when the negative becomes less "
             "similar.",
-            lambda *a: variant(*a, sign=-1),
+            partial(variant, sign=-1),
         ),
         (
             "The margin is missing.",
@@ -219,7 +219,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         ),
         (
             "You take the mean over all anchors. Those with loss 0 are left out of the mean.",
-            lambda *a: variant(*a, over_all=True),
+            partial(variant, over_all=True),
         ),
         (
             "You divide by the size of the batch. Anchors with loss 0, and images that are no "
@@ -228,12 +228,12 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         ),
         (
             "This is the distance of two features. The exercise compares cosines.",
-            lambda *a: variant(*a, power=1),
+            partial(variant, power=1),
         ),
         (
             "This is the squared distance, as the paper writes it. The published code, and the "
             "exercise, compare cosines.",
-            lambda *a: variant(*a, power=2),
+            partial(variant, power=2),
         ),
     ]
     hints = {

@@ -18,7 +18,7 @@ from csd_lib.course.checkers.cases import (
     random_features,
     random_labels,
 )
-from csd_lib.course.checkers.judge import Verdict, compare, verdict
+from csd_lib.course.checkers.judge import Mistakes, Verdict, compare, verdict
 from csd_lib.numerics import unit_length
 
 Results = dict[str, dict[int, float]]  # a recipe's value for each seed
@@ -118,10 +118,10 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             1,
         ),
     }
-    mistakes = [
+    mistakes: Mistakes = [
         (
             "Every query finds itself, so you get 100 %. Leave it out of its own search.",
-            lambda *a: variant(*a, itself=True),
+            partial(variant, itself=True),
         ),
         (
             "Every query finds itself, so you get 100 %. Leave it out of its own search.",
@@ -129,11 +129,11 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         ),
         (
             ZERO_FOR_LEFT_OUT,
-            lambda *a: zeros(*a, of_itself=False),
+            partial(zeros, of_itself=False),
         ),
         (
             ZERO_FOR_LEFT_OUT,
-            lambda *a: zeros(*a, of_itself=True),
+            partial(zeros, of_itself=True),
         ),
         (
             "K is off by one: a query is a hit if *fewer than K* wrong images come first.",
@@ -142,7 +142,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         (
             "This is the share of right images among the K nearest (precision). Recall@K asks "
             "whether there is at least one.",
-            lambda *a: variant(*a, precision=True),
+            partial(variant, precision=True),
         ),
         (
             "Only ties are wrong. `topk` and `sort` pick one of equals as they like; count the "
@@ -156,16 +156,16 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         ),
         (
             "You count ties as misses. A wrong image must be *strictly* nearer to come first.",
-            lambda *a: variant(*a, ties_miss=True),
+            partial(variant, ties_miss=True),
         ),
         (
             "You did not scale the features to length 1: long ones are found too often.",
-            lambda *a: variant(*a, scale=False),
+            partial(variant, scale=False),
         ),
         (
             "You count a query as a miss if its class has no other image. It cannot hit: leave it "
             "out of the mean.",
-            lambda *a: variant(*a, singletons_miss=True),
+            partial(variant, singletons_miss=True),
         ),
         (
             "This is in percent. A share between 0 and 1 is asked for.",
@@ -442,7 +442,7 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             first, second = results[with_it], results[others]
             values = [sign * (first[s] - second[s]) for s in first if s in second]
             if not paired:
-                values = [sign * (np.mean([*first.values()]) - np.mean([*second.values()]))]
+                values = [sign * float(np.mean([*first.values()]) - np.mean([*second.values()]))]
             if values:
                 found[name(others, with_it)] = float(reduce(values))
         return found

@@ -155,7 +155,7 @@ def compare_gradients(
                 "graph. Leave out `.item()`, `.detach()`, `float(...)` and `torch.tensor(...)`."
             )
         gradients.append(torch.autograd.grad(value, moving)[0])
-    if not same(*gradients, 1e-4):
+    if not same(*gradients):
         raise Mistake("The value is right, but its gradient is not: is a part of it detached?")
 
 
@@ -206,8 +206,9 @@ def _wrong_kind(result: Any, expected: Any) -> str | None:
     elif isinstance(expected, float | int):
         if not isinstance(result, float | int | np.number | Tensor | np.ndarray):
             return f"a {type(result).__name__}, but a number is expected"
-        if np.size(numbers_in(result)) != 1:
-            return f"{np.size(numbers_in(result))} numbers, but a single one is expected"
+        numbers = numbers_in(result)
+        if numbers is not None and numbers.size != 1:
+            return f"{numbers.size} numbers, but a single one is expected"
     return None
 
 
