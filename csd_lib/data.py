@@ -138,17 +138,7 @@ def class_incremental_split(
     checks.instance("dataset", dataset, Dataset, "what load_dataset returns")
     num_classes = len(dataset.class_names)
     checks.whole("tasks", num_tasks, 1, num_classes, f"{dataset.name} has {num_classes} classes")
-    if class_order is not None and seed is not None:
-        raise InputError("give class_order or seed, not both: each decides the order of classes")
-    if seed is not None:
-        class_order = class_order_from_seed(num_classes, seed)
-    order = range(num_classes) if class_order is None else class_order
-    checks.sequence("class_order", order, int, f"each class id 0..{num_classes - 1} once")
-    order = tuple(order)
-    if sorted(order) != list(range(num_classes)):
-        raise InputError(
-            f"class_order={checks.shown(order)}: give each class id 0..{num_classes - 1} once"
-        )
+    order = _order_of(num_classes, class_order, seed)
     checks.first_classes(first_classes, num_tasks, num_classes)
     first = first_classes if first_classes and num_tasks > 1 else 0
     shared = np.array_split(np.array(order[first:]), num_tasks - bool(first))
@@ -175,6 +165,20 @@ def class_incremental_split(
         tasks.append(Task(index, classes, names, first, **parts))
         first += len(classes)
     return tasks
+
+
+def _order_of(classes: int, given: Sequence[int] | None, seed: int | None) -> tuple[int, ...]:
+    """Return the order in which classes arrive: the given one, a random one, or label order."""
+    if given is not None and seed is not None:
+        raise InputError("give class_order or seed, not both: each decides the order of classes")
+    if seed is not None:
+        return class_order_from_seed(classes, seed)
+    order = range(classes) if given is None else given
+    wanted = f"each class id 0..{classes - 1} once"
+    checks.sequence("class_order", order, int, wanted)
+    if sorted(order) != list(range(classes)):
+        raise InputError(f"class_order={checks.shown(tuple(order))}: give {wanted}")
+    return tuple(order)
 
 
 def merge_tasks(tasks: Sequence[Task]) -> Task:

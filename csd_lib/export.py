@@ -98,9 +98,7 @@ def render_card(record: Record, parameters: int) -> str:
     """
     config, method = record.config, get_method(record.config.method)
     header = [f"{name}: {json.dumps(value)}" for name, value in _metadata(record).items()]
-    settings = [f"| {name} | `{printable(str(v))}` |" for name, v in sorted(config.key().items())]
     source = "" if "_" in REPOSITORY.split("/")[0] else f" (https://github.com/{REPOSITORY})"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
     limits = "\n".join(f"* {printable(limit)}" for limit in _limits(record))
     return f"""---
 {chr(10).join(header)}
@@ -128,15 +126,7 @@ features = csd.embed(network, images)  # uint8 images [N, {_channels(record)}, H
 
 `csd train --init-from model/{SAFETENSORS}` and the settings below goes on training.
 
-## Training
-
-| setting | value |
-| --- | --- |
-{chr(10).join(settings)}
-
-* recorded on {printable(record.date)}, {printable(record.device)} ({printable(versions)})
-* hash of the data: `{printable(record.data or "not recorded")}`
-* fingerprint of the code: `{printable(record.fingerprint or "not recorded")}`
+{_training(record)}
 
 ## Results on the test images
 
@@ -158,6 +148,21 @@ features = csd.embed(network, images)  # uint8 images [N, {_channels(record)}, H
 
 This card was written by csd-lib {__version__} from the record beside it, `results.json`.
 """
+
+
+def _training(record: Record) -> str:
+    values = sorted(record.config.key().items())
+    settings = [f"| {name} | `{printable(str(value))}` |" for name, value in values]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
+    return f"""## Training
+
+| setting | value |
+| --- | --- |
+{chr(10).join(settings)}
+
+* recorded on {printable(record.date)}, {printable(record.device)} ({printable(versions)})
+* hash of the data: `{printable(record.data or "not recorded")}`
+* fingerprint of the code: `{printable(record.fingerprint or "not recorded")}`"""
 
 
 def _name(config: TrainConfig) -> str:

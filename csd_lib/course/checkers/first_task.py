@@ -213,10 +213,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
             "similar.",
             partial(variant, sign=-1),
         ),
-        (
-            "The margin is missing.",
-            lambda f, y, m: variant(f, y, 0.0),
-        ),
+        ("The margin is missing.", lambda f, y, m: variant(f, y, 0.0)),
         (
             "You take the mean over all anchors. Those with loss 0 are left out of the mean.",
             partial(variant, over_all=True),

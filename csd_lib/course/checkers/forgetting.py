@@ -127,14 +127,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             "Every query finds itself, so you get 100 %. Leave it out of its own search.",
             everything_found,
         ),
-        (
-            ZERO_FOR_LEFT_OUT,
-            partial(zeros, of_itself=False),
-        ),
-        (
-            ZERO_FOR_LEFT_OUT,
-            partial(zeros, of_itself=True),
-        ),
+        *((ZERO_FOR_LEFT_OUT, partial(zeros, of_itself=itself)) for itself in (False, True)),
         (
             "K is off by one: a query is a hit if *fewer than K* wrong images come first.",
             lambda f, y, k: variant(f, y, k + 1),
