@@ -115,8 +115,7 @@ _WHY_EXEMPT = {
         experiment.load_run experiment.last_model
         export.load_exported export.export export.render_card
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
-        ledger.render_plan ledger.reproduce ledger.write_record ledger.find_record
-        ledger.load_model""",
+        ledger.render_plan ledger.reproduce ledger.write_record ledger.load_model""",
     "takes nothing": """
         ledger.record_folders
         session.Session.load_dataset session.smoke_fingerprint figures.use_style""",

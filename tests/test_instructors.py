@@ -378,8 +378,7 @@ import csd_lib
 from csd_lib.course import widgets
 from csd_lib.paper import ledger
 records = ledger.load_records()
-kept = [r for r in records if r.files]
-record = ledger.find_record(kept, dataset="cifar100", preset="class", method="csd")
+(record,) = [r for r in records if r.files and r.config.method == "csd"]
 features, labels = ledger.load_features(record)
 print(csd_lib.__file__, len(features), len(widgets.load_recording().moments), sep="\\n")
 """

@@ -218,7 +218,8 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
         raw: numbers for a last row: of raw pixels.
     """
     records, _ = load_runs(ROOT / "data" / "results" / name)
-    (group,) = grouped([r for r in records if r.config.tasks == 2], "method", "seed")
+    plain = [r for r in records if r.config.tasks == 2 and not changed_settings(r.config)]
+    (group,) = grouped(plain, "method", "seed")
     galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
     header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
     rows = []
@@ -238,6 +239,14 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
     lines = ["Recall@1 in % after both tasks", "", *lines, ""]
     lines += ["Differences from CSD, own classes; in points", "", *differences]
     return "\n".join([*headline(group), "", *lines])
+
+
+def weights_page() -> str:
+    """The paper's grid of two weights on the stand-in for its fine-grained images."""
+    for group in paper_groups(load_records(ROOT / "data" / "results" / "kinds")):
+        for table in (t for t in tables(group) if t.name == "table3"):
+            return "\n".join([*headline(group), "", *terms_table(table)[2:]])
+    return ""
 
 
 def curves() -> dict[str, list[Table]]:
@@ -302,6 +311,7 @@ def main() -> None:
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),
             "kinds choice": choice_table("kinds"),
+            "weights": weights_page(),
             "figure4": curves_page(several_tasks["figure4"]),
         },
         "docs/terms.md": {"terms": terms_page(paper_groups(digits))},

@@ -406,19 +406,6 @@ def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Pa
     return place
 
 
-def find_record(records: Sequence[Record], **settings: Any) -> Record:
-    """Return the newest record whose config has these values.
-
-    Raises:
-        InputError: if there is none.
-    """
-    for record in reversed(records):
-        if all(getattr(record.config, name) == value for name, value in settings.items()):
-            return record
-    wanted = ", ".join(f"{name}={value}" for name, value in settings.items())
-    raise InputError(f"no record with {wanted}: make it with 'python -m csd_lib reproduce'")
-
-
 def load_features(record: Record) -> tuple[Tensor, Tensor]:
     """Return the recorded test features, float32 ``[N, D]``, and labels, int64 ``[N]``.
 
