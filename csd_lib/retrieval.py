@@ -94,8 +94,11 @@ def wrong_before_right(
         gallery, gallery_labels, same_images = queries, query_labels, True
     else:
         _check("gallery", gallery, gallery_labels)
-        if same_images and not torch.equal(query_labels.cpu(), gallery_labels.cpu()):
-            raise InputError("same_images=True: the labels of queries and gallery must be equal")
+        own_labels = gallery_labels[: len(queries)]
+        if same_images and not torch.equal(query_labels.cpu(), own_labels.cpu()):
+            raise InputError(
+                "same_images=True: the gallery's labels must begin with those of the queries"
+            )
     if queries.shape[1] != gallery.shape[1]:
         raise InputError(
             f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}: "
@@ -141,8 +144,8 @@ def recall_at_k(
         gallery: float ``[M, D]`` to search in. Without it each query searches all other queries.
         gallery_labels: int64 ``[M]``.
         ks: the values of K.
-        same_images: the gallery holds the queries' own images in the same order, as seen by another
-            model; each query's own image is left out.
+        same_images: the gallery begins with the queries' own images, in the same order; each
+            query's own image is left out.
 
     Returns:
         ``{k: share in [0, 1]}``; its attributes ``queries`` and ``left_out`` count the queries.
@@ -180,10 +183,10 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = Fa
         checks.matrix(name, part)
         checks.finite(name, part)
     checks.flag("same_images", same_images)
-    if queries.shape[1] != gallery.shape[1] or (same_images and len(queries) != len(gallery)):
+    if queries.shape[1] != gallery.shape[1] or (same_images and len(queries) > len(gallery)):
         raise InputError(
             f"queries are {checks.shown(queries)}, the gallery is {checks.shown(gallery)}: embed "
-            f"both with networks of one kind and, with same_images=True, the same images"
+            f"both with networks of one kind and, with same_images=True, the same images first"
         )
     checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")
     similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
@@ -260,17 +263,14 @@ def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> Retrie
         outputs = [_features_and_logits(model, task.test_images, 512) for task in tasks]
         features = [f for f, _ in outputs]
         labels = [task.test_labels.to(features[0].device) for task in tasks]
-        searched: dict[tuple[int, ...], Sequence[Tensor]] = {}
         for j, task in enumerate(tasks):
             own[i, j] = recall_at_k(features[j], labels[j])[1]
-            in_gallery = tuple(sorted({t.index for t in arrived} | {j}))
-            if in_gallery not in searched:
-                searched[in_gallery] = wrong_before_right(
-                    torch.cat([features[t] for t in in_gallery]),
-                    torch.cat([labels[t] for t in in_gallery]),
-                ).split([len(labels[t]) for t in in_gallery])
-            counts = searched[in_gallery][in_gallery.index(j)]
-            seen[i, j] = (counts[counts >= 0] < 1).double().mean().item()
+            in_gallery = [j, *(t.index for t in arrived if t.index != j)]
+            gallery, its_labels = (
+                torch.cat([of[t] for t in in_gallery]) for of in (features, labels)
+            )
+            found = recall_at_k(features[j], labels[j], gallery, its_labels, same_images=True)
+            seen[i, j] = found[1]
             if task.end_label <= model.num_classes:
                 correct = outputs[j][1].argmax(dim=1) == labels[j]
                 accuracy[i, j] = correct.double().mean().item()
