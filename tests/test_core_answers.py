@@ -358,8 +358,72 @@ def effect_by_cutting(results, term):
     return {
         a: np.mean([results[b][s] - results[a][s] for s in results[b] if s in results[a]])
         for a, b in pairs
-        if a != b and a in results
+        if a != b and a in results and {*results[a]} & {*results[b]}
     }
+
+
+def mean_effects(results, term):
+    return [(a, np.mean(d)) for (a, _), d in differences(results, term).items()]
+
+
+def effect_of_one_term_more(results, term):
+    """Recipes with one term more, whatever the others are."""
+    sets = {name: {*name.split("+")} for name in results}
+    found = {}
+    for a, without in sets.items():
+        for b, with_it in sets.items():
+            shared = [s for s in results[a] if s in results[b]]
+            if len(with_it) == len(without) + 1 and term in with_it - without and shared:
+                found[a] = np.mean([results[b][s] - results[a][s] for s in shared])
+    return found
+
+
+def effect_of_more_terms(results, term):
+    """Recipes that have all the other's terms, this one, and perhaps more."""
+    sets = {name: {*name.split("+")} for name in results}
+    found = {}
+    for a, without in sets.items():
+        for b, with_it in sets.items():
+            shared = [s for s in results[a] if s in results[b]]
+            if without < with_it and term in with_it - without and shared:
+                found[a] = np.mean([results[b][s] - results[a][s] for s in shared])
+    return found
+
+
+def effect_over_all_seeds(results, term):
+    return {a: sum(d) / len(results[a]) for (a, _), d in differences(results, term).items()}
+
+
+def effect_with_zeros(results, term):
+    found = {}
+    for a in results:
+        for b in results:
+            if a != b and {*a.split("+")} | {term} == {*b.split("+")}:
+                seeds = {*results[a], *results[b]}
+                found[a] = np.mean([results[b].get(s, 0) - results[a].get(s, 0) for s in seeds])
+    return found
+
+
+def effect_of_pairs_without_a_seed(results, term):
+    pairs = ((a, b) for a in results for b in results if a != b)
+    fit = [(a, b) for a, b in pairs if {*a.split("+")} | {term} == {*b.split("+")}]
+    found = dict.fromkeys((a for a, _ in fit), float("nan"))
+    return found | dict(mean_effects(results, term))
+
+
+def effect_by_list(results, term):
+    """Take the term out of the list of terms."""
+    names = {name: "+".join(t for t in name.split("+") if t != term) for name in results}
+    effects = dict(mean_effects(results, term))
+    return {a: effects[a] for b, a in names.items() if a != b and a in effects}
+
+
+def effect_that_takes_recipes_out(results, term):
+    effects = dict(mean_effects(results, term))
+    for name in [*results]:
+        if term in name.split("+"):
+            results.pop(name)
+    return effects
 
 
 def effect_at_the_end(results, term):
@@ -394,6 +458,15 @@ MORE["4.6"] = [
     (named(lambda d: d[0]), "Not right yet"),
     (named(list), "Not right yet"),
     (lambda r, t: [np.mean(d) for d in differences(r, t).values()], "Not right yet"),
+    (named(np.median), "median"),
+    (effect_of_one_term_more, "other terms"),
+    (effect_of_more_terms, "other terms"),
+    (effect_over_all_seeds, "number of all seeds"),
+    (effect_with_zeros, "take 0 for"),
+    (effect_of_pairs_without_a_seed, "empty dictionary. Leave out a pair that shares no seed"),
+    (effect_by_list, "as texts, or as lists"),
+    (lambda r, t: {"+".join(sorted(a.split("+"))): v for a, v in mean_effects(r, t)}, "stands in"),
+    (effect_that_takes_recipes_out, "changes the dictionary"),
 ]
 ANSWERS = [(number, wrong, words) for number, group in MORE.items() for wrong, words in group]
 

@@ -405,7 +405,9 @@ CALLS = {
     "plots.grouped_points": lambda: dict(
         values={"group": {"csd": [1.0, 2.0]}}, ylabel="y", title="", bars=True
     ),
-    "plots.recipe_points": lambda: dict(recorded={"ce": [[1.0, 2.0, 3.0]]}, mine={"kd": [1, 2, 3]}),
+    "plots.recipe_points": lambda: dict(
+        recorded={"ce": [[1.0, 2.0, 3.0]]}, mine={"kd": [1, 2, 3]}, ringed={"ce": [1.0, 2.0, 3.0]}
+    ),
     "figures.paper_against_ours": lambda: dict(table=table()),
     "figures.first_task_curves": lambda: dict(table=table(), gallery="own"),
     "figures.paper_figures": lambda: dict(groups=[], folder="figures"),
@@ -436,7 +438,7 @@ CALLS = {
         stage=2,
     ),
     "widgets.three_numbers": lambda: dict(run=records()[0]),
-    "widgets.recipe_beside": lambda: dict(recorded={"ce": [[1.0, 2.0, 3.0]]}, run=records()[0]),
+    "widgets.recipe_beside": lambda: dict(recorded={"ce": {0: [1.0, 2.0, 3.0]}}, run=records()[0]),
     "widgets.moment_control": lambda: dict(recording=recording(), value=1),
     "widgets.share_at_home": lambda: dict(recording=recording(), method="csd", moment=1),
     "widgets.training_moment": lambda: dict(recording=recording(), method="csd", moment=1),

@@ -71,7 +71,9 @@ FIGURES = {
     "grouped_points": lambda d, t: plots.grouped_points(
         {"group": {name: [1.0, 2.0] for name in METHODS}}, "y", "title", bars=False
     ),
-    "recipe_points": lambda d, t: plots.recipe_points(RECIPES, {"ce+mmd (new)": [95, 96, 40.0]}),
+    "recipe_points": lambda d, t: plots.recipe_points(
+        RECIPES, {"ce+mmd (new)": [95, 96, 40.0]}, {"ce": RECIPES["ce"][1]}
+    ),
     "paper_against_ours": lambda d, t: figures.paper_against_ours(recorded_table("cifar100")),
     "first_task_curves": lambda d, t: figures.first_task_curves(recorded_table("digits"), "own"),
     "term_effects": lambda d, t: figures.term_effects(recorded_table("digits", "figure5"), "own"),
@@ -269,9 +271,12 @@ def test_recipes_stand_in_their_rows_and_the_new_run_is_a_star_below_them(style)
     assert places["ce"] > places["ce+kd"] > places["ce+mmd (new)"]
     for column, axis in enumerate(panels):
         drawn = {place: set() for place in places.values()}
+        rings = [points for points in axis.collections if not len(points.get_facecolors())]
         for points in axis.collections:
             for x, y in points.get_offsets():
                 drawn[y].add(round(float(x), 6))
+        (ring,) = rings
+        assert ring.get_offsets().tolist() == [[RECIPES["ce"][1][column], places["ce"]]]
         for recipe, runs in RECIPES.items():
             values = [run[column] for run in runs if np.isfinite(run[column])]
             assert drawn[places[recipe]] == {*values, np.mean(values)}, "runs and their mean"

@@ -373,10 +373,11 @@ def test_an_error_in_a_callback_is_shown_in_place_of_the_picture_and_raised(styl
 
 
 def test_with_a_button_the_picture_waits_until_it_is_pressed(style):
-    drawn = []
+    drawn, said = [], []
 
     def draw(height):
         drawn.append((height, button and button.disabled))
+        said.extend([button.description] if button else [])
         return bar(height)
 
     button = None
@@ -387,10 +388,13 @@ def test_with_a_button_the_picture_waits_until_it_is_pressed(style):
     assert picture.value == first and len(drawn) == 1
     button.click()
     assert drawn[1:] == [(2, True)], "a second press would only wait"
+    assert said == ["Please wait …"], "the picture is still the old one"
     assert "a bar of 2" in picture.value and not button.disabled
+    assert button.description == "Train"
     height.value = 3
     button.click()  # ipywidgets logs what is raised
     assert "three &lt;is&gt; broken" in picture.value and not button.disabled
+    assert button.description == "Train"
 
 
 def test_a_run_is_shown_beside_recorded_recipes_with_its_changed_weights(style):
@@ -398,13 +402,15 @@ def test_a_run_is_shown_beside_recorded_recipes_with_its_changed_weights(style):
     run = record(config, last=(0.914, 0.955))
     three = widgets.three_numbers(run)
     assert three == pytest.approx([91.4, 95.5, 100 * run.matrix.old_gallery[1, 0]])
-    recorded = {"ce": [[90, 80, 70], [92, 80, 70]], "ce+kd": [[97, 80, 70]]}
+    recorded = {"ce": {3: [90, 80, 70], 4: [92, 81, 72]}, "ce+kd": {3: [97, 80, 70]}}
     figure, description = widgets.recipe_beside(recorded, run)
     assert description.startswith("ce+kd+csd, lambda_csd 0.1, seed 4: Recall@1 is 91.4 %")
     assert f"95.5 % on the new ones and {three[2]:.1f} % in the old gallery" in description
-    assert description.endswith("on the old classes: ce 91.0, ce+kd 97.0.")
+    assert description.endswith("mean (and seed 4): ce 91.0 (92.0), ce+kd 97.0.")
     ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert ticks == ["ce", "ce+kd", "ce+kd+csd, lambda_csd 0.1 (new)"]
+    rings = [p for axis in figure.axes for p in axis.collections if not len(p.get_facecolors())]
+    assert [ring.get_offsets()[0, 0] for ring in rings] == [92, 81, 72], "the same seed's"
     with pytest.raises(InputError, match="run has 5 tasks"):
         widgets.three_numbers(record(replace(config, tasks=5)))
 

@@ -565,7 +565,9 @@ def grouped_points(
 
 
 def recipe_points(
-    recorded: dict[str, Sequence[Sequence[float]]], mine: dict[str, Sequence[float]]
+    recorded: dict[str, Sequence[Sequence[float]]],
+    mine: dict[str, Sequence[float]],
+    ringed: dict[str, Sequence[float]] | None = None,
 ) -> Figure:
     """Recorded recipes, a point for each seed and a stroke for the mean, and below them new runs.
 
@@ -573,24 +575,29 @@ def recipe_points(
         recorded: ``{recipe: [[old classes, new classes, old gallery] of each seed]}`` in %; NaN
             where there is no value.
         mine: ``{recipe: [old classes, new classes, old gallery]}``, drawn as stars.
+        ringed: the same of recorded runs that get a ring, such as those of the new run's seed.
     """
-    rows = []
-    for what, given, ndim in (("recorded", recorded, 2), ("mine", mine, 1)):
+    rows, ringed = [], {} if ringed is None else ringed
+    for what, given, ndim in (("recorded", recorded, 2), ("mine", mine, 1), ("ringed", ringed, 1)):
         checks.mapping(what, given, "three numbers a run, by recipe")
         for name, numbers in given.items():
             values = np.atleast_2d(checks.table(f"{what}[{name!r}]", numbers, ndim))
             if values.shape[1] != 3:
                 raise InputError(f"{what}[{name!r}] has rows of {values.shape[1]}: give three")
-            rows.append((name, values, ndim == 1))
+            if given is not ringed:
+                rows.append((name, values, ndim == 1))
     places = np.arange(len(rows))[::-1]
     figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.4), sharey=True)
     for column, (axis, title) in enumerate(
         zip(axes, ("old classes", "new classes", "old gallery"), strict=True)
     ):
-        for place, (_, values, is_mine) in zip(places, rows, strict=True):
+        for place, (name, values, is_mine) in zip(places, rows, strict=True):
             found = values[np.isfinite(values[:, column]), column]
             look = dict(s=260, marker="*", color=RED) if is_mine else dict(s=40, color=BLUE)
             axis.scatter(found, np.full(len(found), place), alpha=1 if is_mine else 0.5, **look)
+            if name in ringed and not is_mine:
+                ring = dict(s=110, facecolors="none", edgecolors=RED, linewidths=1.5)
+                axis.scatter([ringed[name][column]], [place], **ring)
             if len(found) and not is_mine:
                 axis.scatter([found.mean()], [place], marker="|", s=300, lw=3, color=BLACK)
             elif len(found):

@@ -143,10 +143,11 @@ def panel(draw: Callable[..., Drawing], *, press: str | None = None, **controls:
 
     def pressed(_button: Any) -> None:
         button.disabled = True  # the next press would only wait
+        button.description = "Please wait …"  # the picture below is still the old one
         try:
             redraw()
         finally:
-            button.disabled = False
+            button.description, button.disabled = press, False
 
     button.on_click(pressed)
     return VBox([*inputs.values(), button, picture])
@@ -345,24 +346,33 @@ def three_numbers(run: Record | FinishedRun) -> list[float]:
 
 
 def recipe_beside(
-    recorded: dict[str, Sequence[Sequence[float]]], run: Record | FinishedRun
+    recorded: dict[str, dict[int, Sequence[float]]], run: Record | FinishedRun
 ) -> Drawing:
-    """Draw a run's ``three_numbers`` beside those of recorded recipes.
+    """Draw a run's ``three_numbers`` beside those of recorded recipes, its own seed's with a ring.
 
     Args:
-        recorded: ``{recipe: [three numbers of each seed]}``.
+        recorded: ``{recipe: {seed: three numbers}}``.
         run: of two tasks.
     """
+    checks.mapping("recorded", recorded, "three numbers a run, by recipe and seed")
+    for recipe, by_seed in recorded.items():
+        checks.instance(f"recorded[{recipe!r}]", by_seed, dict, "three numbers a run, by seed")
     old, new, gallery = three_numbers(run)
     recipe = get_method(run.config.method).recipe
     weights = {TERMS[term].weight for term in recipe.split("+")} & {*changed_settings(run.config)}
     name = ", ".join([recipe, *(f"{w} {getattr(run.config, w):g}" for w in sorted(weights))])
-    figure = plots.recipe_points(recorded, {f"{name} (new)": [old, new, gallery]})
-    means = ", ".join(f"{n} {np.mean(values, axis=0)[0]:.1f}" for n, values in recorded.items())
+    seed = run.config.seed
+    values = {n: [*by_seed.values()] for n, by_seed in recorded.items()}
+    ringed = {n: by_seed[seed] for n, by_seed in recorded.items() if seed in by_seed}
+    figure = plots.recipe_points(values, {f"{name} (new)": [old, new, gallery]}, ringed)
+    means = ", ".join(
+        f"{n} {np.mean(of, axis=0)[0]:.1f}" + (f" ({ringed[n][0]:.1f})" if n in ringed else "")
+        for n, of in values.items()
+    )
     return figure, (
-        f"{name}, seed {run.config.seed}: Recall@1 is {old:.1f} % on the old classes, {new:.1f} % "
-        f"on the new ones and {gallery:.1f} % in the old gallery. Recorded means on the old "
-        f"classes: {means}."
+        f"{name}, seed {seed}: Recall@1 is {old:.1f} % on the old classes, {new:.1f} % "
+        f"on the new ones and {gallery:.1f} % in the old gallery. Recorded on the old "
+        f"classes, mean (and seed {seed}): {means}."
     )
 
 

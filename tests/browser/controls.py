@@ -20,8 +20,9 @@ import nbformat
 import pytest
 import torch
 
-from csd_lib.course.widgets import load_recording, share_at_home
+from csd_lib.course.widgets import load_recording, share_at_home, three_numbers
 from csd_lib.losses import csd_loss
+from csd_lib.paper.report import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = ROOT / "build" / "browser"
@@ -165,12 +166,12 @@ class Notebook:
         )
         return row.locator(".noUi-handle")
 
-    def change(self, move):
+    def change(self, move, seconds=10):
         """Make a move, wait until the picture follows, and return the new caption."""
         self.check()
         before, caption = self.picture(), self.caption()
         move()
-        for _ in range(100):  # until the kernel has answered
+        for _ in range(10 * seconds):  # until the kernel has answered
             self.page.wait_for_timeout(100)
             if self.panel.get_by_role("alert").count() or self.picture() != before:
                 break
@@ -180,16 +181,23 @@ class Notebook:
         assert self.caption() != caption, "the caption did not change"
         return self.caption()
 
+    def keys(self, label, key, times=1):
+        """Move a slider with the keyboard; nothing need follow."""
+        self.handle(label).focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+            self.page.wait_for_timeout(400)  # as fast as a reader
+
     def press(self, label, key, times=1):
         """Move a slider with the keyboard."""
+        return self.change(lambda: self.keys(label, key, times))
 
-        def move():
-            self.handle(label).focus()
-            for _ in range(times):
-                self.page.keyboard.press(key)
-                self.page.wait_for_timeout(400)  # as fast as a reader
+    def click(self, words):
+        """Press the button, and wait until the kernel has answered: behind it a run is trained."""
+        return self.change(lambda: self.button(words).click(), seconds=120)
 
-        return self.change(move)
+    def button(self, words):
+        return self.panel.get_by_role("button", name=words)
 
     def drag_to_the_left_end(self, label):
         """Move a slider with the mouse."""
@@ -216,19 +224,19 @@ class Notebook:
 
         return self.change(move)
 
-    def choose(self, label, option):
+    def pick(self, label, option):
         """Choose from a menu with the keyboard: open it, go to the option, take it."""
+        menu = self.panel.get_by_label(label)
+        names = menu.locator("option").all_text_contents()
+        steps = names.index(option) - names.index(menu.evaluate("menu => menu.value"))
+        menu.focus()
+        for key in ["Space", *["ArrowDown" if steps > 0 else "ArrowUp"] * abs(steps), "Enter"]:
+            self.page.keyboard.press(key)
+            self.page.wait_for_timeout(200)
 
-        def move():
-            menu = self.panel.get_by_label(label)
-            names = menu.locator("option").all_text_contents()
-            steps = names.index(option) - names.index(menu.evaluate("menu => menu.value"))
-            menu.focus()
-            for key in ["Space", *["ArrowDown" if steps > 0 else "ArrowUp"] * abs(steps), "Enter"]:
-                self.page.keyboard.press(key)
-                self.page.wait_for_timeout(200)
-
-        return self.change(move)
+    def choose(self, label, option):
+        """Choose from a menu; the picture must follow."""
+        return self.change(lambda: self.pick(label, option))
 
     def photograph(self, name):
         """Leave a screenshot of what a reader sees: the control, and the cell above it."""
@@ -320,6 +328,54 @@ def test_moments_of_training(open_notebook):
     notebook.photograph("05_training")
 
 
+def test_the_playground_of_recipes(lab, open_notebook):
+    notebook = open_notebook(NOTEBOOKS["08"].name)
+
+    def trained(method, seed, **weights):
+        """What the kernel has measured, as the caption must say it."""
+        records, unread = load_runs(lab[0].parent / "runs")
+        assert unread == []
+        (run,) = [
+            run
+            for run in records
+            if (run.config.method, run.config.seed) == (method, seed)
+            and all(getattr(run.config, name) == value for name, value in weights.items())
+        ]
+        old, new, gallery = three_numbers(run)
+        return f"is {old:.1f} % on the old classes, {new:.1f} % on the new ones and {gallery:.1f} %"
+
+    first, picture = notebook.caption(), notebook.picture()
+    assert first.startswith("ce+triplet+csd, lambda_csd 0.1, seed 0: ")
+    notebook.pick("triplet", "without")
+    notebook.keys("weight of CSD", "ArrowLeft")
+    notebook.keys("weight of KD", "ArrowRight", times=5)
+    notebook.keys("seed", "ArrowRight", times=3)
+    assert notebook.picture() == picture, "it must wait for the button"
+
+    pressed = notebook.click("Train and measure")
+    assert pressed.startswith("ce+kd, lambda_kd 10, seed 3: ")
+    assert trained("ce+kd", 3, lambda_kd=10.0) in pressed
+    notebook.photograph("08_playground")
+    notebook.keys("weight of MMD", "ArrowRight", times=5)
+    again = notebook.click("Train and measure")
+    assert again.startswith("ce+kd+mmd, lambda_kd 10, seed 3: ")
+    assert trained("ce+kd+mmd", 3, lambda_kd=10.0, lambda_mmd=10.0) in again
+    measured = [numbers(said.split("Recall@1 is ")[1])[:3] for said in (first, pressed, again)]
+    assert measured[0] != measured[1] != measured[2]
+
+    notebook.keys("weight of MMD", "ArrowLeft", times=5)
+    notebook.keys("weight of KD", "ArrowLeft", times=5)
+    before = notebook.picture()
+    notebook.button("Train and measure").click()
+    notebook.button("Please wait").wait_for(timeout=10 * SECONDS)
+    assert notebook.button("Please wait").is_disabled() and notebook.picture() == before
+    notebook.photograph("08_waiting")
+    notebook.button("Train and measure").wait_for(timeout=120 * SECONDS)
+    assert notebook.caption().startswith("ce, seed 3: "), "cross entropy alone is a recipe, too"
+    assert trained("ce", 3) in notebook.caption()
+    notebook.check()
+
+
 BROKEN = """
 import matplotlib.pyplot as plt
 from csd_lib.course import widgets
@@ -350,6 +406,22 @@ def test_an_error_in_a_callback_turns_this_check_red(lab, open_notebook):
         notebook.press("level", "ArrowRight")
     assert any("kernel: " in error for error in notebook.errors)
     notebook.photograph("error")
+
+
+def test_an_error_behind_a_button_is_shown_and_turns_this_check_red(lab, open_notebook):
+    name = broken_notebook(lab, 3)
+    path = lab[0] / name
+    path.write_text(path.read_text().replace("explore(draw, ", "explore(draw, press='Draw', "))
+    notebook = open_notebook(name)
+    notebook.keys("level", "ArrowRight")
+    assert notebook.click("Draw") == "a bar of height 2"
+    notebook.keys("level", "ArrowRight")
+    with pytest.raises(AssertionError, match=r"could not be drawn\. AssertionError: level 3 is"):
+        notebook.click("Draw")
+    assert notebook.panel.locator("img").count() == 0, "the old picture is not taken for the new"
+    assert notebook.button("Draw").is_enabled(), "and one may try again"
+    assert any("kernel: " in error for error in notebook.errors)
+    notebook.photograph("error_behind_a_button")
 
 
 def test_an_error_at_first_turns_this_check_red(lab, open_notebook):

@@ -31,6 +31,47 @@ session.check("what the triplet term takes there", bought("ce+kd", "triplet", 2)
 assert all(bought(recipe, "csd", 2)[0] > 20 for recipe in ("ce", "ce+triplet"))
 assert bought("ce+kd", "csd", 2)[1] == "does not", "CSD costs points beside CE and KD"
 
+assert all(bought(recipe, "mmd", 2)[0] > 20 for recipe in ("ce+triplet", "ce+triplet+kd"))
+assert not any({"mmd", "fecd"} & {*r.split("+")} and "triplet" not in r for r in digits)
+
+# The playground: its button, with settings that no cell above has tried.
+*inputs, button, picture = widgets.panel(try_out, press="Train", **controls).children
+shown = dict(zip(controls, inputs, strict=True))
+for choice in (
+    dict(triplet=False, kd=10.0, csd=0.0, mmd=0.1, seed=1),
+    dict(triplet=True, kd=0.3, csd=3.0, mmd=0.0, seed=7),
+):
+    for name, value in choice.items():
+        shown[name].value = value
+    button.click()
+    assert 'role="alert"' not in picture.value, picture.value  # a button's errors are only shown
+    used = [n for n in ("kd", "csd", "mmd") if choice[n]]
+    recipe = "+".join(["ce", *["triplet"] * choice["triplet"], *used])
+    settings = {f"lambda_{n}": choice[n] for n in used}
+    mine_now = widgets.three_numbers(session.run(recipe, choice["seed"], **on_digits, **settings))
+    for value in (
+        f"{recipe}, lambda_",
+        f", seed {choice['seed']}: ",
+        *(f"{n:.1f} %" for n in mine_now),
+    ):
+        assert value in picture.value, value
+
+old, new_classes, gallery = np.array(
+    [
+        widgets.three_numbers(session.run("ce+kd+mmd", s, **on_digits, lambda_kd=10.0))
+        for s in range(3)
+    ]
+).T
+beside = np.array([digits["ce+kd"][s] for s in range(3)]).T
+assert (gallery > 90).all() and (gallery > beside[2]).all(), "what we found in the playground"
+assert 0 < (beside[1] - new_classes).mean() < 3, "a point or so on the new classes"
+low, usual, high = (
+    widgets.three_numbers(session.run("ce+triplet+csd", **on_digits, lambda_csd=w))
+    for w in (0.1, 1.0, 10.0)
+)
+assert low[0] + 4 < usual[0] and high[0] < usual[0] + 1.5, "from 1 on it rises no more"
+assert high[1] > low[1] - 2, "no price on the new classes that one run could show"
+
 assert mine["ce+triplet"] < mine["ce"] and mine["ce+triplet+csd"] > mine["ce+triplet"] + 5
 for recipe, by_seed in photographs.items():
     assert np.isfinite([values[:2] for values in by_seed.values()]).all(), recipe
@@ -41,15 +82,25 @@ assert (later["csd"][:, -1] > 0.55).all() and np.ptp(later["csd"][:, -5:]) < 0.2
 assert positive > 0.8 > teacher[0] + 0.2, "CSD brings together what the teacher has scattered"
 assert negative > 2 * (1 - positive), "most of what is left comes from the negatives"
 assert 1 + teacher[1] - teacher[0] > 1 + negative - positive + 0.5, "it is no copy"
-assert under["teacher"] > 0.5 and under["fine-tuned"] < 0.2, "the teacher is the reason"
+
+
+def column(rows, place):
+    return np.mean([by_seed[place] for by_seed in rows])
+
+
+of_old, of_tuned, tuning = under.values()
+assert column(of_old, 0) > 0.5 and column(of_tuned, 0) < 0.2, "the teacher is the reason"
+assert column(of_tuned, 2) < column(of_old, 2) - 5, "under a teacher that forgot, CSD saves nothing"
+assert column(of_tuned, 2) < column(tuning, 2) + 2
 whole, third, tenth, margin = balance.values()
-ends = [run.history[-1]["triplet"] for run in (whole, third, tenth)]
+ends = [column(rows, 0) for rows in (whole, third, tenth)]
 assert ends[0] > ends[1] > ends[2] and ends[2] < 0.2, "a smaller weight, a lower triplet loss"
-assert parts(whole.models[1], new)[1] > 0.4 > 0.2 > parts(tenth.models[1], new)[1]
-old, later_classes = np.array([widgets.three_numbers(r)[:2] for r in balance.values()]).T
-assert old[0] > old[1] > old[2] and old[0] > old[2] + 5, "and the more is forgotten"
-assert np.ptp(later_classes) < 4, "the new classes do not pay"
-assert margin.history[-1]["triplet"] < 0.1 and parts(margin.models[1], new)[1] > 0.5
-assert old[3] > old[2] + 4, "with the small margin the old classes are kept"
+apart = [column(rows, 1) for rows in (whole, third, tenth)]
+assert apart[0] > apart[1] > apart[2] and apart[0] > 0.4 > 0.2 > apart[2], "the further apart"
+kept = [column(rows, 2) for rows in (whole, third, tenth)]
+assert kept[0] > kept[1] > kept[2] and kept[0] > kept[2] + 5, "and the more is forgotten"
+assert column(whole, 3) > column(tenth, 3) - 0.5, "the new classes do not pay"
+assert column(margin, 0) < 0.1 and column(margin, 1) > 0.5
+assert column(margin, 2) > kept[2] + 4, "with the small margin the old classes are kept"
 longer = session.run("csd", later_epochs=30).history[-1]["triplet"]
 session.check("triplet loss after 30 epochs", longer, later["csd"][0, -1], 0.15)

@@ -22,6 +22,10 @@ from csd_lib.course.checkers.judge import Mistakes, Verdict, compare, verdict
 from csd_lib.numerics import unit_length
 
 Results = dict[str, dict[int, float]]  # a recipe's value for each seed
+OTHER_TERMS = (
+    "You also compare recipes that differ in other terms. Whatever else has changed is then part "
+    "of your effect."
+)
 
 
 def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:
@@ -423,17 +427,21 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         sign: int = 1,
         paired: bool = True,
         name: Callable[[str, str], str] = lambda without, with_it: without,
-        any_other: bool = False,
+        fits: Callable[[int, int], bool] = lambda added, lost: added == 1 and lost == 0,
+        by_text: bool = False,
+        missing: float | None = None,
         reduce: Callable[[list[float]], Any] = np.mean,
     ) -> dict[str, float]:
         found = {}
-        for with_it, others in ((a, b) for a in results for b in results):
-            added = {*with_it.split("+")} - {*others.split("+")}
-            lost = {*others.split("+")} - {*with_it.split("+")}
-            if term not in added or ((added != {term} or lost) and not any_other):
+        for others, with_it in ((a, b) for a in results for b in results):
+            a, b = others.split("+"), with_it.split("+")
+            if term not in {*b} - {*a} or not fits(len({*b} - {*a}), len({*a} - {*b})):
+                continue
+            if by_text and [t for t in b if t != term] != a:
                 continue
             first, second = results[with_it], results[others]
-            values = [sign * (first[s] - second[s]) for s in first if s in second]
+            seeds = [s for s in first if s in second] if missing is None else {*first, *second}
+            values = [sign * (first.get(s, missing) - second.get(s, missing)) for s in seeds]
             if not paired:
                 values = [sign * float(np.mean([*first.values()]) - np.mean([*second.values()]))]
             if values:
@@ -441,13 +449,16 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         return found
 
     def at_the_end(results: Results, term: str) -> dict[str, float]:
-        pairs = {a: f"{a}+{term}" for a in results if f"{a}+{term}" in results}
         effects = right(results, term)
-        return {a: effects[a] for a in pairs}
+        return {a: effect for a, effect in effects.items() if f"{a}+{term}" in results}
 
     def one_number(results: Results, term: str) -> float:
         effects = [*right(results, term).values()]
         return float(np.mean(effects)) if effects else float("nan")
+
+    def over_all_seeds(results: Results, term: str) -> dict[str, float]:
+        sums = right(results, term, reduce=sum)
+        return {without: total / len(results[without]) for without, total in sums.items()}
 
     three = {
         "ce": {0: 90.0, 1: 92.0},
@@ -462,11 +473,20 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             "triplet",
         ),
         "a seed that only one of them has": (
-            {"ce": {0: 90.0, 1: 80.0}, "ce+csd": {7: 9.0, 1: 83.0, 0: 91.0}},
+            {
+                "ce": {0: 90.0, 1: 80.0, 3: 70.0, 5: 50.0},
+                "ce+csd": {7: 9.0, 1: 83.0, 3: 79.0, 0: 91.0},
+            },
             "csd",
         ),
+        "two recipes that share no seed": ({"ce": {0: 90.0}, "ce+csd": {1: 93.0}}, "csd"),
         "`csd` beside `csd_paper`": (
             {"ce": {0: 90.0}, "ce+csd_paper": {0: 93.0}, "ce+csd+csd_paper": {0: 94.5}},
+            "csd",
+        ),
+        "terms in another order": ({"triplet+ce": {0: 80.0}, "ce+kd+triplet": {0: 83.0}}, "kd"),
+        "one term more, but other terms": (
+            {"ce+kd": {0: 90.0}, "ce+triplet": {0: 91.0}, "ce+triplet+csd": {0: 95.0}},
             "csd",
         ),
         "the first term: `ce`": ({"triplet": {0: 70.0}, "ce+triplet": {0: 74.0}}, "ce"),
@@ -486,14 +506,35 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             "recipes have.",
             lambda r, t: right(r, t, paired=False),
         ),
-        (
-            "You also compare recipes that differ in other terms. Whatever else has changed is "
-            "then part of your effect.",
-            lambda r, t: right(r, t, any_other=True),
+        *(
+            (OTHER_TERMS, lambda r, t, fits=fits: right(r, t, fits=fits))
+            for fits in (
+                lambda added, lost: True,
+                lambda added, lost: lost == 0,
+                lambda added, lost: added == lost + 1,
+            )
         ),
         (
             "You add up over the seeds. Take their mean.",
             lambda r, t: right(r, t, reduce=sum),
+        ),
+        (
+            "This is the median over the seeds. Take their mean.",
+            lambda r, t: right(r, t, reduce=np.median),
+        ),
+        (
+            "You divide by the number of all seeds. Divide by that of the seeds that *both* "
+            "recipes have.",
+            over_all_seeds,
+        ),
+        (
+            "You take 0 for the value of a seed that a recipe does not have. Leave such seeds out.",
+            lambda r, t: right(r, t, missing=0.0),
+        ),
+        (
+            "You compare the recipes as texts, or as lists. The order of their terms has no "
+            "meaning: compare *sets*, `set(recipe.split('+'))`.",
+            lambda r, t: right(r, t, by_text=True),
         ),
         (
             "You look for the recipe with the term at its end. It can stand in the middle or in "
@@ -510,6 +551,9 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         "a term in the middle: `triplet`": "The term need not be the last one: compare *sets* of "
         "terms, `set(recipe.split('+'))`.",
         "a seed that only one of them has": "Take the seeds that *both* recipes have.",
+        "two recipes that share no seed": "Leave out a pair that shares no seed.",
+        "terms in another order": "The order of the terms has no meaning: compare *sets*, and name "
+        "each effect by the recipe as it stands in `results`.",
         "`csd` beside `csd_paper`": "`csd` is the beginning of `csd_paper`, and texts do not know "
         "that these are two terms: compare *sets* of terms, `set(recipe.split('+'))`.",
         "the first term: `ce`": "The term need not be the last one: compare *sets* of terms, "

@@ -91,6 +91,8 @@ def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
                 f"{case}: it changes the tensor that it was given. Work on a copy, or use "
                 f"functions without a trailing underscore."
             )
+        if isinstance(before, dict) and before != after:
+            raise Mistake(f"{case}: it changes the dictionary that it was given. Work on a copy.")
     return result
 
 
@@ -226,6 +228,8 @@ def _seen(name: str, results: dict[str, Any], expected: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     """Write a result so that it fits into a sentence."""
+    if isinstance(value, dict) and not value:
+        return "an empty dictionary"
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_short(part)}" for key, part in value.items())
     if isinstance(value, tuple) and all(isinstance(part, Number) for part in value):
