@@ -362,7 +362,9 @@ def recipe_beside(
     weights = {TERMS[term].weight for term in recipe.split("+")} & {*changed_settings(run.config)}
     name = ", ".join([recipe, *(f"{w} {getattr(run.config, w):g}" for w in sorted(weights))])
     seed = run.config.seed
-    values = {n: [*by_seed.values()] for n, by_seed in recorded.items()}
+    values: dict[str, Sequence[Sequence[float]]] = {
+        n: [*by_seed.values()] for n, by_seed in recorded.items()
+    }
     ringed = {n: by_seed[seed] for n, by_seed in recorded.items() if seed in by_seed}
     figure = plots.recipe_points(values, {f"{name} (new)": [old, new, gallery]}, ringed)
     means = ", ".join(

@@ -429,7 +429,7 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         name: Callable[[str, str], str] = lambda without, with_it: without,
         fits: Callable[[int, int], bool] = lambda added, lost: added == 1 and lost == 0,
         by_text: bool = False,
-        missing: float | None = None,
+        every_seed: bool = False,
         reduce: Callable[[list[float]], Any] = np.mean,
     ) -> dict[str, float]:
         found = {}
@@ -440,8 +440,8 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             if by_text and [t for t in b if t != term] != a:
                 continue
             first, second = results[with_it], results[others]
-            seeds = [s for s in first if s in second] if missing is None else {*first, *second}
-            values = [sign * (first.get(s, missing) - second.get(s, missing)) for s in seeds]
+            seeds = {*first, *second} if every_seed else [s for s in first if s in second]
+            values = [sign * (first.get(s, 0.0) - second.get(s, 0.0)) for s in seeds]
             if not paired:
                 values = [sign * float(np.mean([*first.values()]) - np.mean([*second.values()]))]
             if values:
@@ -529,7 +529,7 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         ),
         (
             "You take 0 for the value of a seed that a recipe does not have. Leave such seeds out.",
-            lambda r, t: right(r, t, missing=0.0),
+            lambda r, t: right(r, t, every_seed=True),
         ),
         (
             "You compare the recipes as texts, or as lists. The order of their terms has no "
