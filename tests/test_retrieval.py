@@ -221,8 +221,12 @@ def test_same_images_leave_out_exactly_the_own_image():
     old = torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [0, 1]])
     assert recall_at_k(old, labels, old, labels)[1] == 1, "each finds itself"
     assert recall_at_k(old, labels, old, labels, same_images=True)[1] == 0
-    with pytest.raises(InputError, match="same_images=True: the labels"):
-        recall_at_k(old, labels, old, labels.flip(0), same_images=True)
+    assert recall_at_k(old[:2], labels[:2], old, labels, same_images=True)[1] == 0
+    more, its_labels = torch.cat([old, old[:2] + 0.01]), torch.cat([labels, labels[:2]])
+    assert recall_at_k(old, labels, more, its_labels, same_images=True)[1] == 0.25
+    for other in (labels.flip(0), labels[:3]):
+        with pytest.raises(InputError, match="the gallery's labels must begin with those of the"):
+            recall_at_k(old, labels, old[: len(other)], other, same_images=True)
 
 
 def test_compatibility_by_hand():
