@@ -24,13 +24,14 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-# The Python and the constraints of every set.
+PYTHONS = ("3.14", "3.13", "3.12", "3.11")
+# The Python and the constraints of every set. None: the newest Python that is here, no constraints.
 SETS = {
     "lowest": ("3.11", "lowest.txt"),
     "pinned-3.12": ("3.12", "constraints.txt"),
     "pinned-3.13": ("3.13", "constraints.txt"),
     "pinned-3.14": ("3.14", "constraints.txt"),
-    "newest": ("3.13", None),
+    "newest": (None, None),
 }
 # Without the tests that run all notebooks, build bundles or kill hundreds of processes.
 FAST = (
@@ -141,6 +142,7 @@ def main() -> None:
     failed, skipped = [], []
     for name in arguments.sets or SETS:
         version, constraints = SETS[name]
+        version = version or next(filter(find_python, PYTHONS), PYTHONS[-1])
         program = find_python(version)
         if program is None:
             skipped.append(name)
