@@ -137,7 +137,7 @@ def method_curves(
     axis.set(ylabel=ylabel, title=title)
     axis.set_xticks(range(len(xlabels)), xlabels)
     axis.margins(x=0.12)
-    if len(values) > 6 or max(map(len, values)) > 20:  # too large for the picture
+    if len(values) > 4 or max(map(len, values)) > 20:  # too large for the picture
         axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     else:
         axis.legend()
