@@ -106,6 +106,11 @@ def test_a_run_of_every_preset_and_selection_goes_through(gpu, images, preset, s
     assert ("selection_recall" in run.history[0]) == (selection != "last")
 
 
+def test_new_head_rows_from_class_means_are_made_on_the_gpu(gpu, images):
+    run = train(tiny(head_init="class_means"), images, progress=False)
+    assert len(run.history) == 2 and run.models[-1].head.weight.device == GPU
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision, card", [("tf32", AMPERE), ("amp", AMPERE), ("amp", T4)])
 def test_a_run_in_every_precision_learns_the_same(gpu, images, on_cpu, method, precision, card):
