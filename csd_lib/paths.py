@@ -66,6 +66,11 @@ def results_folder() -> Path:
     return Path(variable("CSD_RESULTS") or data_folder() / "results")
 
 
+def cache_folder() -> Path:
+    """Where the kit keeps what it can compute again: ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "csd-lib")
+
+
 def try_writing(folder: Path) -> None:
     """Make and remove a file in a folder or, if that does not exist yet, where it would be made.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,19 @@ def run_cli(*arguments, runs=None, **environment):
     return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
 
+@pytest.fixture
+def few_records(tmp_path):
+    """Three recorded runs: a report of all computes a hundred fingerprints."""
+    for run in (
+        "csd-2tasks-seed0-10db6572",
+        "csd-2tasks-seed1-8ce8394b",
+        "joint-2tasks-seed1-8ce8394b",
+    ):
+        source = ROOT / "data" / "results" / "digits" / f"digits-{run}"
+        shutil.copytree(source, tmp_path / "few" / run)
+    return str(tmp_path / "few")
+
+
 def only_line(text):
     """Progress bars may precede the message; a message is one line."""
     lines = [line for line in text.splitlines() if "error:" in line]
@@ -63,7 +77,7 @@ def test_train_prints_the_matrices_and_keeps_config_history_and_results(tmp_path
 
     again = run_cli(*command, runs=tmp_path)
     assert again.stdout == done.stdout, "a finished run is loaded, not trained again"
-    table = run_cli("report", "--markdown", runs=tmp_path)
+    table = run_cli("report", "--markdown", "--folder", str(tmp_path))
     assert "| CSD |" in table.stdout and "seeds 3" in table.stdout
 
 
@@ -154,10 +168,10 @@ def test_data_check_names_what_is_missing_or_damaged_and_writes_nothing(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ([name] if name else [])
 
 
-def test_a_damaged_result_is_named_and_the_rest_is_reported(tmp_path):
+def test_a_damaged_result_is_named_and_the_rest_is_reported(tmp_path, few_records):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text('{"config": ')
-    done = run_cli("report", runs=tmp_path)
+    done = run_cli("report", runs=tmp_path, CSD_RESULTS=few_records)
     assert done.returncode == 0 and "left out: " in done.stdout
     assert "run/results.json cannot be read" in done.stdout and "digits" in done.stdout
 
@@ -274,8 +288,8 @@ def test_without_any_output_a_command_still_works():
     assert subprocess.run(["sh", "-c", closed], stderr=subprocess.DEVNULL).returncode == 0
 
 
-def test_a_terminal_that_knows_only_ascii_gets_all_numbers():
-    command = ["report", "--folder", str(ROOT / "data" / "results" / "digits")]
+def test_a_terminal_that_knows_only_ascii_gets_all_numbers(few_records):
+    command = ["report", "--folder", few_records]
     plain, env = run_cli(*command), {**os.environ, "PYTHONIOENCODING": "ascii"}
     ascii_only = subprocess.run([*CLI, *command], capture_output=True, text=True, env=env)
     assert "±" in plain.stdout and "–" in plain.stdout
@@ -328,7 +342,7 @@ def test_training_and_reporting_need_none_of_the_courses_packages(tmp_path):
     each = (["train", "--epochs", "1"], ["report"], figures)
     calls = "; ".join(f"sys.argv[1:] = {arguments}; main()" for arguments in each)
     command = [*command, code.removesuffix("main()") + calls]
-    environment = {**os.environ, "CSD_RUNS": str(tmp_path)}
+    environment = {**os.environ, "CSD_RUNS": str(tmp_path), "CSD_RESULTS": str(tmp_path / "none")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout.count("Not reproduced") == 1, done.stderr
     trained, _, reported = done.stdout.partition("Not reproduced")

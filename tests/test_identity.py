@@ -247,6 +247,73 @@ def test_a_folder_named_after_its_config_is_set_aside_when_the_code_computes_oth
     assert kept.fingerprint == older.record.fingerprint != made.fingerprint
 
 
+# --- what the command line keeps of it -----------------------------------------------------------
+
+
+@pytest.fixture
+def reported(tmp_path):
+    """Report one record with a library's own command, and return what it says and has kept."""
+    name = "digits-csd-2tasks-seed0-10db6572"
+    shutil.copytree(ROOT / "data" / "results" / "digits" / name, tmp_path / "records" / name)
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+
+    def report(library=ROOT, started=("-m", "csd_lib"), **variables):
+        env = {**environment, "PYTHONPATH": str(library), **variables}
+        command = [*started, "report", "--json", "--folder", str(tmp_path / "records")]
+        done = warm.run(*command, cwd=library, env=env)
+        assert done.returncode == 0, done.stderr
+        (found,) = json.loads(done.stdout)
+        return found["is_current"], sorted((tmp_path / "cache").rglob("*.json"))
+
+    return report
+
+
+def overwrite(kept, text):
+    for path in kept:
+        path.write_text(text)
+
+
+def test_a_second_command_finds_the_fingerprints_of_the_first(reported):
+    is_current, (kept,) = reported()
+    assert is_current and [*json.loads(kept.read_text()).values()] == [GOLDEN["csd"]]
+    overwrite([kept], kept.read_text().replace(GOLDEN["csd"], "0" * 8))
+    assert reported() == (False, [kept]), "it was computed again"
+
+
+def test_other_code_never_finds_them(reported, tmp_path):
+    _, kept = reported()
+    shutil.copytree(ROOT / "csd_lib", tmp_path / "edited" / "csd_lib")
+    losses = tmp_path / "edited" / "csd_lib" / "losses.py"
+    text = losses.read_text()
+    assert text.count("positive + margin)") == 1
+    losses.write_text(text.replace("positive + margin)", "positive + 0.9 * margin)"))
+    is_current, now = reported(tmp_path / "edited")
+    assert not is_current and len(now) == 2 and set(kept) < set(now)
+
+
+def test_a_script_that_changes_the_code_in_memory_neither_finds_nor_leaves_any(reported, tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "from csd_lib import losses\n"
+        "right = losses.csd_loss\n"
+        "losses.csd_loss = lambda *a: 1.1 * right(*a)\n"
+        "from csd_lib.__main__ import main\n"
+        "main()\n"
+    )
+    before = reported()
+    assert reported(started=[str(script)]) == (False, before[1])
+    assert reported() == before
+
+
+def test_half_a_file_or_no_place_for_one_costs_only_time(reported, tmp_path):
+    _, kept = reported()
+    for text in ('{"a": ', "[1]", ""):
+        overwrite(kept, text)
+        assert reported() == (True, kept)
+    (tmp_path / "file").write_text("")
+    assert reported(XDG_CACHE_HOME=str(tmp_path / "file"))[0]
+
+
 # --- images and settings ------------------------------------------------------------------------
 
 

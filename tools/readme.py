@@ -6,6 +6,7 @@ python tools/readme.py --check   # exit code 1 if a table is not that of the rec
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -243,7 +244,7 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
 
 def weights_page() -> str:
     """The paper's grid of two weights, on its birds and on the stand-in; then ours in detail."""
-    groups = paper_groups(load_records(ROOT / "data" / "results" / "kinds"))
+    groups = groups_of("kinds")
     found = [(g, table) for g in groups for table in tables(g) if table.name == "table3"]
     (group, table), *_ = found
     ours = {
@@ -263,13 +264,16 @@ def weights_page() -> str:
     return "\n".join([*grid, "", *headline(group), "", *terms_table(table)[2:]])
 
 
+@functools.cache
+def groups_of(name: str) -> list[Group]:
+    """The recorded runs of a data set; to tell which are today's code's takes seconds."""
+    return paper_groups(load_records(ROOT / "data" / "results" / name))
+
+
 def curves() -> dict[str, list[Table]]:
     """The tables of the first task while several tasks arrive: of the photographs, of the kinds."""
     folders = {"figure3": "cifar100", "figure4": "kinds"}
-    found = {
-        name: paper_groups(load_records(ROOT / "data" / "results" / folder))
-        for name, folder in folders.items()
-    }
+    found = {name: groups_of(folder) for name, folder in folders.items()}
     return {
         name: sorted(
             (table for group in groups for table in tables(group) if table.name == name),
@@ -310,7 +314,7 @@ def raw_pixels() -> list[float]:
 def main() -> None:
     """Rewrite or check the pages."""
     digits, _ = load_runs(ROOT / "data" / "results" / "digits")
-    groups = paper_groups(load_records(ROOT / "data" / "results" / "cifar100"))
+    groups = groups_of("cifar100")
     several_tasks = curves()
     content = {
         "README.md": {"effect": effect_table(digits)},
@@ -328,7 +332,7 @@ def main() -> None:
             "weights": weights_page(),
             "figure4": curves_page(several_tasks["figure4"]),
         },
-        "docs/terms.md": {"terms": terms_page(paper_groups(digits))},
+        "docs/terms.md": {"terms": terms_page(groups_of("digits"))},
         "docs/speed.md": {"speed": speed_table()},
         "docs/promises.md": {"long": long_and_large()},
         "docs/sweeps.md": {"many": many_cells()},
@@ -355,7 +359,7 @@ def main() -> None:
         first_task, "Recall@1 on task 1 (%)", xlabels=("after task 1", "after task 2")
     )
     figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
-    for group in paper_groups(digits):
+    for group in groups_of("digits"):
         for table in tables(group):
             if table.name == "figure5" and table.group.config.tasks == 2:
                 figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
