@@ -43,6 +43,13 @@ NOTEBOOK_RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
 )
 SMOKE_SEEDS = 3
+# What the notebooks train on, by their mode.
+MODE_SETTINGS: dict[str, dict[str, Any]] = {
+    "smoke": dict(dataset="digits"),
+    "clothes": dict(dataset="fashion"),
+    "class": dict(dataset="cifar100", preset="class"),
+    "paper": dict(dataset="cifar100", preset="clean"),
+}
 # What `make run` takes in all, as a multiple of training in notebooks 1 to 6: the other notebooks,
 # kernels, figures, maps, exercises. 197 s for a forecast of 40 s of training (two idle cores, torch
 # 2.14, November 2026).
@@ -121,17 +128,15 @@ def runs_of(name: str, device: str = "auto", precision: str = "fp32") -> list[Tr
     """Return the runs of something that takes time.
 
     Args:
-        name: ``smoke``, ``class`` or ``paper``: notebooks 1 to 6 in that mode; ``table1 PRESET``:
+        name: one of ``MODE_SETTINGS``: notebooks 1 to 6 in that mode; ``table1 PRESET``:
             CIFAR-100's Table 1, one seed; or ``table1 PRESET METHOD``: one cell of it.
         device, precision: to train with.
     """
     common: dict[str, Any] = dict(device=device, precision=precision)
-    if name in ("smoke", "class", "paper"):
-        mode = {"smoke": {}, "class": dict(preset="class"), "paper": dict(preset="clean")}[name]
-        mode |= dict(dataset="digits" if name == "smoke" else "cifar100")
+    if name in MODE_SETTINGS:
         seeds = range(SMOKE_SEEDS if name == "smoke" else 1)
         return [
-            TrainConfig(method=method, seed=seed, **(common | mode | changes))
+            TrainConfig(method=method, seed=seed, **(common | MODE_SETTINGS[name] | changes))
             for method, changes in NOTEBOOK_RUNS
             for seed in seeds
         ]
@@ -197,7 +202,7 @@ def render(found: dict[str, Any]) -> str:
 
 def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
     """Return one line for a notebook: how long all six take in a mode, measured here and now."""
-    checks.one_of("mode", mode, ("smoke", "class", "paper"))
+    checks.one_of("mode", mode, MODE_SETTINGS)
     configs = runs_of(mode, device)
     minutes = forecast(configs, measure(configs[2], seconds)) / 60
     return f"Training in notebooks 1 to 6 takes about {_duration(minutes)} here in mode {mode}."

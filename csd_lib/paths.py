@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 VARIABLES = {
-    "CSD_MODE": "smoke, class or paper: what the notebooks run; default: by whether there is a GPU",
+    "CSD_MODE": "smoke, clothes, class or paper: what the notebooks run; default: by the GPU",
     "CSD_RUNS": "folder that keeps runs; default: runs/",
     "CSD_RESULTS": "the only folder of records, read and written; default: data/results/",
     "CSD_DATA": "folder with cifar100.npz or its archive, or one of these files; default: data/",

@@ -55,6 +55,7 @@ def test_the_runs_of_a_table_are_its_cells():
     methods = {c.method for c in runs_of("table1 class")}
     assert methods == {*EXPERIMENTS["table1"].methods}
     assert {c.epochs for c in runs_of("table1 class")} == {25}
+    assert {c.dataset for c in runs_of("clothes")} == {"fashion"}
     assert len(runs_of("smoke")) == doctor.SMOKE_SEEDS * len(runs_of("class"))
 
 

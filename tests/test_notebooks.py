@@ -59,14 +59,26 @@ def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path, made_
     if path in NOTEBOOKS:
         source = (CHECKS / f"{path.stem}.py").read_text("utf-8")
         notebook.cells.append(nbformat.v4.new_code_cell(source))
-    nbformat.write(notebook, tmp_path / path.name)
     shared = "session.run(" in path.read_text("utf-8")
     runs_folder = made_once("runs", lambda folder: None) if shared else tmp_path / "runs"
-    environment = {**os.environ, "CSD_MODE": "smoke", "CSD_RUNS": str(runs_folder)}
-    done = run_notebook(path.name, cwd=tmp_path, env=environment)
+    every_cell_passes(notebook, tmp_path / path.name, "smoke", runs_folder)
+
+
+def test_a_chapter_runs_on_photographs_of_clothes(tmp_path):
+    (path,) = (path for path in NOTEBOOKS if path.stem == "02_first_task")
+    notebook = nbformat.read(path, as_version=4)
+    source = 'assert session.load_dataset().name == "fashion"; assert len(session.seeds) == 1'
+    notebook.cells.append(nbformat.v4.new_code_cell(source))
+    every_cell_passes(notebook, tmp_path / path.name, "clothes", tmp_path / "runs")
+
+
+def every_cell_passes(notebook, path, mode, runs_folder):
+    nbformat.write(notebook, path)
+    environment = {**os.environ, "CSD_MODE": mode, "CSD_RUNS": str(runs_folder)}
+    done = run_notebook(path.name, cwd=path.parent, env=environment)
     assert done.returncode == 0, done.stdout[-6000:]
     summary = done.stdout.strip().splitlines()[-1]
-    assert f"{len(cells(tmp_path / path.name, 'code'))} passed" in summary
+    assert f"{len(cells(path, 'code'))} passed" in summary
     assert not re.search("skipped|xfailed|xpassed|failed", summary)
 
 
@@ -208,7 +220,8 @@ def test_make_run_runs_each_notebook_and_names_the_one_that_fails(
 
 
 @pytest.mark.parametrize(
-    "mode, words", [("smoke", "digits"), ("class", "CIFAR"), ("paper", "full")]
+    "mode, words",
+    [("smoke", "digits"), ("clothes", "clothes"), ("class", "CIFAR"), ("paper", "full")],
 )
 def test_each_mode_says_what_it_chose_and_why(mode, words, monkeypatch, capsys):
     monkeypatch.setenv("CSD_MODE", mode)
@@ -216,8 +229,8 @@ def test_each_mode_says_what_it_chose_and_why(mode, words, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert f"Mode {mode}, because CSD_MODE says so" in printed and words in printed
     config = session.config("csd")
-    assert config.dataset == ("digits" if mode == "smoke" else "cifar100")
-    assert config.epochs == {"smoke": 15, "class": 25, "paper": 800}[mode]
+    assert config.dataset == {"smoke": "digits", "clothes": "fashion"}.get(mode, "cifar100")
+    assert config.epochs == {"smoke": 15, "clothes": 5, "class": 25, "paper": 800}[mode]
     assert ("Training in notebooks 1 to 6 takes about" in printed) == (mode != "smoke")
 
 
@@ -234,7 +247,7 @@ def test_mode_without_a_choice_follows_the_gpu(monkeypatch, capsys):
 
 def test_unknown_mode_is_refused(monkeypatch):
     monkeypatch.setenv("CSD_MODE", "fast")
-    with pytest.raises(ValueError, match=r"CSD_MODE='fast'.*smoke, class, paper"):
+    with pytest.raises(ValueError, match=r"CSD_MODE='fast'.*smoke, clothes, class, paper"):
         course.start()
 
 

@@ -24,7 +24,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
-from csd_lib.doctor import mode_forecast
+from csd_lib.doctor import MODE_SETTINGS, mode_forecast
 from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
 from csd_lib.fingerprint import fingerprint
@@ -37,13 +37,9 @@ from csd_lib.train import train
 
 MODES = {
     "smoke": "the embedded handwritten digits, seconds a run on any CPU",
+    "clothes": "the embedded photographs of clothes, ten seconds a run on any CPU",
     "class": "CIFAR-100 with a short schedule, for one GPU and a class hour",
     "paper": "CIFAR-100 with the paper's full protocol, for one GPU and many hours",
-}
-MODE_SETTINGS: dict[str, dict[str, Any]] = {
-    "smoke": dict(dataset="digits"),
-    "class": dict(dataset="cifar100", preset="class"),
-    "paper": dict(dataset="cifar100", preset="clean"),
 }
 __all__ = [
     "DRIVE",
