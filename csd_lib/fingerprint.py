@@ -20,6 +20,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -40,6 +41,7 @@ from csd_lib.train import learning_rate, train
 
 DIGITS = 5  # significant ones of each number
 OTHER_CODE = 20  # versions of the kit whose fingerprints are kept
+SETTLED = 60  # seconds
 CLASSES, TRAIN, TEST = 6, 8, 3  # images a class; the later task has all losses in play
 
 
@@ -55,11 +57,11 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         channels: of its images.
         size: their height or width, whichever is smaller.
     """
-    if not _is_as_written(config):
+    kept = _kept() if _is_as_written(config) else None
+    if kept is None:
         return _fingerprint(config, channels, size)
-    recipe = json.dumps([config.key("seed", "batch_size"), get_method(config.method).recipe])
-    recipe += f" {channels} {size}"
-    return _kept().get(recipe, lambda: _fingerprint(config, channels, size))
+    recipe = [config.key("seed", "batch_size"), get_method(config.method).recipe, channels, size]
+    return kept.get(json.dumps(recipe), lambda: _fingerprint(config, channels, size))
 
 
 def _fingerprint(config: TrainConfig, channels: int, size: int) -> str:
@@ -124,8 +126,6 @@ class _Kept:
         return self.known[recipe]
 
     def _write(self) -> None:
-        if not self.path.is_absolute():  # who has no home has no cache
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f".{os.getpid()}")  # several processes may write
         partial.write_text(json.dumps(self.known), "utf-8")
@@ -136,11 +136,16 @@ class _Kept:
 
 
 @functools.cache
-def _kept() -> _Kept:
+def _kept() -> _Kept | None:
+    """Return what is kept of this code, if there is a place for it."""
+    folder, files = paths.cache_folder(), sorted(Path(__file__).parent.rglob("*.py"))
+    # Of a file that was written a moment ago, this process may run the text before.
+    is_settled = max(path.stat().st_mtime for path in files) < time.time() - SETTLED
+    if not folder.is_absolute() or not is_settled:
+        return None
     versions = f"{sys.version} {torch.__version__} {np.__version__}".encode()
-    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))]
-    code = hashlib.sha256(b"\0".join([versions, *texts])).hexdigest()
-    return _Kept(paths.cache_folder() / "fingerprints" / f"{code[:16]}.json")
+    code = hashlib.sha256(b"\0".join([versions, *(path.read_bytes() for path in files)]))
+    return _Kept(folder / "fingerprints" / f"{code.hexdigest()[:16]}.json")
 
 
 def _measured(config: TrainConfig, dataset: Dataset) -> list[float]:

@@ -1,7 +1,9 @@
 """A run is what made it: its settings, its images, and what the code computes."""
 
 import json
+import os
 import shutil
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -256,8 +258,9 @@ def reported(tmp_path):
     name = "digits-csd-2tasks-seed0-10db6572"
     shutil.copytree(ROOT / "data" / "results" / "digits" / name, tmp_path / "records" / name)
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+    copied = copy_of_the_library(tmp_path / "copied")
 
-    def report(library=ROOT, started=("-m", "csd_lib"), **variables):
+    def report(library=copied, started=("-m", "csd_lib"), **variables):
         env = {**environment, "PYTHONPATH": str(library), **variables}
         command = [*started, "report", "--json", "--folder", str(tmp_path / "records")]
         done = warm.run(*command, cwd=library, env=env)
@@ -266,6 +269,18 @@ def reported(tmp_path):
         return found["is_current"], sorted((tmp_path / "cache").rglob("*.json"))
 
     return report
+
+
+def copy_of_the_library(folder):
+    """One that was last written an hour ago."""
+    shutil.copytree(ROOT / "csd_lib", folder / "csd_lib")
+    make_older(folder)
+    return folder
+
+
+def make_older(folder):
+    for path in folder.rglob("*.py"):
+        os.utime(path, (time.time() - 3600,) * 2)
 
 
 def overwrite(kept, text):
@@ -282,11 +297,12 @@ def test_a_second_command_finds_the_fingerprints_of_the_first(reported):
 
 def test_other_code_never_finds_them(reported, tmp_path):
     _, kept = reported()
-    shutil.copytree(ROOT / "csd_lib", tmp_path / "edited" / "csd_lib")
-    losses = tmp_path / "edited" / "csd_lib" / "losses.py"
+    losses = copy_of_the_library(tmp_path / "edited") / "csd_lib" / "losses.py"
     text = losses.read_text()
     assert text.count("positive + margin)") == 1
     losses.write_text(text.replace("positive + margin)", "positive + 0.9 * margin)"))
+    assert reported(tmp_path / "edited") == (False, kept), "a moment ago: none is kept"
+    make_older(tmp_path / "edited")
     is_current, now = reported(tmp_path / "edited")
     assert not is_current and len(now) == 2 and set(kept) < set(now)
 
