@@ -22,6 +22,7 @@ from csd_lib.methods import get_method
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import (
     Table,
+    claim_rows,
     difference_rows,
     paper_groups,
     render_paper,
@@ -264,6 +265,23 @@ def weights_page() -> str:
     return "\n".join([*grid, "", *headline(group), "", *terms_table(table)[2:]])
 
 
+def claims_table(table: Table) -> str:
+    """The paper's claims in one table: what they say, and what our runs say in both galleries."""
+    own, seen = (claim_rows(table, gallery)[1] for gallery in ("own", "seen"))
+    both = {row[0]: row[3:] for row in seen}
+    header = ["claim", "paper", "n", "ours, own classes", "all classes"]
+    rows = [
+        [*row[:3], *(_verdict(*cells) for cells in (row[3:], both.get(row[0], ())) if cells)]
+        for row in own
+    ]
+    rows = [row + ["–"] * (len(header) - len(row)) for row in rows]
+    return "\n".join(format_table(header, rows, markdown=True))
+
+
+def _verdict(difference: str, interval: str, verdict: str) -> str:
+    return f"{verdict}: {difference.split()[0]} [{interval}]"
+
+
 @functools.cache
 def groups_of(name: str) -> list[Group]:
     """The recorded runs of a data set; to tell which are today's code's takes seconds."""
@@ -315,10 +333,12 @@ def main() -> None:
     """Rewrite or check the pages."""
     digits, _ = load_runs(ROOT / "data" / "results" / "digits")
     groups = groups_of("cifar100")
+    papers = next(table for group in groups for table in tables(group) if table.published)
     several_tasks = curves()
     content = {
         "README.md": {"effect": effect_table(digits)},
         "docs/results.md": {
+            "claims": claims_table(papers),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
         },
@@ -367,7 +387,6 @@ def main() -> None:
         for table in found:
             figure = figures.first_task_curves(table, "own")
             figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
-    papers = next(table for group in groups for table in tables(group) if table.published)
     figure = figures.paper_against_ours(papers)
     figure.savefig(ROOT / "docs" / "table1.png", dpi=100, bbox_inches="tight")
 
