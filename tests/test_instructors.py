@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -177,14 +178,14 @@ def test_measured_numbers_are_those_of_the_records():
 
     forgotten = {method: f"{lost(method):.1f}" for method in ("fine-tuning", "lwf", "csd")}
     average = {}
-    for method in ("lwf", "csd"):
-        known = TrainConfig(dataset="cifar100", preset="class", method=method, precision="amp")
+    for method, start in product(("lwf", "csd"), ("random", "class_means")):
+        settings = dict(dataset="cifar100", preset="class", precision="amp", head_init=start)
+        known = TrainConfig(method=method, **settings)
         seeds = [r for r in records if r.config.key("seed") == known.key("seed")]
         assert len(seeds) == 3
-        average[method] = {
-            kind: f"{100 * np.mean([getattr(r.matrix, kind)[-1] for r in seeds]):.1f}"
-            for kind in ("own", "seen")
-        }
+        for kind in ("own", "seen"):
+            mean = 100 * np.mean([getattr(r.matrix, kind)[-1] for r in seeds])
+            average[method, start, kind] = f"{mean:.1f}"
     guide, slides = (" ".join(text.split()) for text in (GUIDE, SLIDES))
     assert (
         f"mean of eight seeds: **fine-tuning** {forgotten['fine-tuning']}, **LwF** "
@@ -196,10 +197,14 @@ def test_measured_numbers_are_those_of_the_records():
         f"{lost('initial', 'seen'):.1f} there, too"
     ) in slides
     assert (
-        f"averages of {average['lwf']['own']} % for LwF and {average['csd']['own']} % for CSD with "
-        f"the task's own classes in the gallery, {average['lwf']['seen']} and "
-        f"{average['csd']['seen']} with all"
+        f"averages of {average['lwf', 'random', 'own']} % for LwF and "
+        f"{average['csd', 'random', 'own']} % for CSD with the task's own classes in the gallery, "
+        f"{average['lwf', 'random', 'seen']} and {average['csd', 'random', 'seen']} with all. With "
+        f"class means, the same seeds, {average['lwf', 'class_means', 'own']} and "
+        f"{average['csd', 'class_means', 'own']} with the task's own classes, "
+        f"{average['lwf', 'class_means', 'seen']} for both with all"
     ) in guide
+    assert average["lwf", "class_means", "seen"] == average["csd", "class_means", "seen"]
 
 
 # The slides --------------------------------------------------------------------------------------
