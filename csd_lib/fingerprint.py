@@ -8,8 +8,8 @@ measured matrices. All its numbers are rounded and hashed.
 It is computed in float64, in which other machines, numbers of threads and versions of torch agree
 to many more digits than the five that count.
 
-That takes 0.2 s a recipe, and a ledger has a hundred, so the command line keeps them in the user's
-cache, for exactly this text of the kit and these versions below it.
+That takes a fraction of a second a recipe, and a ledger has a hundred, so the command line keeps
+them in the user's cache, for exactly this text of the kit and these versions below it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from csd_lib.retrieval import embed, retrieval_matrix
 from csd_lib.train import learning_rate, train
 
 DIGITS = 5  # significant ones of each number
-OTHER_CODE = 20  # versions of the kit whose fingerprints are kept
-SETTLED = 60  # seconds
+KEPT_CODES = 20  # texts of the kit whose fingerprints stay in the cache
+SETTLED = 60  # seconds after which a process that starts now surely runs a file's newest text
 CLASSES, TRAIN, TEST = 6, 8, 3  # images a class; the later task has all losses in play
 
 
@@ -131,7 +131,7 @@ class _Kept:
         partial.write_text(json.dumps(self.known), "utf-8")
         partial.replace(self.path)
         newest_last = sorted(self.path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in newest_last[:-OTHER_CODE]:
+        for path in newest_last[:-KEPT_CODES]:
             path.unlink()
 
 
@@ -139,7 +139,6 @@ class _Kept:
 def _kept() -> _Kept | None:
     """Return what is kept of this code, if there is a place for it."""
     folder, files = paths.cache_folder(), sorted(Path(__file__).parent.rglob("*.py"))
-    # Of a file that was written a moment ago, this process may run the text before.
     is_settled = max(path.stat().st_mtime for path in files) < time.time() - SETTLED
     if not folder.is_absolute() or not is_settled:
         return None

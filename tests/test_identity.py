@@ -16,7 +16,7 @@ import csd_lib.train as training
 from csd_lib import InputError, checks, datasets, engine, losses, model, retrieval, runs
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment, run_name
-from csd_lib.fingerprint import fingerprint
+from csd_lib.fingerprint import KEPT_CODES, fingerprint
 from csd_lib.methods import METHODS, TERMS, Term
 from csd_lib.record import Record
 from csd_lib.train import train
@@ -327,7 +327,19 @@ def test_half_a_file_or_no_place_for_one_costs_only_time(reported, tmp_path):
         overwrite(kept, text)
         assert reported() == (True, kept)
     (tmp_path / "file").write_text("")
-    assert reported(XDG_CACHE_HOME=str(tmp_path / "file"))[0]
+    for nowhere in (str(tmp_path / "file"), "relative"):
+        assert reported(XDG_CACHE_HOME=nowhere) == (True, kept)
+    assert not list(tmp_path.rglob("relative"))
+
+
+def test_fingerprints_of_long_gone_code_are_thrown_away(reported, tmp_path):
+    folder = tmp_path / "cache" / "csd-lib" / "fingerprints"
+    folder.mkdir(parents=True)
+    for number in range(KEPT_CODES + 5):
+        (folder / f"{number}.json").write_text("{}")
+        os.utime(folder / f"{number}.json", (number, number))
+    _, kept = reported()
+    assert len(kept) == KEPT_CODES and not {"0.json", "5.json"} & {path.name for path in kept}
 
 
 # --- images and settings ------------------------------------------------------------------------

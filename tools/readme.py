@@ -24,6 +24,7 @@ from csd_lib.paper.comparison import (
     Table,
     claim_rows,
     difference_rows,
+    paired,
     paper_groups,
     render_paper,
     tables,
@@ -271,15 +272,44 @@ def claims_table(table: Table) -> str:
     both = {row[0]: row[3:] for row in seen}
     header = ["claim", "paper", "n", "ours, own classes", "all classes"]
     rows = [
-        [*row[:3], *(_verdict(*cells) for cells in (row[3:], both.get(row[0], ())) if cells)]
-        for row in own
+        [claim, published, n, _verdict(*cells), _verdict(*both[claim]) if claim in both else "–"]
+        for claim, published, n, *cells in own
     ]
-    rows = [row + ["–"] * (len(header) - len(row)) for row in rows]
     return "\n".join(format_table(header, rows, markdown=True))
 
 
 def _verdict(difference: str, interval: str, verdict: str) -> str:
     return f"{verdict}: {difference.split()[0]} [{interval}]"
+
+
+# Two rows each, as (method, start of new head rows), whose difference docs/results.md tells.
+PAIRS = (
+    (("mmd-kd", "random"), ("csd", "random")),
+    (("fine-tuning", "class_means"), ("fine-tuning", "random")),
+    (("fine-tuning", "class_means"), ("lwf", "random")),
+    (("lwf", "class_means"), ("fine-tuning", "class_means")),
+    (("lwf", "class_means"), ("csd", "random")),
+    (("csd", "class_means"), ("lwf", "class_means")),
+)
+
+
+def pairs_table(group: Group) -> str:
+    """Differences between two rows of Table 1 or of the head's new rows, in points, by seed."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for record in group.records:
+        config, own, seen = record.config, record.matrix.own[-1], record.matrix.seen[-1]
+        if config.tasks == 2 and set(changed_settings(config)) <= {"precision", "head_init"}:
+            values = [*own, own.mean(), seen.mean(), record.matrix.in_first_gallery()]
+            found.setdefault((config.method, config.head_init), {})[config.seed] = values
+    rows = []
+    for first, second in PAIRS:
+        seeds = sorted(found[first].keys() & found[second].keys())
+        columns = np.array([np.subtract(found[first][s], found[second][s]) for s in seeds]).T
+        cells = [paired(column.tolist()) for column in columns]
+        names = (f"{get_method(method).title}, {start}" for method, start in (first, second))
+        rows.append([*names, str(len(seeds)), *(f"{c[0].split()[0]} [{c[1]}]" for c in cells)])
+    header = ["row", "minus", "n", "old", "new", "average", "average, all", "old gallery"]
+    return "\n".join(format_table(header, rows, markdown=True))
 
 
 @functools.cache
@@ -339,6 +369,7 @@ def main() -> None:
         "README.md": {"effect": effect_table(digits)},
         "docs/results.md": {
             "claims": claims_table(papers),
+            "pairs": pairs_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
         },

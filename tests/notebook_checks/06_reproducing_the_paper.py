@@ -27,7 +27,7 @@ assert len(seeds) >= 3
 for s in seeds:
     assert rows["lwf", "class_means", s] > rows["csd", "random", s] + 0.005, "with every seed"
 without_teacher = [rows["fine-tuning", "class_means", s] - rows["lwf", "random", s] for s in seeds]
-assert comparison.paired(without_teacher)[-1] == "undecided", "fine-tuning comes up to LwF"
+assert comparison.paired(without_teacher)[-1] == "undecided", "fine-tuning ends level with LwF"
 added = [rows["csd", "class_means", s] - rows["lwf", "class_means", s] for s in seeds]
 assert comparison.paired(added)[-1] == "undecided", "the term adds nothing that shows on average"
 means = [np.mean(values["csd"]) for values in averages.values()]
