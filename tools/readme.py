@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
-from csd_lib.methods import get_method
+from csd_lib.methods import METHODS, get_method
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import (
     Table,
@@ -31,7 +34,7 @@ from csd_lib.paper.comparison import (
     term_rows,
 )
 from csd_lib.paper.ledger import load_records
-from csd_lib.paper.published import EXPERIMENTS, TABLE_3
+from csd_lib.paper.published import EXPERIMENTS, TABLE_1, TABLE_3
 from csd_lib.paper.report import (
     GALLERIES,
     Group,
@@ -51,6 +54,7 @@ from csd_lib.retrieval import average, recall_at_k, wrong_before_right
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVES = ("fine-tuning", "lwf", "mmd", "csd")
+LOOKS = {"features": ("features", "o", "-"), "softmax": ("softmax of the head", "^", "--")}
 
 
 def is_plain(record: Record) -> bool:
@@ -69,11 +73,15 @@ def between_marks(text: str, mark: str, content: str) -> str:
     return rendered
 
 
+def lines_of(benchmark: str) -> list[dict]:
+    """All measurements of a benchmark, the oldest first."""
+    lines = (ROOT / "data" / "results" / "benchmarks" / f"{benchmark}.jsonl").read_text()
+    return [json.loads(line) for line in lines.splitlines()]
+
+
 def newest(benchmark: str, **wanted: int) -> dict:
     """Return the last measurement of a benchmark, with these values if any are given."""
-    lines = (ROOT / "data" / "results" / "benchmarks" / f"{benchmark}.jsonl").read_text()
-    found = [json.loads(line) for line in lines.splitlines()]
-    return [f for f in found if wanted.items() <= f.items()][-1]
+    return [f for f in lines_of(benchmark) if wanted.items() <= f.items()][-1]
 
 
 def speed_table() -> str:
@@ -349,6 +357,64 @@ def curves_page(found: Sequence[Table]) -> str:
     return "\n".join(lines)
 
 
+def first_task_page(looks: Sequence[dict]) -> str:
+    """What features and the head's softmax find while the protocol's first task is learned."""
+    header = ["epoch", "learning rate", "features: old", "new", "softmax: old", "new"]
+    header += ["effective rank: old", "new", "dead dimensions"]
+    shown = [look for look in looks if look["epoch"] % 50 == 0 or look is looks[-1]]
+    rows = [
+        [
+            str(look["epoch"]),
+            f"{look['learning_rate']:g}",
+            *(f"{100 * look[f'{what}_{part}']:.1f}" for what in LOOKS for part in ("old", "new")),
+            *(f"{look[f'effective_rank_{part}']:.1f}" for part in ("old", "new")),
+            str(look["dead_dimensions_old"]),
+        ]
+        for look in shown
+    ]
+    last, machine = looks[-1], looks[-1]["machine"]
+    where = f"(seed {last['seed']}, {last['precision']}, {machine['device'].split(',')[0]}, torch "
+    where += f"{machine['torch']}, {machine['date']}.)"
+    return "\n".join([*format_table(header, rows, markdown=True), "", where])
+
+
+def first_task_figure(looks: Sequence[dict]) -> Figure:
+    """Recall@1 of features and softmaxes, on old and new classes, by epoch."""
+    figure, axis = plt.subplots(figsize=(8, 4.6))
+    epochs = [look["epoch"] for look in looks]
+    for what, (title, marker, style) in LOOKS.items():
+        for part, color in (("old", figures.BLUE), ("new", figures.ORANGE)):
+            values = [100 * look[f"{what}_{part}"] for look in looks]
+            label = f"{title}, {'learned' if part == 'old' else 'new'} classes"
+            axis.plot(epochs, values, marker=marker, linestyle=style, color=color, label=label)
+    for value, color in zip(TABLE_1["initial"], (figures.BLUE, figures.ORANGE), strict=False):
+        axis.axhline(value, color=color, linestyle=":", linewidth=2)
+        axis.annotate(f"paper: {value}", (2, value + 0.8), color=color, fontsize=13)
+    axis.set(xlabel="epoch of the first task", ylabel="Recall@1 (%)", xlim=(0, None))
+    axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    return figure
+
+
+def second_task_table(lines: Sequence[dict]) -> str:
+    """What a second task does to the first model of a long run: a row for each recipe."""
+    header = ["method", "recipe", "new head rows", "old", "new", "average", "average, all"]
+    header.append("old gallery")
+    first = lines[0]["own"][0]  # its row of "seen" has the old classes alone in the gallery
+    frozen = [*first, np.mean(first), math.nan, first[0]]
+    rows = [["Initial model", get_method("initial").recipe, "–", *frozen]]
+    order = list(METHODS)
+    by_row = lambda line: (line["head_init"] != "random", order.index(line["method"]))  # noqa: E731
+    for line in sorted(lines, key=by_row):
+        method, own, seen = get_method(line["method"]), line["own"][-1], line["seen"][-1]
+        values = [*own, np.mean(own), np.mean(seen), line["old_gallery"]]
+        rows.append([method.title, method.recipe, line["head_init"], *values])
+    cells = [
+        [*row[:3], *("–" if math.isnan(value) else f"{100 * value:.1f}" for value in row[3:])]
+        for row in rows
+    ]
+    return "\n".join(format_table(header, cells, markdown=True))
+
+
 def raw_pixels() -> list[float]:
     """Recall@1 without any network: old, new and both, among own classes, then among all."""
     tasks = class_incremental_split(load_dataset("fashion"), 2)
@@ -372,6 +438,8 @@ def main() -> None:
             "pairs": pairs_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "ledger": render_paper(groups, markdown=True),
+            "first task": first_task_page(lines_of("first_task")),
+            "second task": second_task_table(lines_of("second_task")),
         },
         "docs/fashion.md": {
             "fashion": both_sides("fashion", "table1", raw_pixels()),
@@ -418,6 +486,8 @@ def main() -> None:
         for table in found:
             figure = figures.first_task_curves(table, "own")
             figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
+    figure = first_task_figure(lines_of("first_task"))
+    figure.savefig(ROOT / "docs" / "first-task.png", dpi=100)
     figure = figures.paper_against_ours(papers)
     figure.savefig(ROOT / "docs" / "table1.png", dpi=100, bbox_inches="tight")
 

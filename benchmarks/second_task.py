@@ -1,0 +1,99 @@
+"""What does a second task do to a first model that was trained for long?
+
+Takes the first model of a finished run, or of a prefix of one, and learns the second task in the
+short schedule of a preset, recipe by recipe: all that differs from that preset's recorded runs is
+how long the first model was trained, and where the random numbers come from.
+
+python benchmarks/second_task.py runs/cifar100-initial-2tasks-seed0-... --precision amp
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from bench import machine
+
+from csd_lib.api import Network, TrainConfig, load_dataset, load_run
+from csd_lib.data import Task
+from csd_lib.engine import check_machine
+from csd_lib.model import freeze
+from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
+from csd_lib.train import TaskTraining, add_head_rows
+
+
+def learn(first: Network, tasks: list[Task], config: TrainConfig) -> RetrievalMatrix:
+    """Learn the second task from the first one's model, and measure both models."""
+    device, precision = check_machine(config.device, config.precision, config.cuda_graph)
+    teacher = first.to(device)
+    student = deepcopy(teacher).requires_grad_(True).to(memory_format=torch.channels_last)
+    add_head_rows(student, teacher, tasks[1], config)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    with precision.switches():
+        learning = TaskTraining(student, teacher, tasks, config, precision, generator)
+        while learning.epoch < learning.epochs:
+            learning.run_epoch()
+    learning.finish()
+    return retrieval_matrix([teacher, freeze(learning.student)], tasks)
+
+
+def main() -> None:
+    """Learn with every recipe and seed that has no line yet, and add one for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of the run whose first model is taken")
+    parser.add_argument("--methods", nargs="+", default=["fine-tuning", "lwf", "csd"])
+    parser.add_argument("--head-init", nargs="+", default=["random", "class_means"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--preset", default="class")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
+    arguments = parser.parse_args()
+    path = arguments.out / "second_task.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    dataset = load_dataset(
+        json.loads((arguments.run / "results.json").read_text())["config"]["dataset"]
+    )
+    run = load_run(arguments.run, dataset)
+    cells = [
+        (m, h, s) for s in arguments.seeds for h in arguments.head_init for m in arguments.methods
+    ]
+    for method, head_init, seed in cells:
+        config = TrainConfig(
+            dataset=run.config.dataset,
+            preset=arguments.preset,
+            method=method,
+            head_init=head_init,
+            seed=seed,
+            precision=arguments.precision,
+        )
+        place = {
+            "first_run": arguments.run.name,
+            "first_epochs": run.config.epochs_to_run(0),
+            "method": method,
+            "head_init": head_init,
+            "seed": seed,
+            "preset": arguments.preset,
+        }
+        lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+        if any(place.items() <= line.items() for line in lines):
+            continue
+        matrix = learn(run.models[0], run.tasks, config)
+        found = {
+            "own": matrix.own.tolist(),  # rows: before, after; columns: old classes, new ones
+            "seen": matrix.seen.tolist(),
+            "old_gallery": matrix.in_first_gallery(),
+            "precision": arguments.precision,
+            "machine": machine(torch.device("cpu")),
+        }
+        line = place | found
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
