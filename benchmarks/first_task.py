@@ -79,7 +79,7 @@ def main() -> None:
         found = dict(zip(("dataset", "seed", "epoch"), place, strict=True))
         found |= {"learning_rate": history[-1]["learning_rate"], "loss": history[-1]["loss"]}
         found |= look(student, tasks) | {"precision": config.precision}
-        found["machine"] = machine(torch.device("cpu"))
+        found["machine"] = machine(student.head.weight.device)
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
         print(json.dumps(found), flush=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from bench import machine
 
-from csd_lib.api import Network, TrainConfig, load_dataset, load_run
+from csd_lib.api import Network, TrainConfig, load_run
 from csd_lib.data import Task
 from csd_lib.engine import check_machine
 from csd_lib.model import freeze
@@ -54,10 +54,7 @@ def main() -> None:
     path = arguments.out / "second_task.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    dataset = load_dataset(
-        json.loads((arguments.run / "results.json").read_text())["config"]["dataset"]
-    )
-    run = load_run(arguments.run, dataset)
+    run = load_run(arguments.run)
     cells = [
         (m, h, s) for s in arguments.seeds for h in arguments.head_init for m in arguments.methods
     ]
@@ -87,7 +84,7 @@ def main() -> None:
             "seen": matrix.seen.tolist(),
             "old_gallery": matrix.in_first_gallery(),
             "precision": arguments.precision,
-            "machine": machine(torch.device("cpu")),
+            "machine": machine(run.models[0].head.weight.device),
         }
         line = place | found
         with path.open("a") as file:

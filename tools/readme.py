@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -361,7 +360,7 @@ def first_task_page(looks: Sequence[dict]) -> str:
     """What features and the head's softmax find while the protocol's first task is learned."""
     header = ["epoch", "learning rate", "features: old", "new", "softmax: old", "new"]
     header += ["effective rank: old", "new", "dead dimensions"]
-    shown = [look for look in looks if look["epoch"] % 50 == 0 or look is looks[-1]]
+    shown = [look for look in looks if look["epoch"] % 50 == 0]
     rows = [
         [
             str(look["epoch"]),
@@ -399,20 +398,18 @@ def second_task_table(lines: Sequence[dict]) -> str:
     """What a second task does to the first model of a long run: a row for each recipe."""
     header = ["method", "recipe", "new head rows", "old", "new", "average", "average, all"]
     header.append("old gallery")
-    first = lines[0]["own"][0]  # its row of "seen" has the old classes alone in the gallery
-    frozen = [*first, np.mean(first), math.nan, first[0]]
-    rows = [["Initial model", get_method("initial").recipe, "–", *frozen]]
-    order = list(METHODS)
-    by_row = lambda line: (line["head_init"] != "random", order.index(line["method"]))  # noqa: E731
-    for line in sorted(lines, key=by_row):
-        method, own, seen = get_method(line["method"]), line["own"][-1], line["seen"][-1]
-        values = [*own, np.mean(own), np.mean(seen), line["old_gallery"]]
-        rows.append([method.title, method.recipe, line["head_init"], *values])
-    cells = [
-        [*row[:3], *("–" if math.isnan(value) else f"{100 * value:.1f}" for value in row[3:])]
-        for row in rows
-    ]
-    return "\n".join(format_table(header, cells, markdown=True))
+    method, first = get_method("initial"), lines[0]["own"][0]
+    before = [f"{100 * value:.1f}" for value in (*first, np.mean(first), first[0])]
+    # Of all classes "seen" knows nothing here: its first row has a gallery of the old ones alone.
+    rows = [[method.title, method.recipe, "–", *before[:3], "–", before[3]]]
+    for start in ("random", "class_means"):
+        for line in (line for name in METHODS for line in lines if line["method"] == name):
+            if line["head_init"] == start:
+                method, own, seen = get_method(line["method"]), line["own"][-1], line["seen"][-1]
+                values = (*own, np.mean(own), np.mean(seen), line["old_gallery"])
+                cells = (f"{100 * value:.1f}" for value in values)
+                rows.append([method.title, method.recipe, start, *cells])
+    return "\n".join(format_table(header, rows, markdown=True))
 
 
 def raw_pixels() -> list[float]:
