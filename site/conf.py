@@ -72,6 +72,7 @@ CONTENTS = {
     "To look up": ["notebooks/GLOSSARY", "notebooks/PAPER_TO_CODE", "notebooks/*"],
     "What comes out": [
         "docs/results",
+        "docs/tables",
         "docs/terms",
         "docs/fashion",
         "docs/fine-grained",

@@ -409,7 +409,7 @@ CALLS = {
         recorded={"ce": [[1.0, 2.0, 3.0]]}, mine={"kd": [1, 2, 3]}, ringed={"ce": [1.0, 2.0, 3.0]}
     ),
     "figures.paper_against_ours": lambda: dict(table=table()),
-    "figures.first_task_curves": lambda: dict(table=table(), gallery="own"),
+    "figures.first_task_curves": lambda: dict(table=table()),
     "figures.paper_figures": lambda: dict(groups=[], folder="figures"),
     "plots.drift_maps": lambda: dict(
         maps={"before": circle().numpy()}, labels=LABELS, class_names=["a", "b"], start="before"

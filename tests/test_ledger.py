@@ -505,11 +505,25 @@ def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own(comput
         assert len(table.rows) == 1 and len(other.rows) == 2
         text = comparison.render_paper([group])
         assert "My one" in text and "My two" in text
-        figure = figures.first_task_curves(other, "own")
-        assert len(figure.axes[0].containers) == 2
+        figure = figures.first_task_curves(other)
+        assert [len(axis.containers) for axis in figure.axes] == [2, 2]
 
 
 # --- figures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_curves_have_a_panel_for_each_gallery_and_bars_only_of_several_seeds(computed_once, seeds):
+    found = [made("csd", seed, tasks=3, last=None) for seed in seeds]
+    growing = [replace(r.matrix, seen=r.matrix.own / 2) for r in found]
+    found = [replace(r, matrix=matrix) for r, matrix in zip(found, growing, strict=True)]
+    axes = figures.first_task_curves(table_of(found)).axes
+    assert [axis.get_title() for axis in axes] == [*report.GALLERIES.values()]
+    mean = 100 * np.mean([r.matrix.own[:, 0] for r in found], axis=0)
+    for axis, expected in zip(axes, (mean, mean / 2), strict=True):
+        ((curve, *bars),) = axis.containers
+        assert np.allclose(curve.get_ydata(), expected)
+        assert any(bars) == (len(seeds) > 1)
 
 
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)
@@ -517,7 +531,7 @@ def test_every_experiment_is_drawn_into_files_of_their_own(computed_once, tmp_pa
     groups = comparison.paper_groups(experiment_records(name))
     paths = figures.paper_figures(groups, tmp_path)
     tables = [table for group in groups for table in comparison.tables(group)]
-    assert len(paths) == sum(1 if table.published else 2 for table in tables)
+    assert len(paths) == len(tables)
     assert len(set(paths)) == len(paths) and {*tmp_path.iterdir()} == {*paths}
     assert all(path.stat().st_size > 10_000 for path in paths)
 
@@ -530,14 +544,13 @@ def test_no_figure_overwrites_one_of_other_records(computed_once, tmp_path):
     groups = comparison.paper_groups(records)
     assert len(groups) == len(changes)
     together = figures.paper_figures(groups, tmp_path / "together")
-    count = len(changes) + 1  # one of them has two galleries
-    assert len(set(together)) == len(together) == count
-    assert len(list((tmp_path / "together").iterdir())) == count
+    assert len(set(together)) == len(together) == len(changes)
+    assert len(list((tmp_path / "together").iterdir())) == len(changes)
     drawn = {}
     for group in [*groups, *reversed(groups)]:
         for path in figures.paper_figures([group], tmp_path / "apart"):
             assert drawn.setdefault(path, group.key) == group.key, "overwritten"
-    assert len(drawn) == len(list((tmp_path / "apart").iterdir())) == count
+    assert len(drawn) == len(list((tmp_path / "apart").iterdir())) == len(changes)
 
 
 def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_old(

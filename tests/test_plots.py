@@ -75,7 +75,7 @@ FIGURES = {
         RECIPES, {"ce+mmd (new)": [95, 96, 40.0]}, {"ce": RECIPES["ce"][1]}
     ),
     "paper_against_ours": lambda d, t: figures.paper_against_ours(recorded_table("cifar100")),
-    "first_task_curves": lambda d, t: figures.first_task_curves(recorded_table("digits"), "own"),
+    "first_task_curves": lambda d, t: figures.first_task_curves(recorded_table("digits")),
     "term_effects": lambda d, t: figures.term_effects(recorded_table("digits", "figure5"), "own"),
     "drift_maps": lambda d, t: plots.drift_maps(
         random_maps(), torch.arange(10).repeat(4), NAMES, start="before"

@@ -434,10 +434,10 @@ def main() -> None:
             "claims": claims_table(papers),
             "pairs": pairs_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
-            "ledger": render_paper(groups, markdown=True),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },
+        "docs/tables.md": {"ledger": render_paper(groups, markdown=True)},
         "docs/fashion.md": {
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
@@ -481,7 +481,7 @@ def main() -> None:
                 figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
     for name, found in several_tasks.items():
         for table in found:
-            figure = figures.first_task_curves(table, "own")
+            figure = figures.first_task_curves(table)
             figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
     figure = first_task_figure(lines_of("first_task"))
     figure.savefig(ROOT / "docs" / "first-task.png", dpi=100)

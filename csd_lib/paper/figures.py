@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -19,6 +20,7 @@ from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.paper import comparison
 from csd_lib.paper.comparison import Table, tables
 from csd_lib.paper.report import GALLERIES, Group, shared_changes
+from csd_lib.record import Record
 
 # Okabe and Ito's colours, which readers with any common colour blindness can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
@@ -123,17 +125,7 @@ def method_curves(
     if xlabels:
         checks.names("xlabels", xlabels, *stages, more=False)  # type: ignore[misc]
     figure, axis = plt.subplots(figsize=(7, 4.4))
-    styles = method_styles(values)
-    for name, runs in values.items():
-        sd = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(runs.shape[1])
-        axis.errorbar(
-            range(runs.shape[1]),
-            runs.mean(axis=0),
-            yerr=sd,
-            capsize=5,
-            label=method_title(name),
-            **styles[name],
-        )
+    _draw_curves(axis, values)
     axis.set(ylabel=ylabel, title=title)
     axis.set_xticks(range(len(xlabels)), xlabels)
     axis.margins(x=0.12)
@@ -142,6 +134,20 @@ def method_curves(
     else:
         axis.legend()
     return figure
+
+
+def _draw_curves(axis: Axes, values: dict[str, np.ndarray]) -> None:
+    styles = method_styles(values)
+    for name, runs in values.items():
+        axis.errorbar(
+            range(runs.shape[1]),
+            runs.mean(axis=0),
+            # One seed has no spread, and a bar of length zero would say that there is none.
+            yerr=runs.std(axis=0, ddof=1) if len(runs) > 1 else None,
+            capsize=5,
+            label=method_title(name),
+            **styles[name],
+        )
 
 
 def paper_against_ours(table: Table) -> Figure:
@@ -183,28 +189,41 @@ def paper_against_ours(table: Table) -> Figure:
         axis.set_title(f"classes {table.halves[column]}")
         axis.set(xlabel="Recall@1 (%)", ylim=(-0.6, len(names) - 0.4))
     axes[0].set_yticks(places, labels)
-    axes[1].legend(loc="upper center", bbox_to_anchor=(-0.1, -0.22), ncols=3, frameon=False)
+    below = -1 / figure.get_figheight()  # as far from the axis, however many rows there are
+    axes[1].legend(loc="upper center", bbox_to_anchor=(-0.1, below), ncols=3, frameon=False)
     return figure
 
 
-def first_task_curves(table: Table, gallery: str) -> Figure:
+def first_task_curves(table: Table) -> Figure:
     """Recall@1 on the first task after every task, as in Figure 3: a line for each row.
 
-    Rows of joint training, which has only a last stage, are lines at its height.
+    On the left the gallery stays the same; on the right it grows with every task, which lowers the
+    line of a network that forgets nothing. Rows of joint training, which has only a last stage, are
+    lines at its height.
     """
-    checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of comparison.tables")
-    tasks, values = table.group.config.tasks, {}
+    tasks = table.group.config.tasks
+    rows: dict[str, list[Record]] = {}
     for row in table.rows:
         config = row[0].config
         label = config.method if not table.settings and table.name else table.label(config)
-        if label in values:  # made by other code
-            label = f"{label}, {row[0].fingerprint or 'older'}"
-        stages = np.array([getattr(record.matrix, gallery)[:, 0] for record in row])
-        values[label] = 100 * np.broadcast_to(stages, (len(row), tasks))
-    after = [str(i + 1) for i in range(tasks)]
-    figure = method_curves(values, "Recall@1 on task 1 (%)", f"{tasks} tasks", after)
-    figure.axes[0].set_xlabel("after task")
+        # The longer label: made by other code.
+        rows[f"{label}, {row[0].fingerprint or 'older'}" if label in rows else label] = row
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True)
+    for axis, (gallery, title) in zip(axes, GALLERIES.items(), strict=True):
+        values = {
+            label: np.broadcast_to(
+                100 * np.array([getattr(record.matrix, gallery)[:, 0] for record in row]),
+                (len(row), tasks),
+            )
+            for label, row in rows.items()
+        }
+        _draw_curves(axis, values)
+        axis.set(title=title, xlabel="after task")
+        axis.set_xticks(range(tasks), [str(i + 1) for i in range(tasks)])
+        axis.margins(x=0.08)
+    axes[0].set_ylabel("Recall@1 on task 1 (%)")
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
 
@@ -249,24 +268,22 @@ def paper_figures(groups: Sequence[Group], folder: str | Path) -> list[Path]:
     use_style()
     paths = []
     for table in (table for group in groups for table in tables(group)):
-        for gallery in (None,) if table.published else GALLERIES:
-            title, identity = _name(table, gallery)
-            path = folder / f"{title}.png"
-            if path in paths or (path.exists() and _drawn_from(path) != identity):
-                path = folder / f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.png"
-            figure = first_task_curves(table, gallery) if gallery else paper_against_ours(table)
-            figure.savefig(path, dpi=100, metadata={"Description": identity})
-            plt.close(figure)
-            paths.append(path)
+        title, identity = _name(table)
+        path = folder / f"{title}.png"
+        if path in paths or (path.exists() and _drawn_from(path) != identity):
+            path = folder / f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.png"
+        figure = paper_against_ours(table) if table.published else first_task_curves(table)
+        figure.savefig(path, dpi=100, metadata={"Description": identity})
+        plt.close(figure)
+        paths.append(path)
     return paths
 
 
-def _name(table: Table, gallery: str | None) -> tuple[str, str]:
+def _name(table: Table) -> tuple[str, str]:
     """Return a name for a figure, and a text that no other group's figure has."""
     config, group = table.group.config, table.group
     shared = shared_changes(group.records)
     parts = [table.name or "other", *([] if config.tasks == 2 else [f"{config.tasks}tasks"])]
-    parts += [gallery] if gallery else []
     parts += [] if config.dataset == "cifar100" else [config.data_name]
     epochs = f"{config.epochs}epochs"
     if config.stop_at_epoch:
