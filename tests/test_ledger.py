@@ -363,11 +363,33 @@ def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds(comput
     records += [made("joint", s, (0.99, 0.99), depth=8) for s in (0, 1)]
     found = {t.name: t for t in comparison.tables(comparison.paper_groups(records)[0])}
     header, rows = comparison.term_rows(found["figure5"], "own")
-    triplet, kd, csd = (dict(zip(header, row, strict=True)) for row in rows)
-    assert triplet["task 1 at the end"].startswith("-5.0 ± 0.0 [")
-    assert kd["term added"] == "+ KD" and kd["recipes"] == "2" and kd["n"] == "2"
-    assert kd["task 1 at the end"].startswith("+6.5 ± 0.7 [")
-    assert csd["task 1 at the end"].startswith("+16.0 ± 0.0 [")
+    of = {
+        (r["term added"], r["to"]): r for r in (dict(zip(header, row, strict=True)) for row in rows)
+    }
+    changes = {where: row["task 1 at the end"].partition(" [")[0] for where, row in of.items()}
+    assert changes == {
+        ("+ triplet", "ce"): "-5.0 ± 0.0",
+        ("+ KD", "ce"): "+10.5 ± 0.7",
+        ("+ KD", "ce+csd"): "+2.5 ± 0.7",
+        ("+ KD", "mean of 2"): "+6.5 ± 0.7",
+        ("+ CSD", "ce"): "+20.0 ± 0.0",
+        ("+ CSD", "ce+kd"): "+12.0 ± 0.0",
+        ("+ CSD", "mean of 2"): "+16.0 ± 0.0",
+    }
+    assert {row["n"] for row in of.values()} == {"2"}
+
+
+def test_the_mean_of_recipes_is_of_the_seeds_that_all_of_them_have(computed_once):
+    """Seed 1 was run without CSD alone: there KD adds 30 points, which is no reason to say so."""
+    first = {"ce": 0.50, "ce+kd": 0.60, "ce+csd": 0.70, "ce+kd+csd": 0.72}
+    records = [made(name, 0, (value, 0.5), depth=8) for name, value in first.items()]
+    records += [made(name, 1, (v, 0.5), depth=8) for name, v in (("ce", 0.5), ("ce+kd", 0.8))]
+    (table,) = [
+        t for t in comparison.tables(comparison.paper_groups(records)[0]) if t.name == "figure5"
+    ]
+    kd = [row[1:4] for row in comparison.term_rows(table, "own")[1] if row[0] == "+ KD"]
+    assert [row[:2] for row in kd] == [["ce", "2"], ["ce+csd", "1"], ["mean of 2", "1"]]
+    assert kd[0][2].startswith("+20.0") and kd[2][2] == "+6.0"
 
 
 def test_variants_are_compared_with_csd_seed_by_seed(computed_once):

@@ -7,11 +7,13 @@ the methods that it is compared with.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 from scipy.special import stdtrit
 
 from csd_lib import InputError, checks
@@ -261,48 +263,48 @@ def difference_rows(table: Table, gallery: str) -> tuple[list[str], list[list[st
 
 
 def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what adding a term changes, in points.
+    """Header and rows: what adding a term changes, in points, recipe by recipe and in the mean.
 
-    For each seed it is the mean over all recipes of the table that were also run with the term
-    added and nothing else; in brackets stands the 95 % interval over the seeds.
+    The mean is over all recipes that the term was added to, of the seeds that all of these have;
+    in brackets stands the 95 % interval over the seeds.
     """
-    rows = [
-        [f"+ {TERMS[term].title}", str(recipes), str(len(means)), *_cells(means)]
-        for term, (recipes, means) in term_effects(table, gallery).items()
-    ]
-    return ["term added", "recipes", *_COLUMNS], rows
+    rows = []
+    for term, effects in term_effects(table, gallery).items():
+        name = f"+ {TERMS[term].title}"
+        for recipe, by_seed in effects.items():
+            found = list(by_seed.values())
+            rows.append([name, recipe, str(len(found)), *_cells(found)])
+        shared = sorted(set.intersection(*map(set, effects.values())))
+        means = [np.mean([e[seed] for e in effects.values()], axis=0).tolist() for seed in shared]
+        if len(effects) > 1 and means:
+            rows.append([name, f"mean of {len(effects)}", str(len(means)), *_cells(means)])
+    return ["term added", "to", *_COLUMNS], rows
 
 
-def term_effects(table: Table, gallery: str) -> dict[str, tuple[int, list[list[float]]]]:
-    """What adding a term changes, for each seed, as a share.
+def term_effects(table: Table, gallery: str) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """What adding a term changes, as a share.
 
     Returns:
-        For each term the number of recipes it was added to, and for each seed the mean changes of
-        Recall@1 on task 1 at the end, of the average, and in the old gallery.
+        ``{term: {recipe it was added to: {seed: changes}}}``: of Recall@1 on task 1 at the end, of
+        the average, and in the old gallery.
     """
     checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of tables")
     plain = [row for row in table.rows if not _is_varied(row[0].config)]
     methods = [get_method(row[0].config.method) for row in plain]
-    by_terms = {  # joint training and the frozen network have no terms on a second task
-        frozenset(method.recipe.split("+")): row
+    by_recipe = {  # joint training and the frozen network have no terms on a second task
+        method.recipe: row
         for method, row in zip(methods, plain, strict=True)
         if method.learns_later and not method.joint
     }
-    effects = {}
-    for term in TERMS:
-        by_seed: dict[int, list[list[float]]] = {}
-        pairs = [(with_it, terms - {term}) for terms, with_it in by_terms.items() if term in terms]
-        for with_it, others in pairs:
-            if others in by_terms:
-                for seed, found in _differences(with_it, by_terms[others], gallery).items():
-                    by_seed.setdefault(seed, []).append(found)
-        means = [
-            [statistics.fmean(column) for column in zip(*found, strict=True)]
-            for found in by_seed.values()
-        ]
-        if means:
-            effects[term] = max(map(len, by_seed.values())), means
+    effects: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for term, recipe in itertools.product(TERMS, sorted(by_recipe, key=len)):
+        terms = recipe.split("+")
+        without = "+".join(name for name in terms if name != term)
+        if term in terms and without in by_recipe:
+            found = _differences(by_recipe[recipe], by_recipe[without], gallery)
+            if found:
+                effects.setdefault(term, {})[without] = found
     return effects
 
 

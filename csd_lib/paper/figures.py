@@ -228,26 +228,36 @@ def first_task_curves(table: Table) -> Figure:
 
 
 def term_effects(table: Table, gallery: str) -> Figure:
-    """What adding each term changes: a point for each seed, and the mean as a stroke.
+    """What adding a term to a recipe changes: a point for each seed, and the mean as a stroke.
 
     Args:
         table: of the experiment figure5.
         gallery: of the first two panels; the third is the old gallery.
     """
-    effects = comparison.term_effects(table, gallery)
-    if not effects:
+    found = comparison.term_effects(table, gallery)
+    if not found:
         raise InputError(f"table={table.title!r} has no two recipes that differ in one term")
+    rows = [(term, recipe) for term, effects in found.items() for recipe in effects]
     titles = ["task 1 at the end", "average of the tasks", "old gallery"]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 0.8 * len(effects) + 1.9), sharey=True)
-    places = np.arange(len(effects))[::-1]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 0.42 * len(rows) + 1.9), sharey=True)
+    places = np.arange(len(rows))[::-1]
     for column, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         axis.axvline(0, color=BLACK, linewidth=1)
-        for place, (_, means) in zip(places, effects.values(), strict=True):
-            values = 100 * np.array(means)[:, column]
-            axis.scatter(values, np.full(len(values), place), color=BLUE, s=50, alpha=0.6)
-            axis.scatter([values.mean()], [place], marker="|", s=700, linewidths=3, color=ORANGE)
-        axis.set(title=title, xlabel="change in points", ylim=(-0.6, len(effects) - 0.4))
-    axes[0].set_yticks(places, [f"+ {TERMS[term].title}" for term in effects])
+        for place, (term, recipe) in zip(places, rows, strict=True):
+            values = 100 * np.array(list(found[term][recipe].values()))[:, column]
+            style = term_styles([term])[term]
+            axis.scatter(
+                values,
+                np.full(len(values), place),
+                color=style["color"],
+                marker=style["marker"],
+                s=50,
+                alpha=0.6,
+            )
+            axis.scatter([values.mean()], [place], marker="|", s=450, linewidths=3, color=BLACK)
+        axis.set(title=title, xlabel="change in points", ylim=(-0.6, len(rows) - 0.4))
+    texts = [f"+ {TERMS[term].title}, to {recipe.replace('+', ' + ')}" for term, recipe in rows]
+    axes[0].set_yticks(places, texts)
     return figure
 
 
