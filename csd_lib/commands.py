@@ -100,6 +100,8 @@ def train(
     config = TrainConfig(**vars(config))
     import_network(config.network, config.weights, config.init_from)
     check_machine(config.device, config.precision, config.cuda_graph)
+    if unread := config.unread():
+        print(f"note: this run does not read {', '.join(unread)}")
     with epoch_logger(log, config) as on_epoch:
         run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
     print(render_matrix(run.matrix))
@@ -327,6 +329,9 @@ def report(
         own, more_problems = report.load_runs(folder, may_be_none=folder is None)
     problems = [printable(problem) for problem in [*problems, *more_problems]]
     if json or csv:
+        # What was recorded also lies under runs/, with the same numbers.
+        known = {(r.key(), r.fingerprint, r.matrix.own.tobytes()) for r in recorded}
+        own = [r for r in own if (r.key(), r.fingerprint, r.matrix.own.tobytes()) not in known]
         print((report.render_json if json else report.render_csv)([*recorded, *own]))
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
         return

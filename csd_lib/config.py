@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from csd_lib import InputError, checks
@@ -207,10 +207,22 @@ class TrainConfig(LossSettings):
 
         All that a preset names was filled in by then, so None means what it says.
         """
+        known = {part.name for part in fields(cls)}
+        if unknown := sorted(set(content) - known):
+            raise InputError(f"it has settings that this kit does not have: {', '.join(unknown)}")
         config = cls(**content)
         if content.get("later_epochs") is None and config.later_epochs:
             return replace(config, later_epochs=config.epochs)
         return config
+
+    def stored(self) -> dict[str, Any]:
+        """Return what is written down: all settings but those of loss terms that it does not have.
+
+        So the weight of a term that somebody has added to a copy of the kit is in that copy's runs
+        of this term, and all others can be read here.
+        """
+        unread = get_method(self.method).unused_settings()
+        return {name: value for name, value in asdict(self).items() if name not in unread}
 
     def settings(self, *without: str) -> dict[str, Any]:
         """Return all settings but the machine's, read in this run or not: what a table shares.
@@ -250,6 +262,15 @@ class TrainConfig(LossSettings):
         if not self.learns_later():
             left_out |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
         return self.settings(*left_out)
+
+    def unread(self) -> list[str]:
+        """Return the settings, as ``name=value``, that were changed and change nothing here."""
+        usual = TrainConfig(dataset=self.dataset, preset=self.preset, network=self.network)
+        unread = self.settings().keys() - self.key().keys() - {"preset"}
+        if self.learns_later():
+            unread -= {"later_epochs"}  # as many as the first task's
+        values = {name: getattr(self, name) for name in sorted(unread)}
+        return [f"{n}={value}" for n, value in values.items() if value != getattr(usual, n)]
 
     def schedule_length(self, task: int) -> int:
         """Return the epochs of the schedule of a task, counted from 0."""

@@ -48,6 +48,11 @@ class Dataset:
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
             checks.images(f"{part}_images", images)
+            if images.dtype != torch.uint8 and tuple(images.shape[2:]) != (1, 1):
+                raise InputError(
+                    f"{part}_images are {checks.shown(images)}: give images as uint8 from 0 to "
+                    f"255, and features as float32 [N, D, 1, 1]"
+                )
             checks.finite(f"{part}_images", images, "correct them, or leave them out")
             checks.labels(f"{part}_labels", labels, len(images))
             if labels.min() < 0 or labels.max() >= len(self.class_names):

@@ -28,8 +28,11 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()  # some, such as meta, can hold no value
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        if reason.startswith("Expected one of"):  # followed by all that PyTorch was ever built for
+            reason = "there is no such kind"
         raise InputError(
-            f"device={checks.shown(name)} cannot be used here ({reason}): try auto"
+            f"device={checks.shown(name)} cannot be used here ({reason}): try auto, cpu, cuda, "
+            f"cuda:1 or mps"
         ) from error
     return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 is the same
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
 from csd_lib.files import make_folder, only_one, read_tensors
+from csd_lib.fingerprint import fingerprint
 from csd_lib.model import Network
 from csd_lib.networks import network_from_state
 from csd_lib.paths import runs_folder
@@ -86,7 +88,7 @@ def run_experiment(
     config = replace(config, device=str(pick_device(config.device)))
     if folder is not None:
         folder = make_folder(folder)  # now, not after the first task
-    dataset = load_images(config) if dataset is None else dataset
+    dataset = load_images(config, dataset)
     first = config.first_task() if share_first_task else None
     first_folder = None
     if first:
@@ -122,6 +124,9 @@ def run_experiment(
 def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     """Load a finished run with its models, whatever has changed in the code since.
 
+    If today's code computes other numbers, a warning says so. The models are frozen and in
+    evaluation mode; to train one on, copy it, as docs/api.md shows.
+
     Args:
         folder: of the run.
         dataset: its images; default: loads ``config.dataset``.
@@ -131,9 +136,13 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     """
     checks.instance("folder", folder, (str, Path), "the folder of a run")
     folder = Path(folder)
+    if not (folder / "results.json").exists():
+        has_begun = (folder / "config.json").exists()
+        what = "is not finished: the command that began it goes on" if has_begun else "is no run"
+        raise InputError(f"{folder} {what}; give the folder of a finished run")
     record = Record.read(folder / "results.json")
     config = record.config
-    dataset = load_images(config) if dataset is None else dataset
+    dataset = load_images(config, dataset)
     if dataset.sha256() != record.data.split("+")[0]:
         raise InputError(f"{folder} is a run on other images or labels than {dataset.name}'s here")
     tasks = split_classes(dataset, config)
@@ -146,6 +155,15 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     if not models:
         raise InputError(f"{folder} has kept no models: train it again in another folder")
     models += [models[-1]] * (len(record.matrix.own) - len(models))
+    _, channels, *size = dataset.train_images.shape
+    today = fingerprint(config, channels, min(size))
+    if record.fingerprint not in ("", today):
+        warnings.warn(
+            f"{folder} was made by code that computes other numbers (fingerprint "
+            f"{record.fingerprint}, today's {today}): its results are those of then, its models "
+            f"compute with today's code",
+            stacklevel=2,
+        )
     lines = (folder / "history.jsonl").read_text().splitlines()
     history = [json.loads(line) for line in lines]
     return FinishedRun(config, tasks, models, history, record.matrix, record, folder)

@@ -62,8 +62,17 @@ class Term:
     distils: bool = True  # holds on to the teacher, so it begins with the second task
 
     def __call__(self, outputs: Outputs, settings: LossSettings) -> Tensor:
-        """Return the weighted term for one batch."""
+        """Return the weighted term for one batch.
+
+        Raises:
+            InputError: if what was computed is not one number.
+        """
         value = self.compute(outputs, settings)
+        if not isinstance(value, Tensor) or value.ndim:
+            raise InputError(
+                f"the loss term {self.title!r} is {checks.shown(value)}: return a scalar tensor, "
+                f"such as a mean"
+            )
         return getattr(settings, self.weight) * value if self.weight else value
 
 
@@ -161,14 +170,31 @@ def get_method(name: str) -> Method:
     if isinstance(name, str):
         same = [m for m in METHODS.values() if m.recipe == name and m.learns_later and not m.joint]
         if name in METHODS or same:
-            return METHODS[name] if name in METHODS else same[0]
+            method = METHODS[name] if name in METHODS else same[0]
+            _check_recipe(method)
+            return method
         terms = name.split("+")
     # Every term once, and in one order, so that a recipe has one name.
     known = [term for term in TERMS if term in terms]
     if terms != known or all(TERMS[term].distils for term in known):
-        learning = [term for term in TERMS if not TERMS[term].distils]
         raise InputError(
             f"unknown method {checks.shown(name)}: choose one of {', '.join(METHODS)}, or a sum of "
-            f"the terms {'+'.join(TERMS)}, in this order and with one of {', '.join(learning)}"
+            f"the terms {'+'.join(TERMS)}, in this order and with one of {_learning()}"
         )
     return Method(" + ".join(terms), name)
+
+
+def _check_recipe(method: Method) -> None:
+    """Refuse a registered method of which nothing can be learned here."""
+    names = method.recipe.split("+")
+    unknown = [name for name in names if name not in TERMS]
+    if unknown or all(TERMS[name].distils for name in names):
+        what = f"there is no term {', '.join(unknown)}" if unknown else "nothing learns the task"
+        raise InputError(
+            f"method {checks.shown(method.title)} is {checks.shown(method.recipe)}, but {what}: "
+            f"the terms are {'+'.join(TERMS)}, and one of {_learning()} must be among them"
+        )
+
+
+def _learning() -> str:
+    return ", ".join(name for name, term in TERMS.items() if not term.distils)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import inspect
 import io
 import sys
 import warnings
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from csd_lib import InputError, checks
 from csd_lib.files import parsing, read_tensors
 from csd_lib.model import Network, ResNet, freeze
+from csd_lib.stored import StoredImages
 
 if TYPE_CHECKING:
     from csd_lib.config import TrainConfig
@@ -122,6 +124,42 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
     return network
 
 
+def try_network(network: Network, name: str, images: Tensor | StoredImages) -> None:
+    """Let a network of one's own say something about two images, before any long work.
+
+    Args:
+        network: to try; it is left as it was.
+        name: of the setting ``network``, for the message.
+        images: of the data set.
+
+    Raises:
+        InputError: if its features, or what it returns, have another form than ``Network`` says.
+    """
+    if isinstance(network, ResNet | Features | LibraryNetwork):
+        return
+    was_training, top = network.training, network.added_embedding
+    size = top.in_features if top else network.feature_size
+    batch = images[torch.arange(min(2, len(images)))].to(network.mean.device)
+    network.eval()
+    with torch.no_grad():
+        try:
+            is_raw = batch.dtype == torch.uint8
+            features = network.backbone(network.normalize_images(batch) if is_raw else batch)
+        except NotImplementedError as error:
+            raise InputError(f"network={name!r}: define backbone(self, images)") from error
+        if not isinstance(features, Tensor) or tuple(features.shape) != (len(batch), size):
+            raise InputError(
+                f"network={name!r}: its backbone returned {checks.shown(features)} for "
+                f"{len(batch)} images, expected [{len(batch)}, {size}], as its feature_size says"
+            )
+        found = network(batch)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise InputError(
+            f"network={name!r} returned {checks.shown(found)}: return features, logits"
+        )
+    network.train(was_training)
+
+
 def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network:
     """Return the network that a state belongs to, frozen. The weights it began with are not needed.
 
@@ -194,6 +232,13 @@ def _own_class(name: str) -> Callable[..., Network]:
     # Only such a class is ever called: the name may come from a file of somebody else.
     if not isinstance(found, type) or not issubclass(found, Network):
         raise InputError(f"network={name!r}: {module} has no {attributes} that is a Network")
+    try:
+        inspect.signature(found).bind("config", "mean", "std")
+    except TypeError as error:
+        raise InputError(
+            f"network={name!r}: {attributes} is called with config, mean and std ({error}): write "
+            f"def __init__(self, config, mean, std)"
+        ) from error
     return found
 
 
@@ -490,11 +535,13 @@ def _begin_with(network: Network, path: str) -> None:
 def _existing(setting: str, name: str) -> Path:
     path = Path(name)
     try:
-        is_there = path.is_file()
+        is_there, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError):  # its name is too long, or no name
-        is_there = False
+        is_there = is_folder = False
     if not is_there:
         others = f", or {PUBLISHED}" if setting == "weights" else ""
+        if is_folder:
+            others += ", such as model-task1.pt in the folder of a run"
         raise InputError(f"{setting}={checks.shown(name)}: there is no such file: give one{others}")
     return path
 

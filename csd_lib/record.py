@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class Record:
             if name not in ("config", "matrix", "folder") and value not in ((), {}, "")
         }
         matrices = {n: values for n, values in vars(self.matrix).items() if values is not None}
-        content["config"] = asdict(self.config)
+        content["config"] = self.config.stored()
         content["matrix"] = {name: values.tolist() for name, values in matrices.items()}
         own = {name: values for name, values in matrices.items() if name != "old_gallery"}
         content["average"] = {name: average(values) for name, values in own.items()}
@@ -114,7 +114,7 @@ class Record:
 
     def identity(self) -> dict[str, Any]:
         """Return what decided the run, as ``runs.identity``."""
-        config = json.loads(json.dumps(asdict(self.config)))
+        config = json.loads(json.dumps(self.config.stored()))
         return {"config": config, "data": self.data, "fingerprint": self.fingerprint}
 
     def key(self, *without: str) -> str:

@@ -58,7 +58,8 @@ def _features_and_logits(
 def embed(model: Network, images: Tensor | StoredImages, batch_size: int = 512) -> Tensor:
     """Return the features ``[N, D]`` of images ``[N, C, H, W]``, without augmentation.
 
-    The network is used in eval mode; the result stays on its device.
+    Images are uint8 from 0 to 255, which the network normalises; float32 images are taken as
+    normalised already. The network is used in eval mode; the result stays on its device.
 
     Raises:
         InputError: for what are no images, or those of another number of channels.

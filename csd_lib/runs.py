@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
     _, channels, *size = dataset.train_images.shape
     return {
-        "config": json.loads(json.dumps(asdict(config))),
+        "config": json.loads(json.dumps(config.stored())),
         "data": data_hash(config, dataset),
         "fingerprint": fingerprint(config, channels, min(size)),
     }

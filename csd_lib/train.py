@@ -28,7 +28,7 @@ from csd_lib.engine import (
 )
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
-from csd_lib.networks import init_head, input_size, load_state, make_network
+from csd_lib.networks import init_head, input_size, load_state, make_network, try_network
 from csd_lib.numerics import unit_length
 from csd_lib.runs import RunFolder, SavedState
 from csd_lib.steps import Steps
@@ -46,8 +46,15 @@ class Run:
     history: list[dict[str, float]]  # one record per epoch
 
 
-def load_images(config: TrainConfig) -> Dataset:
-    """Load the images of a config: of a folder, in the size that the network's weights want."""
+def load_images(config: TrainConfig, given: Dataset | None = None) -> Dataset:
+    """Load the images of a config: of a folder, in the size that the network's weights want.
+
+    Args:
+        given: images to return instead.
+    """
+    if given is not None:
+        checks.instance("dataset", given, Dataset, "what load_dataset returns")
+        return given
     if not get_spec(config.dataset).scaled:
         return load_dataset(config.dataset)
     return load_dataset(config.dataset, image_size=input_size(config))
@@ -151,7 +158,7 @@ def train(
     if stop_after is not None:
         checks.whole("stop_after", stop_after, 1)
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
-    dataset = load_images(config) if dataset is None else dataset
+    dataset = load_images(config, dataset)
     check_images(config, dataset)
     run = Run(config, split_classes(dataset, config), [], [])
     method = get_method(config.method)
@@ -183,6 +190,7 @@ def train(
 def new_student(config: TrainConfig, dataset: Dataset, device: torch.device) -> Network:
     """Return the network that training begins with, in the memory order of augmented images."""
     student = make_network(config, dataset.mean, dataset.std).to(device)
+    try_network(student, str(config.network), dataset.train_images)
     return student.to(memory_format=torch.channels_last)
 
 

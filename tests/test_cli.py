@@ -63,6 +63,23 @@ def only_line(text):
     return lines[0]
 
 
+def test_programs_get_a_run_once_that_was_recorded_and_lies_under_runs_too(few_records, tmp_path):
+    names = ("csd-2tasks-seed0-10db6572", "csd-2tasks-seed1-8ce8394b")
+    for name in names:
+        shutil.copytree(Path(few_records) / name, tmp_path / "runs" / name)
+    path = tmp_path / "runs" / names[1] / "results.json"
+    content = json.loads(path.read_text())
+    content["matrix"]["own"][0][0] += 0.01  # of the same run on another machine
+    path.write_text(json.dumps(content))
+    done = run_cli("report", "--json", runs=tmp_path / "runs", CSD_RESULTS=few_records)
+    assert [Path(run["folder"]).parent.name for run in json.loads(done.stdout)] == [
+        "few",
+        "few",
+        "few",
+        "runs",
+    ]
+
+
 def test_train_prints_the_matrices_and_keeps_config_history_and_results(tmp_path):
     command = ["train", "--epochs", "1", "--tasks", "2", "--seed", "3"]
     done = warm.run("-m", "csd_lib", *command, env={**os.environ, "CSD_RUNS": tmp_path})

@@ -61,13 +61,23 @@ def test_unknown_data_set_is_refused_with_the_choices():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_images_that_are_no_numbers_are_named_and_not_the_learning_rate(digits, value):
-    images = digits.train_images.float()
-    replace(digits, train_images=images)
+    images, test_images = digits.train_images.float(), digits.test_images.float()
+    features = dict(train_images=images.mean((2, 3), keepdim=True))
+    features["test_images"] = test_images.mean((2, 3), keepdim=True)
+    replace(digits, **features)
     images[[3, 5], 0, 2, 2] = value
+    features["train_images"][[3, 5]] = value
     with pytest.raises(InputError, match=r"2 of 1195 train_images contain NaN or infinite"):
-        replace(digits, train_images=images)
+        replace(digits, **features)
     with pytest.raises(InputError, match=r"2 of 1195 images contain NaN or infinite"):
         embed(ResNet(8, 10, 1, digits.mean, digits.std), images)
+
+
+def test_images_scaled_by_hand_are_refused(digits):
+    """The network scales and normalises uint8 images; floats would be taken as normalised."""
+    scaled = {f"{p}_images": getattr(digits, f"{p}_images") / 255 for p in ("train", "test")}
+    with pytest.raises(InputError, match=r"float32 with shape \(1195, 1, 8, 8\): give .* uint8"):
+        replace(digits, **scaled)
 
 
 # --- fashion ---------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ _WHY_EXEMPT = {
         networks.Published networks.Published.statistics networks.check_name networks.check_weights
         networks.check_file networks.init_sha256 networks.init_head
         networks.optional_module networks.read_state
-        networks.import_network networks.input_size networks.weights_sha256
+        networks.import_network networks.input_size networks.weights_sha256 networks.try_network
         model.Network.add_embedding model.Network.top_and_backbone
         model.Network.freeze_backbone model.Network.train""",
     "made, or called, by the library only": """
@@ -81,7 +81,8 @@ _WHY_EXEMPT = {
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun
         published.Experiment published.Experiment.fits
         config.TrainConfig.first_task config.TrainConfig.key
-        config.TrainConfig.settings config.TrainConfig.learns_later widgets.Recording
+        config.TrainConfig.settings config.TrainConfig.learns_later config.TrainConfig.stored
+        config.TrainConfig.unread widgets.Recording
         config.TrainConfig.schedule_length config.TrainConfig.epochs_to_run
         retrieval.RetrievalMatrix.in_first_gallery
         widgets.Control.pairs checkers.Mistake checkers.Verdict session.Stopped

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -15,9 +16,9 @@ import warm
 import csd_lib.train as training
 from csd_lib import InputError, checks, datasets, engine, losses, model, retrieval, runs
 from csd_lib.config import TrainConfig
-from csd_lib.experiment import run_experiment, run_name
+from csd_lib.experiment import load_run, run_experiment, run_name
 from csd_lib.fingerprint import KEPT_CODES, fingerprint
-from csd_lib.methods import METHODS, TERMS, Term
+from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.record import Record
 from csd_lib.train import train
 
@@ -422,7 +423,72 @@ def test_an_identity_that_was_stored_before_a_setting_existed_has_its_default():
     del stored["network"]
     assert runs.difference({**wanted, "config": stored}, wanted) == ""
     stored["gone"] = 1
-    assert "gone" in runs.difference({**wanted, "config": stored}, wanted)
+    assert "not have: gone" in runs.difference({**wanted, "config": stored}, wanted)
+
+
+def test_runs_of_a_kit_with_one_more_term_are_read_by_one_without_it(digits, tmp_path):
+    """What a run does not read is not written down; so no other kit has to know its name."""
+    run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+    for name in ("config.json", "results.json"):
+        settings = json.loads((tmp_path / name).read_text())["config"]
+        assert {"lambda_csd", "lambda_kd", "margin"} <= settings.keys()
+        assert not {"lambda_mmd", "lambda_fecd", "fecd_temperature"} & settings.keys()
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["config"]["lambda_mine"] = 2.0
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="settings that this kit does not have: lambda_mine"):
+        Record.read(tmp_path / "results.json")
+
+
+def test_a_run_of_other_code_is_loaded_with_a_warning(digits, tmp_path):
+    with patch.dict(METHODS, csd=Method("CSD", "ce+triplet+csd")):
+        run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+        with warnings.catch_warnings(action="error"):
+            load_run(tmp_path, digits)
+    words = f"code that computes other numbers .*today's {fingerprint(QUICK, 1, 8)}"
+    with pytest.warns(UserWarning, match=words):
+        load_run(tmp_path, digits)
+
+
+def test_what_is_no_finished_run_is_said(digits, tmp_path):
+    train(QUICK, digits, folder=tmp_path, stop_after=1, progress=False)
+    with pytest.raises(InputError, match="is not finished: the command that began it goes on"):
+        load_run(tmp_path, digits)
+    with pytest.raises(InputError, match="is no run; give the folder of a finished run"):
+        load_run(tmp_path / "config.json", digits)
+    with pytest.raises(InputError, match=r"dataset='digits'.*what load_dataset returns"):
+        train(QUICK, "digits", progress=False)
+
+
+@pytest.mark.parametrize(
+    "compute, words",
+    [
+        (lambda o, s: o.features.mean(dim=1), r"'own' is torch.float32 with shape \(64,\)"),
+        (lambda o, s: 1.0, "'own' is 1.0: return a scalar tensor"),
+    ],
+)
+def test_a_term_of_ones_own_that_is_not_one_number_is_named(digits, compute, words):
+    with patch.dict(TERMS, own=Term("own", compute)), pytest.raises(InputError, match=words):
+        train(replace(QUICK, method="ce+own"), digits, progress=False)
+
+
+@pytest.mark.parametrize(
+    "recipe, words", [("ce+cosine", "no term cosine"), ("kd+csd", "nothing learns the task")]
+)
+def test_a_method_of_ones_own_that_cannot_learn_is_refused_at_once(recipe, words):
+    refused = pytest.raises(InputError, match=f"{words}: .* one of ce, triplet must be")
+    with patch.dict(METHODS, own=Method("Own", recipe)), refused:
+        TrainConfig(method="own")
+
+
+def test_a_config_names_what_was_changed_for_nothing():
+    assert TrainConfig(method="csd", lambda_csd=5.0, seed=3, epochs=4).unread() == []
+    assert TrainConfig(dataset="cifar100", preset="class", later_epochs=25).unread() == []
+    unread = TrainConfig(method="lwf", lambda_csd=5.0, stop_at_epoch=99, select_every=3).unread()
+    assert unread == ["lambda_csd=5.0", "select_every=3", "stop_at_epoch=99"]
+    assert TrainConfig(method="joint", later_learning_rate=0.5).unread() == [
+        "later_learning_rate=0.5"
+    ]
 
 
 def test_switches_of_torch_are_as_they_were_after_training(digits):

@@ -147,6 +147,48 @@ def test_what_is_no_network_is_refused_and_never_called_or_imported(name, words)
     assert "not_imported" not in set(sys.modules) - before
 
 
+class WrongSize(Small):
+    def __init__(self, config, mean, std):
+        super().__init__(config, mean, std)
+        self.feature_size += 1
+
+
+class FourDimensional(Small):
+    def backbone(self, images):
+        return super().backbone(images)[:, :, None, None]
+
+
+class FeaturesOnly(Small):
+    def forward(self, images):
+        return super().forward(images)[0]
+
+
+class Nothing(Network):
+    def __init__(self, config, mean, std):
+        super().__init__(4, mean, std)
+
+
+class OtherArguments(Small):
+    def __init__(self, mean, std):
+        super().__init__(None, mean, std)
+
+
+@pytest.mark.parametrize(
+    "network, words",
+    [
+        (WrongSize, r"backbone returned .* for 2 images, expected \[2, 17\], as its feature_size"),
+        (FourDimensional, r"backbone returned .*\(2, 16, 1, 1\) for 2 images, expected \[2, 16\]"),
+        (FeaturesOnly, "return features, logits"),
+        (Nothing, r"define backbone\(self, images\)"),
+        (OtherArguments, r"write def __init__\(self, config, mean, std\)"),
+    ],
+)
+def test_what_is_wrong_with_a_network_of_ones_own_is_said_before_training(digits, network, words):
+    config = TrainConfig(network=f"{network.__module__}:{network.__name__}", **QUICK)
+    with pytest.raises(InputError, match=words):
+        train(config, digits, progress=False)
+
+
 def test_the_command_line_imports_a_module_from_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -212,9 +212,22 @@ def test_programs_read_every_record_with_its_settings_and_numbers(parsed):
             if name == "old_gallery":
                 continue
             assert found[f"average_{name}"] == pytest.approx(values[-1].mean())
+            assert found[f"task1_after_{name}"] == pytest.approx(values[-1, 0])
+            assert found[f"last_task_{name}"] == pytest.approx(values[-1, -1])
+            before = None if len(values) == 1 else pytest.approx(values[0, 0])
+            assert found[f"task1_before_{name}"] == before
+        in_first = of.matrix.in_first_gallery()
+        assert found["in_first_gallery"] == (None if np.isnan(in_first) else in_first)
     assert objects[0]["forgetting_own"] == pytest.approx(0.1)
     assert objects[1]["forgetting_own"] is None and objects[2]["training_seconds"] is None
     assert parsed([]) == []
+
+
+def test_a_table_for_programs_has_every_column_of_any_record():
+    newer = made()
+    older = made(matrix=replace(newer.matrix, old_gallery=None))
+    objects = from_csv(report.render_csv([older, newer]))
+    assert objects[0]["old_gallery"] is None and objects[1]["old_gallery"] is not None
 
 
 def test_json_has_no_number_that_json_does_not_know():

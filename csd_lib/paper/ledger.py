@@ -233,7 +233,7 @@ def reproduce(
         TrainingError: at the end, if the training of a cell broke down. All others are recorded.
     """
     checks.sequence("configs", configs, TrainConfig, "one or more configs")
-    dataset = load_images(configs[0]) if dataset is None else dataset
+    dataset = load_images(configs[0], dataset)
     cells = plan(configs, dataset, folder, everywhere)
     worker = _Worker(cells, dataset, keep_models, again, progress)
     for cell in cells:

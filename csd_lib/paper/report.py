@@ -421,8 +421,16 @@ def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
                 found["average_compatibility"] = average_compatibility(values)
                 found["average_multi_model"] = average_multi_model(values)
                 continue
-            summary = {"average": average(values), "forgetting": forgetting(values)}
-            found |= {f"{what}_{name}": value for what, value in summary.items()}
+            has_stages = len(values) > 1  # joint training has one
+            summary = {
+                "average": average(values),
+                "forgetting": forgetting(values),
+                "task1_before": values[0, 0] if has_stages else math.nan,
+                "task1_after": values[-1, 0],
+                "last_task": values[-1, -1],
+            }
+            found |= {f"{what}_{name}": float(value) for what, value in summary.items()}
+        found["in_first_gallery"] = record.matrix.in_first_gallery()
         objects.append({name: _finite(value) for name, value in found.items()})
     return objects
 
@@ -436,7 +444,8 @@ def render_csv(records: Sequence[Record]) -> str:
     """Write records as CSV, one line each; matrices and other lists as JSON in one cell."""
     text = io.StringIO()
     objects = as_objects(records)
-    writer = csv.DictWriter(text, list(objects[0]) if objects else [], lineterminator="\n")
+    columns = dict.fromkeys(name for found in objects for name in found)  # older ones lack some
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     for found in objects:
         cells = {
