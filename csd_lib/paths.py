@@ -19,8 +19,8 @@ VARIABLES = {
     "CSD_DOWNLOAD_MINUTES": "how long a download may take before it gives up; default: 15",
     "CSD_WIDGETS": "0 leaves the controls out of the notebooks; default: 1",
     "CSD_WHEEL": "path or address of the wheel that a notebook installs on Google Colab",
-    "CSD_KILLS": "how often the test of kills kills a run; default: 50",
-    "CSD_EXAMPLES": "how many examples the property tests look at; default: 300",
+    "CSD_KILLS": "how often the test of kills kills a run; default: 15",
+    "CSD_EXAMPLES": "how many examples the property tests look at; default: 100",
 }
 
 

@@ -293,7 +293,7 @@ def term_effects(table: Table, gallery: str) -> dict[str, dict[str, dict[int, li
     plain = [row for row in table.rows if not _is_varied(row[0].config)]
     methods = [get_method(row[0].config.method) for row in plain]
     by_recipe = {  # joint training and the frozen network have no terms on a second task
-        method.recipe: row
+        "+".join(name for name in TERMS if name in method.recipe.split("+")): row
         for method, row in zip(methods, plain, strict=True)
         if method.learns_later and not method.joint
     }
