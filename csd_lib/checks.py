@@ -228,7 +228,7 @@ def check_settings(settings: Any) -> None:
         object.__setattr__(settings, part.name, value)
 
 
-def setting_names(settings: type, names: Iterable[str]) -> None:
+def setting_names(settings: type, names: Iterable[str], where: str = "") -> None:
     """Refuse a name that is no field of a dataclass, and say which one was probably meant.
 
     Raises:
@@ -239,7 +239,7 @@ def setting_names(settings: type, names: Iterable[str]) -> None:
         if name not in known:
             meant = get_close_matches(name, known, n=1)
             hint = f"did you mean {meant[0]}?" if meant else f"help({settings.__name__}) lists them"
-            raise InputError(f"unknown setting {shown(name)}: {hint}")
+            raise InputError(f"{where}unknown setting {shown(name)}: {hint}")
 
 
 # --- arrays ----------------------------------------------------------------------------------

@@ -280,6 +280,10 @@ def sweep(
     )
     if dry_run:
         print(ledger.render_plan(cells, again))
+        try:
+            sweep.import_submitit()
+        except InputError as error:
+            print(f"note: {error}")
     elif engine == "slurm":
         groups = sweep.make_groups(waiting, job, cells_per_job)
         sent = sweep.send_to_slurm(groups, hours=hours, gpus=gpus, at_once=at_once, options=options)
@@ -296,6 +300,7 @@ def sweep(
 def report(
     *,
     folder: Path | None = None,
+    against: tuple[str, ...] = (),
     markdown: bool = False,
     json: bool = False,
     csv: bool = False,
@@ -305,12 +310,15 @@ def report(
 
     Args:
         folder: show only the finished runs in this folder.
+        against: settings, as method=csd: also compare each of your runs, seed by seed, with the
+            one that has these and is otherwise the same.
         markdown: write the tables in Markdown.
         json: write all records for programs, as a JSON list.
         csv: the same as CSV, one line a record.
         figures: also draw paper against ours, and the curves of each experiment, into this folder.
     """
     from csd_lib.files import make_folder
+    from csd_lib.grid import read_baseline
     from csd_lib.paper import ledger, report
     from csd_lib.paper.comparison import paper_groups, render_paper
 
@@ -318,6 +326,9 @@ def report(
         raise InputError(f"--figures {figures} draws the ledger: leave out --folder {folder}")
     if markdown + json + csv > 1:
         raise InputError("choose one of --markdown, --json and --csv")
+    if against and (json or csv):
+        raise InputError("--against makes tables: leave out --json and --csv")
+    baseline = read_baseline(against)
     if figures:
         from csd_lib.paper.figures import paper_figures  # needs packages of the course
 
@@ -335,6 +346,9 @@ def report(
         print((report.render_json if json else report.render_csv)([*recorded, *own]))
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
         return
+    if against and not own:
+        raise InputError(f"--against: there are no runs of yours in {runs_folder()}")
+    tables = report.render(own, markdown, baseline)
     if folder is None:
         groups = paper_groups(recorded)
         print(render_paper(groups, markdown))
@@ -343,7 +357,7 @@ def report(
                 print(f"figure: {path}")
     if own:
         print("" if folder else f"\nYour runs in {runs_folder()}:\n")
-        print(report.render(own, markdown))
+        print(tables)
     print(*problems, sep="\n", end="\n" if problems else "")
 
 

@@ -45,8 +45,12 @@ def make_configs(
     return list({frozenset(c.key().items()): c for c in found}.values())
 
 
-def read_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
+def read_settings(texts: Sequence[str], option: str = "settings") -> dict[str, list[Any]]:
     """Read texts ``NAME=VALUE,VALUE``: fields of ``TrainConfig``, and the values that each takes.
+
+    Args:
+        texts: as they were typed.
+        option: the option that they were given to, for messages.
 
     Raises:
         InputError: for another form, a name that does not exist or comes twice, or the seed.
@@ -54,19 +58,28 @@ def read_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for text in texts:
         name, _, values = text.partition("=")
+        typed = f"{option}={checks.shown(text)}"
         if not values or name in found:
-            raise InputError(f"settings={checks.shown(text)}: write NAME=VALUE,VALUE, a name once")
+            raise InputError(f"{typed}: write NAME=VALUE,VALUE, a name once")
         checks.setting_names(TrainConfig, [name])
         if name == "seed":
-            raise InputError(f"settings={checks.shown(text)}: use --seeds")
+            raise InputError(f"{typed}: leave out the seed; sweep has --seeds")
         found[name] = _values(values)
         if name in ONE_VALUE and len(found[name]) > 1:
-            raise InputError(f"settings={checks.shown(text)}: a sweep has one {name}")
+            raise InputError(f"{typed}: give one {name}")
     for part in fields(TrainConfig):  # 1 and 1.0 would be two folders for one run
         if part.name in found and "float" in str(part.type):
             values_of = found[part.name]
             found[part.name] = [float(v) if type(v) is int else v for v in values_of]
     return found
+
+
+def read_baseline(texts: Sequence[str]) -> dict[str, Any]:
+    """Read what ``--against`` was given: settings as ``read_settings`` reads them, of one value."""
+    found = read_settings(texts, "against")
+    if several := [name for name, values in found.items() if len(values) > 1]:
+        raise InputError(f"against: give {several[0]} one value, to compare with")
+    return {name: value for name, (value,) in found.items()}
 
 
 def _values(text: str) -> list[Any]:

@@ -89,6 +89,7 @@ _WHY_EXEMPT = {
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
         report.Group report.are_current report.grouped report.describe report.table_rows
         report.headline report.shared_changes report.render_rows report.as_objects
+        seeds.last_values seeds.by_seed seeds.cells seeds.difference_rows
         comparison.Table comparison.Table.columns comparison.Table.label
         figures.method_styles figures.method_title figures.term_styles ledger.Cell
         ledger.Cell.is_done ledger.Cell.is_of ledger.Cell.look_for_record
@@ -341,9 +342,10 @@ CALLS = {
     "report.load_runs": lambda: dict(
         folder=ROOT / "data" / "results" / "digits", may_be_none=False
     ),
-    "report.mean_and_sd": lambda: dict(values=[0.5, 0.6], percent=True),
+    "seeds.mean_and_sd": lambda: dict(values=[0.5, 0.6], percent=True),
+    "seeds.paired": lambda: dict(differences=[0.1, 0.2]),
     "report.variants": lambda: dict(records=records()),
-    "report.render": lambda: dict(records=records(), markdown=False),
+    "report.render": lambda: dict(records=records(), markdown=False, against={"method": "csd"}),
     "report.render_json": lambda: dict(records=records()),
     "report.render_csv": lambda: dict(records=records()),
     "report.plain_runs": lambda: dict(
@@ -359,7 +361,6 @@ CALLS = {
     "comparison.difference_rows": lambda: dict(table=table(), gallery="own"),
     "comparison.term_rows": lambda: dict(table=table(), gallery="own"),
     "comparison.term_effects": lambda: dict(table=table(), gallery="own"),
-    "comparison.paired": lambda: dict(differences=[0.1, 0.2]),
     "comparison.render_table": lambda: dict(table=table(), markdown=False),
     "figures.term_effects": lambda: dict(table=components(), gallery="own"),
     "comparison.render_paper": lambda: dict(groups=groups(), markdown=False),
@@ -570,13 +571,13 @@ ALLOWED = {
     "drift.best_rotation": dict(old=MATRICES, new=MATRICES),
     "projection.place_on_map": dict(features={"half precision", "matrix", "wrong length"}),
     "published.Experiment.configs": dict(epochs={"None"}),
-    "report.mean_and_sd": dict(values={"list of None"}, percent={"True"}),
+    "seeds.mean_and_sd": dict(values={"list of None"}, percent={"True"}),
     "report.load_runs": dict(may_be_none={"True"}),
     "report.variants": dict(records={"list"}),
     "report.plain_runs": dict(records={"list"}, dataset=TEXTS, preset=TEXTS, tasks={"10**30"}),
     "report.render_json": dict(records={"list"}),
     "report.render_csv": dict(records={"list"}),
-    "report.render": dict(records={"list"}, markdown={"True"}),
+    "report.render": dict(records={"list"}, markdown={"True"}, against={"None", "dictionary"}),
     "report.format_table": dict(header={"list of texts"}, rows={"list"}, markdown={"True"}),
     "comparison.paper_groups": dict(records={"list"}),
     "comparison.render_paper": dict(groups={"list"}, markdown={"True"}),

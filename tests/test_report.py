@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -132,6 +133,43 @@ def test_changed_settings_are_named():
     assert "csd_temperature=0.1" in alone and "changed" not in report.render([made()])
     beside = report.render([made(csd_temperature=0.1), made()])
     assert "CSD, csd_temperature=0.1" in beside and "changed" not in beside
+
+
+def differences(records, **against):
+    """What render says of differences among own classes: the first cells of each row, by words."""
+    lines = report.render(records, against=against).splitlines()
+    (start,) = (i for i, line in enumerate(lines) if "Differences" in line and "own" in line)
+    table = lines[start + 4 :]
+    return [re.split("  +", line) for line in table[: table.index("")]]
+
+
+def test_ones_own_runs_are_compared_seed_by_seed_with_the_row_that_is_otherwise_the_same():
+    """Depth 14 is better by 5 points; it must not be compared with depth 8."""
+    records = [
+        made(method, seed, (0.9, value + 0.1 * seed + deeper), depth=depth)
+        for depth, deeper in ((8, 0.0), (14, 0.05))
+        for method, value in (("lwf", 0.5), ("csd", 0.53), ("ce+kd", 0.45))
+        for seed in (0, 1)
+    ]
+    records += [made("lwf", 2, (0.9, 0.1)), made("joint", 0, (0.99,))]
+    found = differences(records, method="lwf")
+    assert {row[0]: row[1:3] for row in found} == {
+        "CSD": ["2", "+3.0 ± 0.0 [+3.0 to +3.0]"],
+        "CSD, depth=14": ["2", "+3.0 ± 0.0 [+3.0 to +3.0]"],
+        "Joint training": ["1", "+49.0"],
+        "ce + kd": ["2", "-5.0 ± 0.0 [-5.0 to -5.0]"],
+        "ce + kd, depth=14": ["2", "-5.0 ± 0.0 [-5.0 to -5.0]"],
+    }
+    deeper = differences(records, depth=8)
+    assert [row[0] for row in deeper] == ["LwF, depth=14", "CSD, depth=14", "ce + kd, depth=14"]
+    assert {row[2] for row in deeper} == {"+5.0 ± 0.0 [+5.0 to +5.0]"}
+
+
+def test_where_nothing_can_be_compared_it_says_so_and_older_code_is_never_compared():
+    alone = report.render([made("csd"), made("lwf", 1)], against={"method": "csd"})
+    assert "no two runs of one seed that differ in this alone: method=csd" in alone
+    older = [made(m, fingerprint="0" * 8) for m in ("csd", "lwf")]
+    assert "Differences" not in report.render(older, against={"method": "csd"})
 
 
 def test_a_method_registered_at_run_time_has_a_row_and_removed_is_one_line(tmp_path):

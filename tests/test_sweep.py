@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from csd_lib import InputError, TrainingError, grid, sweep
+from csd_lib import InputError, TrainingError, commands, grid, sweep
 from csd_lib.config import TrainConfig
 from csd_lib.paper import ledger
 from csd_lib.paper import published as paper
@@ -273,10 +273,12 @@ def test_here_each_process_has_all_cells_and_one_gpu_in_turn(own_folders, monkey
         sweep.run_here(sweep.Job(device="cuda:1"))
 
 
-def test_without_submitit_the_extra_is_named(monkeypatch):
+def test_without_submitit_the_extra_is_named_in_a_dry_run_too(own_folders, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match=r"pip install 'csd-lib\[sweep\]'"):
         sweep.import_submitit()
+    commands.sweep("grid", settings=("dataset=digits", "epochs=1"), dry_run=True)
+    assert "missing" in (said := capsys.readouterr().out) and "pip install 'csd-lib[sweep]'" in said
 
 
 @pytest.mark.parametrize("text", ["", "=1", "--wrap=rm", "a b=1", "a\nb"])

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy.special import stdtrit
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
@@ -22,8 +21,8 @@ from csd_lib.datasets import get_spec
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
 from csd_lib.output import printable
 from csd_lib.paper import published as paper
+from csd_lib.paper import seeds
 from csd_lib.paper.report import (
-    GALLERIES,
     OLDER,
     Group,
     changed_settings,
@@ -31,11 +30,11 @@ from csd_lib.paper.report import (
     format_table,
     grouped,
     headline,
-    mean_and_sd,
     render_rows,
     shared_changes,
     variants,
 )
+from csd_lib.paper.seeds import GALLERIES, mean_and_sd, paired
 from csd_lib.record import Record
 
 BASELINES = ("fine-tuning", "csd", "joint")  # stand in every table, if there are such runs
@@ -142,7 +141,7 @@ def paper_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
         header += [f"{column}: paper", "ours", "gap"]
     rows = []
     for row in table.rows:
-        values = [_values(record, gallery) for record in row]
+        values = [seeds.last_values(record, gallery) for record in row]
         name, cells, gaps = row[0].config.method, [], []
         published_row = table.published.get(name, (None,) * 3)
         for place, published in enumerate(published_row):
@@ -190,7 +189,7 @@ def claim_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     by_method: dict[str, dict[int, list[float]]] = {}
     for record in (record for row in table.rows for record in row):
         by_seed = by_method.setdefault(record.config.method, {})
-        by_seed[record.config.seed] = _values(record, gallery)
+        by_seed[record.config.seed] = seeds.last_values(record, gallery)
     rows = []
     for text, better, worse, column in _CLAIMS + (_OLD_GALLERY if gallery == "own" else []):
         published = "–"
@@ -204,62 +203,15 @@ def claim_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     return ["claim", "paper", "n", "ours", "95 % interval", "verdict"], rows
 
 
-def paired(differences: Sequence[float]) -> tuple[str, str, str]:
-    """Describe differences between two methods, one for each seed, in points.
-
-    Returns:
-        Mean ± sample sd, the 95 % interval of the mean, and whether it is above zero.
-    """
-    checks.sequence("differences", differences, (int, float), "one or more numbers")
-    mean, n = statistics.fmean(differences), len(differences)
-    shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
-    if n == 1:
-        return shown, "–", "undecided (one seed)"
-    half = stdtrit(n - 1, 0.975) * statistics.stdev(differences) / n**0.5
-    verdict = "holds" if mean > half else "does not" if mean < -half else "undecided"
-    return shown, f"{100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}", verdict
-
-
-def _differences(
-    first: Sequence[Record], second: Sequence[Record], gallery: str
-) -> dict[int, list[float]]:
-    """By seed: task 1 after the last, the average, and the first model's gallery; in shares."""
-    found = [{r.config.seed: _values(r, gallery) for r in records} for records in (first, second)]
-    shared = sorted({*found[0]} & {*found[1]})
-    return {seed: [found[0][seed][c] - found[1][seed][c] for c in (0, -2, -1)] for seed in shared}
-
-
-def _cells(differences: Sequence[Sequence[float]]) -> list[str]:
-    """Describe lists of differences, one for each seed, in a cell for each column."""
-    cells = []
-    for column in zip(*differences, strict=True):
-        if not math.isfinite(sum(column)):  # joint training has no older gallery
-            cells.append("–")
-            continue
-        mean_and_sd, interval, _ = paired(column)
-        cells.append(mean_and_sd if interval == "–" else f"{mean_and_sd} [{interval}]")
-    return cells
-
-
-_COLUMNS = ["n", "task 1 at the end", "average", "old gallery"]
-
-
 def difference_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each row minus CSD with the preset's settings, in points, paired by seed.
+    """Header and rows: each row minus CSD with the preset's settings, paired by seed.
 
-    In brackets stands the 95 % interval of the mean. Without a row of CSD there are no rows.
+    Without a row of CSD there are no rows.
     """
-    checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of tables")
     plain = [r for r in table.rows if r[0].config.method == "csd" and not _is_varied(r[0].config)]
-    rows = []
-    for row in table.rows if plain else ():
-        found = [] if row is plain[0] else list(_differences(row, plain[0], gallery).values())
-        if found:
-            columns = list(table.columns(row[0].config).values())
-            rows.append([*columns, str(len(found)), *_cells(found)])
-    names = list(table.columns(table.rows[0][0].config)) if rows else []
-    return [*names, *_COLUMNS], rows
+    pairs = [(row, plain[0]) for row in table.rows if plain and row is not plain[0]]
+    return seeds.difference_rows(pairs, gallery, table.columns)
 
 
 def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
@@ -273,12 +225,12 @@ def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
         name = f"+ {TERMS[term].title}"
         for recipe, by_seed in effects.items():
             found = list(by_seed.values())
-            rows.append([name, recipe, str(len(found)), *_cells(found)])
+            rows.append([name, recipe, str(len(found)), *seeds.cells(found)])
         shared = sorted(set.intersection(*map(set, effects.values())))
         means = [np.mean([e[seed] for e in effects.values()], axis=0).tolist() for seed in shared]
         if len(effects) > 1 and means:
-            rows.append([name, f"mean of {len(effects)}", str(len(means)), *_cells(means)])
-    return ["term added", "to", *_COLUMNS], rows
+            rows.append([name, f"mean of {len(effects)}", str(len(means)), *seeds.cells(means)])
+    return ["term added", "to", *seeds.COLUMNS], rows
 
 
 def term_effects(table: Table, gallery: str) -> dict[str, dict[str, dict[int, list[float]]]]:
@@ -302,7 +254,7 @@ def term_effects(table: Table, gallery: str) -> dict[str, dict[str, dict[int, li
         terms = recipe.split("+")
         without = "+".join(name for name in terms if name != term)
         if term in terms and without in by_recipe:
-            found = _differences(by_recipe[recipe], by_recipe[without], gallery)
+            found = seeds.by_seed(by_recipe[recipe], by_recipe[without], gallery)
             if found:
                 effects.setdefault(term, {})[without] = found
     return effects
@@ -384,12 +336,6 @@ def _is_varied(config: TrainConfig) -> bool:
 
 def _recipe(config: TrainConfig) -> str:
     return str(sorted(config.key("seed").items()))
-
-
-def _values(record: Record, gallery: str) -> list[float]:
-    """Return the last row of a matrix, its mean, and Recall@1 in the first model's gallery."""
-    row = getattr(record.matrix, gallery)[-1].tolist()
-    return [*row, statistics.fmean(row), record.matrix.in_first_gallery()]
 
 
 def _check_table_1(table: Table, gallery: str) -> None:

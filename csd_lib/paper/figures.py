@@ -19,7 +19,8 @@ from csd_lib.files import make_folder
 from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.paper import comparison
 from csd_lib.paper.comparison import Table, tables
-from csd_lib.paper.report import GALLERIES, Group, shared_changes
+from csd_lib.paper.report import Group, shared_changes
+from csd_lib.paper.seeds import GALLERIES
 from csd_lib.record import Record
 
 # Okabe and Ito's colours, which readers with any common colour blindness can tell apart.

@@ -6,9 +6,8 @@ import csv
 import io
 import json
 import math
-import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
 from csd_lib.networks import RANDOM
 from csd_lib.output import printable
+from csd_lib.paper.seeds import GALLERIES, difference_rows, mean_and_sd
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record, read_records
 from csd_lib.retrieval import (
@@ -31,10 +31,6 @@ from csd_lib.retrieval import (
     forgetting,
 )
 
-GALLERIES = {
-    "own": "gallery: the task's own classes",
-    "seen": "gallery: all classes seen so far",
-}
 OLDER = (
     "Made by code that computes other numbers than this one, or before records said what theirs "
     "computes:"
@@ -192,21 +188,6 @@ def describe(config: TrainConfig, without: Iterable[str] = ()) -> str:
     return ", ".join([get_method(config.method).title, *named])
 
 
-def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
-    """Format values as ``mean ± sample sd``; a single value has no sd, NaN becomes a dash.
-
-    Raises:
-        InputError: for no values, or what are no numbers.
-    """
-    checks.sequence("values", values, (int, float, type(None)), "one or more numbers")
-    checks.flag("percent", percent)
-    if any(value is None or not math.isfinite(value) for value in values):
-        return "–"
-    values = [100 * value if percent else value for value in values]
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
 def table_rows(
     rows: Sequence[Sequence[Record]],
     gallery: str,
@@ -318,9 +299,20 @@ def shared_changes(records: Sequence[Record]) -> dict[str, Any]:
     return {n: v for n, v in first.items() if all(n in other and other[n] == v for other in rest)}
 
 
-def render(records: Sequence[Record], markdown: bool = False) -> str:
-    """Render records as text for a terminal, or as Markdown: a row for each method and setting."""
+def render(
+    records: Sequence[Record], markdown: bool = False, against: Mapping[str, Any] | None = None
+) -> str:
+    """Render records as text for a terminal, or as Markdown: a row for each method and setting.
+
+    Args:
+        records: of one or more kinds; each kind has its own tables.
+        markdown: write Markdown.
+        against: settings, as ``{"method": "csd"}``. Each row that today's code has made is also
+            compared, seed by seed, with the one that has these and is otherwise the same.
+    """
     checks.flag("markdown", markdown)
+    checks.instance("against", against, (Mapping, type(None)), "a dictionary of settings, or None")
+    checks.setting_names(TrainConfig, against or (), "against: ")
     without = {field.name for field in fields(TrainConfig)} - {*_BLOCK}
     lines: list[str] = []
     older = False
@@ -332,7 +324,33 @@ def render(records: Sequence[Record], markdown: bool = False) -> str:
         rows = variants(group.records)
         names = lambda config, s=shared: {"method": describe(config, s)}  # noqa: E731
         lines += render_rows(rows, markdown, names)
+        if against and group.is_current:
+            lines += _differences(rows, against, markdown, names)
     return printable("\n".join(lines))
+
+
+def _differences(
+    rows: Sequence[Sequence[Record]],
+    against: Mapping[str, Any],
+    markdown: bool,
+    columns: Callable[[TrainConfig], dict[str, str]],
+) -> list[str]:
+    """Return the lines of two tables: each row minus the one that only has other settings."""
+    recipes = {row[0].key("seed"): row for row in rows}
+    pairs = []
+    for row in rows:
+        partner = replace(row[0], config=replace(row[0].config, **against)).key("seed")
+        if partner in recipes and partner != row[0].key("seed"):
+            pairs.append((row, recipes[partner]))
+    named = ", ".join(f"{name}={value}" for name, value in against.items())
+    lines = []
+    for gallery, title in GALLERIES.items():
+        header, found = difference_rows(pairs, gallery, columns)
+        if not found:
+            return [f"no two runs of one seed that differ in this alone: {named}", ""]
+        lines += [f"Differences from {named}, {title}; in points", ""]
+        lines += [*format_table(header, found, markdown), ""]
+    return lines
 
 
 def render_rows(

@@ -1,0 +1,103 @@
+"""Several seeds of a run: their mean, and differences from another run, seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from scipy.special import stdtrit
+
+from csd_lib import checks
+from csd_lib.config import TrainConfig
+from csd_lib.record import Record
+
+GALLERIES = {
+    "own": "gallery: the task's own classes",
+    "seen": "gallery: all classes seen so far",
+}
+COLUMNS = ["n", "task 1 at the end", "average", "old gallery"]
+
+
+def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
+    """Format values as ``mean ± sample sd``; a single value has no sd, NaN becomes a dash.
+
+    Raises:
+        InputError: for no values, or what are no numbers.
+    """
+    checks.sequence("values", values, (int, float, type(None)), "one or more numbers")
+    checks.flag("percent", percent)
+    if any(value is None or not math.isfinite(value) for value in values):
+        return "–"
+    values = [100 * value if percent else value for value in values]
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def paired(differences: Sequence[float]) -> tuple[str, str, str]:
+    """Describe differences between two methods, one for each seed, in points.
+
+    Returns:
+        Mean ± sample sd, the 95 % interval of the mean, and whether it is above zero.
+    """
+    checks.sequence("differences", differences, (int, float), "one or more numbers")
+    mean, n = statistics.fmean(differences), len(differences)
+    shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
+    if n == 1:
+        return shown, "–", "undecided (one seed)"
+    half = stdtrit(n - 1, 0.975) * statistics.stdev(differences) / n**0.5
+    verdict = "holds" if mean > half else "does not" if mean < -half else "undecided"
+    return shown, f"{100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}", verdict
+
+
+def last_values(record: Record, gallery: str) -> list[float]:
+    """Return the last row of a matrix, its mean, and Recall@1 in the first model's gallery."""
+    row = getattr(record.matrix, gallery)[-1].tolist()
+    return [*row, statistics.fmean(row), record.matrix.in_first_gallery()]
+
+
+def by_seed(
+    first: Sequence[Record], second: Sequence[Record], gallery: str
+) -> dict[int, list[float]]:
+    """By seed: task 1 after the last, the average, and the first model's gallery; in shares."""
+    found = [
+        {r.config.seed: last_values(r, gallery) for r in records} for records in (first, second)
+    ]
+    shared = sorted({*found[0]} & {*found[1]})
+    return {seed: [found[0][seed][c] - found[1][seed][c] for c in (0, -2, -1)] for seed in shared}
+
+
+def cells(differences: Sequence[Sequence[float]]) -> list[str]:
+    """Describe lists of differences, one for each seed, in a cell for each column."""
+    described = []
+    for column in zip(*differences, strict=True):
+        if not math.isfinite(sum(column)):  # joint training has no older gallery
+            described.append("–")
+            continue
+        shown, interval, _ = paired(column)
+        described.append(shown if interval == "–" else f"{shown} [{interval}]")
+    return described
+
+
+def difference_rows(
+    pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]],
+    gallery: str,
+    columns: Callable[[TrainConfig], dict[str, str]],
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the first of each pair minus the second, in points, paired by seed.
+
+    In brackets stands the 95 % interval of the mean. A pair without a common seed has no row.
+
+    Args:
+        pairs: of rows of ``report.variants``.
+        gallery: ``"own"`` or ``"seen"``.
+        columns: what stands on the left of the first one's row.
+    """
+    checks.one_of("gallery", gallery, GALLERIES)
+    rows, names = [], []
+    for row, other in pairs:
+        if found := list(by_seed(row, other, gallery).values()):
+            left = columns(row[0].config)
+            names = list(left)
+            rows.append([*left.values(), str(len(found)), *cells(found)])
+    return [*names, *COLUMNS], rows
