@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from csd_lib import InputError, checks
 from csd_lib.checks import setting
 from csd_lib.datasets import get_spec, is_path
-from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
+from csd_lib.methods import FIRST_TASK, METHODS, TERMS, LossSettings, get_method
 from csd_lib.networks import DEFAULTS, RANDOM, check_file, check_name, check_weights
 
 # ``int | Default`` is given as an int or left at None, but always read as an int, because a config
@@ -72,7 +72,7 @@ class TrainConfig(LossSettings):
     included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
     method: str = setting("csd", lambda name, value: get_method(value))
     """Method: initial, fine-tuning, lwf, mmd, mmd-kd, fecd, csd, joint, or a sum of terms such as
-    ce+kd."""
+    ce+kd. (initial-ce is what ce, ce+kd and so on have learned after the first task.)"""
     tasks: int = setting(2, checks.whole, 1)
     """Number of tasks that the classes are split into."""
     first_classes: int | None = setting(None, checks.whole, 1, MAX_CLASSES, optional=True)
@@ -289,19 +289,20 @@ class TrainConfig(LossSettings):
         """Return the config whose only task is this one's first, or None if none can be shared.
 
         Methods with the same plasticity terms learn the same model on the first task; method
-        ``initial`` is that model, so it is trained once for all of them.
+        ``initial``, or ``initial-ce``, is that model, so it is trained once for all of them.
         """
-        method, initial = get_method(self.method), get_method("initial")
+        method = get_method(self.method)
+        learned = method.term_names(False)
         if (
             method.joint
             or not method.learns_later
-            or method.term_names(False) != initial.term_names(False)
+            or [*learned] != [t for t in TERMS if t in learned]
         ):
-            return None
+            return None  # terms in another order add up to other last digits
         later = {term for term in TERMS.values() if term.distils}
         names = {name for term in later for name in (term.weight, *term.settings)}
         names |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
         unset: dict[str, Any] = {
             part.name: part.default for part in fields(self) if part.name in names
         }
-        return replace(self, method="initial", **unset)
+        return replace(self, method=FIRST_TASK + "+".join(learned), **unset)

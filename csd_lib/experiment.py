@@ -76,8 +76,8 @@ def run_experiment(
         folder: where config, history, models and results are kept. Default: a folder of its own
             under ``runs/`` (or ``$CSD_RUNS``). A killed run goes on from its last checkpoint, and
             one there that stopped earlier (``stop_at_epoch``) is gone on from, not trained again.
-        share_first_task: train the first task in a run of its own (method ``initial``), once for
-            all methods that learn it alike. The result is the same.
+        share_first_task: train the first task in a run of its own (method ``initial`` or the
+            like), once for all methods that learn it alike. The result is the same.
         on_epoch, progress: as in ``train``.
 
     Raises:

@@ -160,28 +160,36 @@ METHODS = {
 }
 
 
+FIRST_TASK = "initial-"  # before a sum of terms: only the first task is learned, with these
+
+
 def get_method(name: str) -> Method:
     """Look a method up by name, or make one from a sum of loss terms such as ``"ce+kd"``.
+
+    ``"initial-ce"`` is the model of the first task that all methods begin with which learn by
+    ``ce`` alone, as ``"initial"`` is that of ``ce+triplet``.
 
     Raises:
         InputError: if there is no such method or term.
     """
-    terms = []
-    if isinstance(name, str):
-        same = [m for m in METHODS.values() if m.recipe == name and m.learns_later and not m.joint]
-        if name in METHODS or same:
-            method = METHODS[name] if name in METHODS else same[0]
+    recipe = name if isinstance(name, str) else ""
+    stays = recipe.startswith(FIRST_TASK)
+    recipe = recipe.removeprefix(FIRST_TASK)
+    for known, method in METHODS.items():
+        same = method.recipe == recipe and method.learns_later != stays and not method.joint
+        if name == known or (same and name not in METHODS):
             _check_recipe(method)
             return method
-        terms = name.split("+")
     # Every term once, and in one order, so that a recipe has one name.
-    known = [term for term in TERMS if term in terms]
-    if terms != known or all(TERMS[term].distils for term in known):
+    terms = [term for term in TERMS if term in recipe.split("+")]
+    distilling = [TERMS[term].distils for term in terms]
+    if recipe.split("+") != terms or all(distilling) or (stays and any(distilling)):
         raise InputError(
             f"unknown method {checks.shown(name)}: choose one of {', '.join(METHODS)}, or a sum of "
             f"the terms {'+'.join(TERMS)}, in this order and with one of {_learning()}"
         )
-    return Method(" + ".join(terms), name)
+    title = " + ".join(terms)
+    return Method(f"Initial model, {title}" if stays else title, recipe, learns_later=not stays)
 
 
 def _check_recipe(method: Method) -> None:

@@ -88,6 +88,9 @@ def make_groups(
         return [replace(job, configs=tuple(cell.config for cell in part)) for part in parts]
 
     free, groups = waiting.pop(None, []), []
+    recorded = {cell.run for cell in free}
+    for run in [r for r, of in waiting.items() if len(of) == 1 and r not in recorded]:
+        free += waiting.pop(run)  # it shares its first task with nobody
     for run, members in waiting.items():
         # An initial model is both: a cell to record, and the first task of the others.
         initial = [cell.config for cell in free if cell.run == run]
