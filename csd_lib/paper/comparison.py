@@ -284,12 +284,14 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
     lines += ["Not reproduced:", ""]
     for preset in ("reference", "clean"):
         if ("table1", preset) not in recorded:
-            lines.append(f"{bullet}Table 1 with preset {preset}: no run recorded yet")
+            lines.append(f"{bullet}Table 1 with preset {preset}: no whole run recorded yet")
     for name, experiment in paper.EXPERIMENTS.items():
         if name != "table1" and name not in recorded:
             data = " --dataset cub200" if experiment.fine_grained else ""
             command = f"python -m csd_lib reproduce {name}{data}"
-            lines.append(f"{bullet}{experiment.title}: no run recorded yet ({command})")
+            lines.append(
+                f"{bullet}{experiment.title}: no run on the paper's images recorded yet ({command})"
+            )
     lines += [f"{bullet}{what}: {why}" for what, why in paper.NOT_ATTEMPTED.items()]
     return printable("\n".join(lines))
 
