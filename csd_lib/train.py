@@ -278,7 +278,8 @@ class TaskTraining:
         self.images, self.labels = task.train_images.to(device), task.train_labels.to(device)
         terms = self.method.term_names(teacher is not None)
         self.names = ("loss", *terms, "spread")
-        self.totals = torch.zeros(len(self.names), device=device)
+        # Of each name its mean, and the share of images in whose steps it was finite.
+        self.totals = torch.zeros(2 * len(self.names), device=device)
         batch = self.images[:: max(1, len(self.images) // config.batch_size)][: config.batch_size]
         self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
         networks = [student] if teacher is None else [student, teacher]
@@ -297,7 +298,8 @@ class TaskTraining:
         )
         loss, spread = sum(terms.values()), feature_spread(features)
         numbers = torch.stack([loss, *terms.values(), spread])  # type: ignore[list-item] # no 0
-        self.totals.add_(numbers, alpha=len(batch) / len(self.labels))
+        measured = torch.cat([numbers, numbers.isfinite().to(numbers)])
+        self.totals.add_(measured, alpha=len(batch) / len(self.labels))
 
     def run_epoch(self, bar: tqdm | None = None) -> dict[str, float]:
         """Learn all images once, and return the epoch's record.
@@ -318,11 +320,12 @@ class TaskTraining:
                 bar.update()
         # The only place where the host waits for the device: once an epoch.
         *values, finite = torch.stack([*self.totals, all_finite(self.student)]).tolist()
-        means = dict(zip(self.names, values, strict=True))
+        halves = values[: len(self.names)], values[len(self.names) :]
+        means, shares = (dict(zip(self.names, half, strict=True)) for half in halves)
         record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
         self.epoch += 1
         last = self.epoch == self.epochs
-        healthy = self.health.check(record, bool(finite), last)
+        healthy = self.health.check(record, bool(finite), last, shares)
         # A prefix looks when the whole run does.
         ends = self.epoch == config.schedule_length(self.index)
         if self.selection and healthy and (ends or self.epoch % config.select_every == 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -39,7 +40,13 @@ class Health:
         self.collapsed = close and guesses and self.num_classes > 1
         self.spreads.append(record["spread"])
 
-    def check(self, record: dict[str, float], finite: bool, last: bool) -> bool:
+    def check(
+        self,
+        record: dict[str, float],
+        finite: bool,
+        last: bool,
+        shares: Mapping[str, float] | None = None,
+    ) -> bool:
         """Return False after an epoch that looks broken but may pass.
 
         Collapsed features can be a passing shock, so training stops after two such epochs in a
@@ -49,6 +56,8 @@ class Health:
             record: of the epoch.
             finite: whether all weights are, as ``all_finite`` found.
             last: whether it was the task's last epoch.
+            shares: of each number of the record, how much of the epoch it was finite: what stopped
+                being so before all others is the likely culprit.
 
         Raises:
             TrainingError: to stop it.
@@ -61,6 +70,9 @@ class Health:
         broken = [f"{name} {value}" for name, value in record.items() if not math.isfinite(value)]
         if broken or not finite:
             what = ", ".join(broken) or "the network's weights are not finite"
+            terms = {n: share for n, share in (shares or {}).items() if n not in ("loss", "spread")}
+            first = [name for name, share in terms.items() if share == min(terms.values())]
+            what += f"; first {' and '.join(first)}" if len(first) < len(terms) else ""
             raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
         if record["loss"] == 0 == record["spread"]:
             raise TrainingError(f"{where}: the steps computed nothing: use cuda_graph=false")

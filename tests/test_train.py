@@ -10,7 +10,7 @@ import csd_lib.train as training
 from csd_lib import InputError, TrainingError
 from csd_lib.config import TrainConfig
 from csd_lib.data import augment
-from csd_lib.methods import METHODS, TERMS, Method, get_method
+from csd_lib.methods import METHODS, TERMS, Method, Term, get_method
 from csd_lib.model import ResNet, freeze
 from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed
@@ -315,6 +315,24 @@ def test_nan_stops_training_and_says_where(digits, monkeypatch):
         TrainingError, match=r"task 1, epoch 1: training has diverged .loss nan.*learning rate"
     ):
         quick(digits)
+
+
+def test_the_term_that_broke_down_first_is_named(digits):
+    """One step later all of them are NaN, because the weights are."""
+    seen = []
+
+    def root(outputs, settings):
+        seen.append(len(outputs.labels))
+        below = 1.0 if len(seen) < 4 else -1.0
+        return (outputs.features.square().mean() * 0 + below).sqrt()
+
+    message = r"ce nan, root nan, spread nan; first root\)"
+    with (
+        patch.dict(TERMS, root=Term("root", root, distils=False)),
+        pytest.raises(TrainingError, match=message),
+    ):
+        quick(digits, method="ce+root")
+    assert len(seen) > 5
 
 
 def test_collapsed_features_stop_training_and_say_where(digits, monkeypatch):
