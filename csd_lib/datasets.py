@@ -180,6 +180,7 @@ class DatasetSpec:
     defaults: Mapping[str, Any]  # settings of config.TrainConfig that it wants
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of its own, by name
     scaled: bool = False  # load also gets the size that images are scaled to, or None
+    data: str = ""  # first digits of ``Dataset.sha256``; none where it may differ by machine
 
 
 # To add a data set: a line here. Its defaults must name all settings of the first of these.
@@ -188,6 +189,7 @@ DATASETS = {
     "digits": DatasetSpec(
         _load_digits,
         classes=10,
+        data="decd603d904b",
         defaults=dict(
             depth=8,
             epochs=15,
@@ -202,6 +204,7 @@ DATASETS = {
     "fashion": DatasetSpec(
         _load_fashion,
         classes=10,
+        data="04acc40b536f",
         defaults=dict(
             depth=8,
             epochs=5,
@@ -217,6 +220,7 @@ DATASETS = {
     "cifar100": DatasetSpec(
         _load_cifar100,
         classes=100,
+        data="d4b9c58dcd46",
         defaults=dict(
             depth=32,
             epochs=800,

@@ -13,10 +13,12 @@ from made_up import quick_fingerprint, record, write
 
 from csd_lib import InputError
 from csd_lib.config import TrainConfig
+from csd_lib.datasets import get_spec, load_dataset
 from csd_lib.experiment import run_experiment
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, Method
 from csd_lib.paper import report
+from csd_lib.paper.ledger import read_ledger
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix
 
@@ -170,6 +172,20 @@ def test_where_nothing_can_be_compared_it_says_so_and_older_code_is_never_compar
     assert "no two runs of one seed that differ in this alone: method=csd" in alone
     older = [made(m, fingerprint="0" * 8) for m in ("csd", "lwf")]
     assert "Differences" not in report.render(older, against={"method": "csd"})
+
+
+def test_other_images_behind_a_known_name_are_announced(digits):
+    text = "digits (other images than this kit's), 2 tasks"
+    assert text in report.render([made(data="0" * 64)])
+    assert text not in report.render([made(data=digits.sha256())])
+    assert text not in report.render([made(data="")]), "older records do not say"
+
+
+def test_the_kit_knows_its_own_images():
+    for name in ("digits", "fashion"):
+        assert load_dataset(name).sha256().startswith(get_spec(name).data) and get_spec(name).data
+    recorded = {r.data for r in read_ledger()[0] if r.config.dataset == "cifar100"}
+    assert len(recorded) == 1 and recorded.pop().startswith(get_spec("cifar100").data)
 
 
 def test_a_method_registered_at_run_time_has_a_row_and_removed_is_one_line(tmp_path):

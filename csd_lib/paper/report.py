@@ -15,6 +15,7 @@ import numpy as np
 
 from csd_lib import InputError, TrainingError, checks
 from csd_lib.config import TrainConfig
+from csd_lib.datasets import get_spec
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
 from csd_lib.networks import RANDOM
@@ -238,12 +239,15 @@ def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
     return found
 
 
-def _inputs(config: TrainConfig) -> str:
+def _inputs(record: Record) -> str:
     """Say which images, and which weights the network began with."""
+    config = record.config
+    others = record.data and not record.data.startswith(get_spec(config.dataset).data)
+    named = f"{config.dataset} (other images than this kit's)" if others else config.dataset
     size = f" at {config.image_size} pixels" if config.image_size else ""
     weights = f", weights {config.weights}" if config.weights != RANDOM else ""
     model = f", going on from {config.init_from}" if config.init_from else ""
-    return f"{config.dataset}{size}{weights}{model}"
+    return f"{named}{size}{weights}{model}"
 
 
 def headline(group: Group) -> list[str]:
@@ -260,7 +264,7 @@ def headline(group: Group) -> list[str]:
     hours = sum(found[-1] for found in seconds)
     hours += sum(record.training_seconds for record in records if not record.history)
     facts = [
-        f"{_inputs(config)}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
+        f"{_inputs(records[0])}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
         f"seeds {_listed(record.config.seed for record in records)}",
         _listed(record.device for record in records),
         _listed(record.config.precision for record in records),
