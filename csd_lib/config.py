@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from csd_lib import InputError, checks
 from csd_lib.checks import setting
 from csd_lib.datasets import get_spec, is_path
-from csd_lib.methods import FIRST_TASK, METHODS, TERMS, LossSettings, get_method
+from csd_lib.methods import FIRST_TASK, METHODS, TERMS, LossSettings, Term, get_method
 from csd_lib.networks import DEFAULTS, RANDOM, check_file, check_name, check_weights
 
 # ``int | Default`` is given as an int or left at None, but always read as an int, because a config
@@ -293,16 +294,21 @@ class TrainConfig(LossSettings):
         """
         method = get_method(self.method)
         learned = method.term_names(False)
-        if (
-            method.joint
-            or not method.learns_later
-            or [*learned] != [t for t in TERMS if t in learned]
-        ):
+        in_order = [*learned] == [name for name in TERMS if name in learned]
+        if method.joint or not method.learns_later or not in_order:
             return None  # terms in another order add up to other last digits
-        later = {term for term in TERMS.values() if term.distils}
-        names = {name for term in later for name in (term.weight, *term.settings)}
+        later = [term for term in TERMS.values() if term.distils]
+        names = _settings_of(later) - _settings_of([TERMS[name] for name in learned])
         names |= {part.name for part in fields(self) if part.metadata["decides"] == "later"}
         unset: dict[str, Any] = {
             part.name: part.default for part in fields(self) if part.name in names
         }
-        return replace(self, method=FIRST_TASK + "+".join(learned), **unset)
+        recipe = "+".join(learned)
+        first = replace(self, method=FIRST_TASK + recipe, **unset)
+        found = get_method(first.method)  # a method of that name may have been registered
+        return first if found.recipe == recipe and not found.learns_later else None
+
+
+def _settings_of(terms: Iterable[Term]) -> set[str]:
+    """Return the names of all settings that some terms read."""
+    return {name for term in terms for name in (term.weight, *term.settings)}

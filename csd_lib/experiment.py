@@ -89,17 +89,16 @@ def run_experiment(
     if folder is not None:
         folder = make_folder(folder)  # now, not after the first task
     dataset = load_images(config, dataset)
-    first = config.first_task() if share_first_task else None
-    first_folder = None
-    if first:
-        first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
-    wanted, prefix = runs.identity(config, dataset), None
+    wanted, prefix, first_folder = runs.identity(config, dataset), None, None
     if folder is None:
         folder = runs_folder() / run_name(config, wanted["data"])
         runs.set_aside_if_older(folder, wanted)
         make_folder(folder)
-        if first_folder is None and not (folder / "checkpoint.pt").exists():
+        if not runs.has_begun(folder):
             prefix = runs.find_prefix(runs_folder(), config, dataset)
+    first = config.first_task() if share_first_task else None
+    if first and not prefix and not runs.has_begun(folder):
+        first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
     with only_one(folder, "training"):
         run = train(
             config,

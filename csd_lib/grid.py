@@ -60,8 +60,9 @@ def read_settings(texts: Sequence[str], option: str = "settings") -> dict[str, l
         name, _, values = text.partition("=")
         typed = f"{option}={checks.shown(text)}"
         if not values or name in found:
-            raise InputError(f"{typed}: write NAME=VALUE,VALUE, a name once")
-        checks.setting_names(TrainConfig, [name])
+            form = "NAME=VALUE,VALUE" if option == "settings" else "NAME=VALUE"
+            raise InputError(f"{typed}: write {form}, a name once")
+        checks.setting_names(TrainConfig, [name], f"{option}: ")
         if name == "seed":
             raise InputError(f"{typed}: leave out the seed; sweep has --seeds")
         found[name] = _values(values)

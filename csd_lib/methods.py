@@ -172,12 +172,11 @@ def get_method(name: str) -> Method:
     Raises:
         InputError: if there is no such method or term.
     """
-    recipe = name if isinstance(name, str) else ""
-    stays = recipe.startswith(FIRST_TASK)
-    recipe = recipe.removeprefix(FIRST_TASK)
+    typed = name if isinstance(name, str) else ""
+    stays, recipe = typed.startswith(FIRST_TASK), typed.removeprefix(FIRST_TASK)
     for known, method in METHODS.items():
         same = method.recipe == recipe and method.learns_later != stays and not method.joint
-        if name == known or (same and name not in METHODS):
+        if typed == known or (same and typed not in METHODS):
             _check_recipe(method)
             return method
     # Every term once, and in one order, so that a recipe has one name.

@@ -377,6 +377,11 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
     return max(found, default=(0, None))[1]
 
 
+def has_begun(folder: Path) -> bool:
+    """Say whether a run has left something to go on from, or its results, in its folder."""
+    return any((folder / name).exists() for name in ("checkpoint.pt", "results.json"))
+
+
 def check_owner(folder: Path, wanted: dict[str, Any]) -> None:
     """Refuse a folder that another run has used, even if only its settings or results are left.
 

@@ -56,8 +56,8 @@ class Health:
             record: of the epoch.
             finite: whether all weights are, as ``all_finite`` found.
             last: whether it was the task's last epoch.
-            shares: of each number of the record, how much of the epoch it was finite: what stopped
-                being so before all others is the likely culprit.
+            shares: of each number of the record, how much of the epoch it was finite. The term that
+                was so the least is the likely culprit: the others follow, when the weights are NaN.
 
         Raises:
             TrainingError: to stop it.
@@ -72,7 +72,8 @@ class Health:
             what = ", ".join(broken) or "the network's weights are not finite"
             terms = {n: share for n, share in (shares or {}).items() if n not in ("loss", "spread")}
             first = [name for name, share in terms.items() if share == min(terms.values())]
-            what += f"; first {' and '.join(first)}" if len(first) < len(terms) else ""
+            if len(first) < len(terms):
+                what += f"; finite in the fewest steps: {', '.join(first)}"
             raise TrainingError(f"{where}: training has diverged ({what}): {remedy}")
         if record["loss"] == 0 == record["spread"]:
             raise TrainingError(f"{where}: the steps computed nothing: use cuda_graph=false")

@@ -137,15 +137,26 @@ def test_changed_settings_are_named():
     assert "CSD, csd_temperature=0.1" in beside and "changed" not in beside
 
 
+def on_disk(folder, records):
+    """The records as they are read; what their method does not read was not written."""
+    write(folder, records)
+    return report.load_runs(folder)[0]
+
+
 def differences(records, **against):
-    """What render says of differences among own classes: the first cells of each row, by words."""
-    lines = report.render(records, against=against).splitlines()
-    (start,) = (i for i, line in enumerate(lines) if "Differences" in line and "own" in line)
-    table = lines[start + 4 :]
-    return [re.split("  +", line) for line in table[: table.index("")]]
+    """What is said of differences among own classes, by row, and the whole text."""
+    text = report.render(records, against=against)
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if "Differences" in line and "own" in line]
+    found = {}
+    for start in starts:
+        table = lines[start + 4 :]
+        cells = [re.split("  +", line) for line in table[: table.index("")]]
+        found |= {row[0]: row[1:4] for row in cells}
+    return found, text
 
 
-def test_ones_own_runs_are_compared_seed_by_seed_with_the_row_that_is_otherwise_the_same():
+def test_ones_own_runs_are_compared_seed_by_seed_with_the_row_that_is_otherwise_the_same(tmp_path):
     """Depth 14 is better by 5 points; it must not be compared with depth 8."""
     records = [
         made(method, seed, (0.9, value + 0.1 * seed + deeper), depth=depth)
@@ -154,24 +165,50 @@ def test_ones_own_runs_are_compared_seed_by_seed_with_the_row_that_is_otherwise_
         for seed in (0, 1)
     ]
     records += [made("lwf", 2, (0.9, 0.1)), made("joint", 0, (0.99,))]
-    found = differences(records, method="lwf")
-    assert {row[0]: row[1:3] for row in found} == {
-        "CSD": ["2", "+3.0 ± 0.0 [+3.0 to +3.0]"],
-        "CSD, depth=14": ["2", "+3.0 ± 0.0 [+3.0 to +3.0]"],
-        "Joint training": ["1", "+49.0"],
-        "ce + kd": ["2", "-5.0 ± 0.0 [-5.0 to -5.0]"],
-        "ce + kd, depth=14": ["2", "-5.0 ± 0.0 [-5.0 to -5.0]"],
+    assert differences(on_disk(tmp_path, records), method="lwf")[0] == {
+        "CSD": ["LwF", "2", "+3.0 ± 0.0 [+3.0 to +3.0]"],
+        "CSD, depth=14": ["LwF, depth=14", "2", "+3.0 ± 0.0 [+3.0 to +3.0]"],
+        "Joint training": ["LwF", "1", "+49.0"],
+        "ce + kd": ["LwF", "2", "-5.0 ± 0.0 [-5.0 to -5.0]"],
+        "ce + kd, depth=14": ["LwF, depth=14", "2", "-5.0 ± 0.0 [-5.0 to -5.0]"],
     }
-    deeper = differences(records, depth=8)
-    assert [row[0] for row in deeper] == ["LwF, depth=14", "CSD, depth=14", "ce + kd, depth=14"]
-    assert {row[2] for row in deeper} == {"+5.0 ± 0.0 [+5.0 to +5.0]"}
+    deeper, _ = differences(report.load_runs(tmp_path)[0], depth=8)
+    five = ["2", "+5.0 ± 0.0 [+5.0 to +5.0]"]
+    assert deeper == {f"{name}, depth=14": [name, *five] for name in ("LwF", "CSD", "ce + kd")}
 
 
-def test_where_nothing_can_be_compared_it_says_so_and_older_code_is_never_compared():
-    alone = report.render([made("csd"), made("lwf", 1)], against={"method": "csd"})
+def test_settings_that_a_run_does_not_read_do_not_keep_it_from_being_compared(tmp_path):
+    """They are not written down, so a reader of the file would take their defaults."""
+    records = [made("csd", csd_temperature=0.1, lambda_kd=2.0), made("lwf", lambda_kd=2.0)]
+    records += [made("csd", selection="held_out", held_out=0.2)]
+    found, _ = differences(on_disk(tmp_path, records), method="csd")
+    assert {row: cells[0] for row, cells in found.items()} == {
+        "LwF, lambda_kd=2.0": "CSD, csd_temperature=0.1, lambda_kd=2.0"
+    }
+
+
+def test_of_several_partners_none_is_taken_and_all_are_named(tmp_path):
+    records = [made("lwf", kd_temperature=t) for t in (2.0, 4.0)] + [made("fine-tuning")]
+    records += [made("csd", kd_temperature=t) for t in (2.0, 4.0)]
+    records = on_disk(tmp_path, records)
+    found, text = differences(records, method="lwf")
+    same = {"CSD": "LwF", "CSD, kd_temperature=4.0": "LwF, kd_temperature=4.0"}
+    assert {row: cells[0] for row, cells in found.items()} == same
+    (line,) = (line for line in text.splitlines() if "several to compare with" in line)
+    assert line.startswith("Fine-tuning has") and line.count("LwF") == 2
+    found, text = differences(records, method="lwf", kd_temperature=2.0)
+    assert {*found} == {"LwF, kd_temperature=4.0", *same, "Fine-tuning"}
+
+
+def test_what_cannot_be_compared_is_said():
+    _, alone = differences([made("csd"), made("lwf", 1)], method="csd")
     assert "no two runs of one seed that differ in this alone: method=csd" in alone
     older = [made(m, fingerprint="0" * 8) for m in ("csd", "lwf")]
-    assert "Differences" not in report.render(older, against={"method": "csd"})
+    text = report.render(older, against={"method": "csd"})
+    assert "Differences" not in text and "not compared, since other code has made them" in text
+    for name in ("epochs", "tasks", "preset", "dataset", "seed", "device", "init_from"):
+        with pytest.raises(InputError, match=f"differ in {name}"):
+            report.render([made()], against={name: 1})
 
 
 def test_other_images_behind_a_known_name_are_announced(digits):

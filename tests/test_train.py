@@ -10,6 +10,7 @@ import csd_lib.train as training
 from csd_lib import InputError, TrainingError
 from csd_lib.config import TrainConfig
 from csd_lib.data import augment
+from csd_lib.experiment import run_experiment, run_folder
 from csd_lib.methods import METHODS, TERMS, Method, Term, get_method
 from csd_lib.model import ResNet, freeze
 from csd_lib.numerics import unit_length
@@ -326,7 +327,7 @@ def test_the_term_that_broke_down_first_is_named(digits):
         below = 1.0 if len(seen) < 4 else -1.0
         return (outputs.features.square().mean() * 0 + below).sqrt()
 
-    message = r"ce nan, root nan, spread nan; first root\)"
+    message = r"ce nan, root nan, spread nan; finite in the fewest steps: root\)"
     with (
         patch.dict(TERMS, root=Term("root", root, distils=False)),
         pytest.raises(TrainingError, match=message),
@@ -713,8 +714,29 @@ def test_what_cannot_share_a_first_task_does_not():
     assert csd.first_task() == TrainConfig(method="fine-tuning").first_task()
     assert csd.first_task() != replace(csd, margin=0.5).first_task()
     assert csd.first_task().method == "initial", "one name for one model"
+    read_first = Term("mine", TERMS["ce"].compute, settings=("csd_temperature",), distils=False)
+    with patch.dict(TERMS, mine=read_first):
+        warmer = TrainConfig(method="ce+csd+mine", csd_temperature=0.5).first_task()
+        assert warmer.csd_temperature == 0.5, "a later term reads it, too"
+    with patch.dict(METHODS, {"initial-ce": Method("Not the first task", "ce+kd")}):
+        assert TrainConfig(method="ce+csd").first_task() is None
     only_ce = [TrainConfig(method=method).first_task() for method in ("ce", "ce+kd", "ce+csd")]
     assert [first.method for first in only_ce] == ["initial-ce"] * 3 and len({*only_ce}) == 1
+
+
+@pytest.mark.parametrize("tasks_done", [1, 2])
+def test_a_run_that_has_trained_its_own_first_task_trains_no_other(digits, own_folders, tasks_done):
+    config = TrainConfig(method="ce+kd", **QUICK)
+    train(config, digits, folder=run_folder(config, digits), stop_after=tasks_done, progress=False)
+    epochs = []
+    run_experiment(
+        config,
+        digits,
+        share_first_task=True,
+        on_epoch=lambda history, student: epochs.append(history[-1]["task"]),
+        progress=False,
+    )
+    assert epochs == [1] * config.epochs * (2 - tasks_done)
 
 
 def test_a_first_task_of_other_settings_is_refused(digits, tmp_path):

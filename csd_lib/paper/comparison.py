@@ -210,8 +210,9 @@ def difference_rows(table: Table, gallery: str) -> tuple[list[str], list[list[st
     """
     checks.instance("table", table, Table, "one of tables")
     plain = [r for r in table.rows if r[0].config.method == "csd" and not _is_varied(r[0].config)]
-    pairs = [(row, plain[0]) for row in table.rows if plain and row is not plain[0]]
-    return seeds.difference_rows(pairs, gallery, table.columns)
+    others = [row for row in table.rows if plain and row is not plain[0]]
+    pairs = [(table.columns(row[0].config), row, plain[0]) for row in others]
+    return seeds.difference_rows(pairs, gallery)
 
 
 def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:

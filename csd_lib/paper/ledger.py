@@ -111,7 +111,8 @@ class Cell:
         self.config, self.data, self.fingerprint = config, data, fingerprint
         self.run = runs_folder() / run_name(config, data)
         self.place = folder / config.data_name / run_name(config, data)
-        self.first = config.first_task()  # None: it shares none, so it is its own first_run
+        # None: it shares none, or has trained its own, so it is its own first_run.
+        self.first = None if runs.has_begun(self.run) else config.first_task()
         self.first_run = runs_folder() / run_name(self.first or config, data)
         method = get_method(config.method)
         stages = 1 if method.joint or not method.learns_later else config.tasks

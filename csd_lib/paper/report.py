@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -311,12 +311,14 @@ def render(
     Args:
         records: of one or more kinds; each kind has its own tables.
         markdown: write Markdown.
-        against: settings, as ``{"method": "csd"}``. Each row that today's code has made is also
-            compared, seed by seed, with the one that has these and is otherwise the same.
+        against: settings, as ``{"method": "csd"}``. Each row is also compared, seed by seed, with
+            the row of its table that has these, and is otherwise the same in all that both read.
+
+    Raises:
+        InputError: for settings that rows of one table do not differ in.
     """
     checks.flag("markdown", markdown)
-    checks.instance("against", against, (Mapping, type(None)), "a dictionary of settings, or None")
-    checks.setting_names(TrainConfig, against or (), "against: ")
+    against = _comparable(against)
     without = {field.name for field in fields(TrainConfig)} - {*_BLOCK}
     lines: list[str] = []
     older = False
@@ -330,7 +332,20 @@ def render(
         lines += render_rows(rows, markdown, names)
         if against and group.is_current:
             lines += _differences(rows, against, markdown, names)
+        elif against:
+            lines += ["not compared, since other code has made them", ""]
     return printable("\n".join(lines))
+
+
+def _comparable(against: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return settings in which rows of one table can differ."""
+    checks.instance("against", against, (Mapping, type(None)), "a dictionary of settings, or None")
+    checks.setting_names(TrainConfig, against or (), "against: ")
+    parts = {part.name: part.metadata["decides"] for part in fields(TrainConfig)}
+    for name in against or ():
+        if name in (*_BLOCK, "preset", "seed") or parts[name] in ("data", "machine"):
+            raise InputError(f"against: no two rows of a table differ in {name}: leave it out")
+    return dict(against or {})
 
 
 def _differences(
@@ -340,21 +355,41 @@ def _differences(
     columns: Callable[[TrainConfig], dict[str, str]],
 ) -> list[str]:
     """Return the lines of two tables: each row minus the one that only has other settings."""
-    recipes = {row[0].key("seed"): row for row in rows}
-    pairs = []
-    for row in rows:
-        partner = replace(row[0], config=replace(row[0].config, **against)).key("seed")
-        if partner in recipes and partner != row[0].key("seed"):
-            pairs.append((row, recipes[partner]))
     named = ", ".join(f"{name}={value}" for name, value in against.items())
-    lines = []
+    pairs, lines = [], []
+    for row in rows:
+        fitting = [other for other in rows if _differ_only_in(against, row[0], other[0])]
+        if len(fitting) == 1:
+            (other,) = fitting
+            left = columns(row[0].config) | {"minus": columns(other[0].config)["method"]}
+            pairs.append((left, row, other))
+        elif fitting:
+            titles = "; ".join(describe(other[0].config) for other in fitting)
+            lines += [f"{describe(row[0].config)} has several to compare with: {titles}", ""]
     for gallery, title in GALLERIES.items():
-        header, found = difference_rows(pairs, gallery, columns)
+        header, found = difference_rows(pairs, gallery)
         if not found:
-            return [f"no two runs of one seed that differ in this alone: {named}", ""]
-        lines += [f"Differences from {named}, {title}; in points", ""]
+            return [*lines, f"no two runs of one seed that differ in this alone: {named}", ""]
+        lines += [f"Differences, {title}; in points", ""]
         lines += [*format_table(header, found, markdown), ""]
     return lines
+
+
+def _differ_only_in(against: Mapping[str, Any], record: Record, other: Record) -> bool:
+    """Say whether another record has these settings, and shares all others that both runs read.
+
+    What a run does not read is not written down, so it cannot be asked what it was.
+    """
+    own, others = record.config.key("seed"), other.config.key("seed")
+    has = all(
+        _as_list(others[name]) == _as_list(against[name]) for name in against if name in others
+    )
+    differing = {name for name in own.keys() & others.keys() if own[name] != others[name]}
+    return has and bool(differing) and differing <= against.keys()
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def render_rows(

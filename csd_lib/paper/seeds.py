@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from scipy.special import stdtrit
 
 from csd_lib import checks
-from csd_lib.config import TrainConfig
 from csd_lib.record import Record
 
 GALLERIES = {
@@ -80,24 +79,20 @@ def cells(differences: Sequence[Sequence[float]]) -> list[str]:
 
 
 def difference_rows(
-    pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]],
-    gallery: str,
-    columns: Callable[[TrainConfig], dict[str, str]],
+    pairs: Sequence[tuple[dict[str, str], Sequence[Record], Sequence[Record]]], gallery: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the first of each pair minus the second, in points, paired by seed.
+    """Header and rows: one row of runs minus another, in points, paired by seed.
 
-    In brackets stands the 95 % interval of the mean. A pair without a common seed has no row.
+    In brackets stands the 95 % interval of the mean. Two without a common seed have no row.
 
     Args:
-        pairs: of rows of ``report.variants``.
+        pairs: what stands on the left, by column; and two rows of ``report.variants``.
         gallery: ``"own"`` or ``"seen"``.
-        columns: what stands on the left of the first one's row.
     """
     checks.one_of("gallery", gallery, GALLERIES)
     rows, names = [], []
-    for row, other in pairs:
+    for left, row, other in pairs:
         if found := list(by_seed(row, other, gallery).values()):
-            left = columns(row[0].config)
             names = list(left)
             rows.append([*left.values(), str(len(found)), *cells(found)])
     return [*names, *COLUMNS], rows
