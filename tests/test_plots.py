@@ -216,16 +216,16 @@ def test_a_search_that_cannot_be_drawn_is_refused(queries, found, words, digits)
         plots.search_pictures(digits, queries, found)
 
 
-def test_arrows_on_a_map_run_from_the_old_centre_of_a_class_to_the_new(style):
+def test_lines_on_a_map_run_from_the_old_centre_of_a_class_to_the_new(style):
     maps, labels = random_maps(), torch.arange(10).repeat(4)
     before, after = plots.drift_maps(maps, labels, NAMES, start="before").axes
-    arrows = [text for text in after.texts if text.arrow_patch is not None]
-    assert not [text for text in before.texts if text.arrow_patch is not None]
-    for digit, arrow in enumerate(arrows):
+    assert len(after.lines) == 10 and not before.lines
+    for digit, line in enumerate(after.lines):
         chosen = labels.numpy() == digit
-        assert np.allclose(arrow.xyann, maps["before"][chosen].mean(axis=0))
-        assert np.allclose(arrow.xy, maps["after"][chosen].mean(axis=0))
-    assert len(arrows) == 10
+        ends = [maps[title][chosen].mean(axis=0) for title in ("before", "after")]
+        assert np.allclose(line.get_xydata(), ends)
+        ring = after.collections[3 * digit + 2]  # after the images and the centre
+        assert np.allclose(ring.get_offsets(), ends[:1])
 
 
 def test_live_curves_take_what_training_hands_over(style, monkeypatch):
@@ -250,17 +250,21 @@ def test_equal_points_stand_side_by_side_and_a_single_group_names_its_methods(st
     assert [text.get_text() for text in both.get_legend().get_texts()] == ["CSD", "LwF"]
 
 
-@pytest.mark.parametrize("second", [(1.2, 0.1), (0.4, 1.2), (-1.2, 0.4), (0.2, -1.3)])
-def test_names_of_neighbours_on_a_map_do_not_lie_on_each_other(style, second):
-    centers = np.array([(0, 0), second, (8, 8), (-8, 8), (8, -8)], dtype=float)
-    labels = torch.arange(5).repeat(4)
+def test_the_classes_of_a_map_are_named_below_it_each_by_its_marker(style):
     names = ["bear", "beaver", "apple", "aquarium fish", "baby"]
-    figure = plots.drift_maps({"now": np.tile(centers, (4, 1))}, labels, names, start="now")
+    centers = np.array([(0, 0), (0.2, 0.1), (8, 8), (-8, 8), (8, -8)], dtype=float)
+    positions = np.tile(centers, (4, 1))
+    maps = {"before": positions, "now": positions + 1}
+    figure = plots.drift_maps(maps, torch.arange(5).repeat(4), names, start="before")
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 5
-    for i, one in enumerate(boxes):
-        assert not any(one.overlaps(other) for other in boxes[:i])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    marks = legend.legend_handles
+    assert len({tuple(mark.get_facecolor()[0]) for mark in marks}) == 5
+    assert len({mark.get_paths()[0].vertices.tobytes() for mark in marks}) == 5
+    below = legend.get_window_extent()
+    assert all(below.y1 <= axis.get_window_extent().y0 for axis in figure.axes)
+    assert below.x0 >= 0 and below.x1 <= figure.bbox.x1
 
 
 def test_recipes_stand_in_their_rows_and_the_new_run_is_a_star_below_them(style):

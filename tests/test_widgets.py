@@ -198,7 +198,7 @@ def test_neighbors_are_those_that_a_plain_search_finds(
         assert np.array_equal(axes[0].images[0].get_array(), images[query])
         for i, axis in zip(found, axes[1:], strict=True):
             assert np.array_equal(axis.images[0].get_array(), images[i])
-            assert axis.get_title() == ("✓ right" if labels[i] == labels[query] else "✗ wrong")
+            assert axis.get_title() == ("✓" if labels[i] == labels[query] else f"✗ {labels[i]}")
         rights.append(sum(labels[i] == labels[query] for i in found))
     assert f"of the {k} nearest, {rights[0]} are right after task 1 and {rights[1]}" in description
     hit = labels[found[0]] == labels[query]

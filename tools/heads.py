@@ -87,8 +87,7 @@ def exercise_minutes(notebook: NotebookNode) -> int:
 def write_time(notebook: NotebookNode) -> None:
     """Put the measured minutes into a chapter's first cell, where it says **Time**."""
     line = (
-        f"**Time**: {reading_minutes(notebook)} minutes to read (counted: {WORDS_A_MINUTE} words "
-        f"or {CELLS_A_MINUTE} code cells a minute, a third fewer after {FRESH} minutes)"
+        f"**Time**: {reading_minutes(notebook)} minutes to read (by its words and code cells)"
     )
     if minutes := exercise_minutes(notebook):
         line += f", and {minutes} for the exercises inside"

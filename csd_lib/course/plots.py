@@ -6,6 +6,7 @@ drawn; ``show`` puts it on a notebook page with a text that describes it.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -272,7 +273,7 @@ def unit_circle(
     if arrows is not None:
         start, step = next(iter(groups.values())).numpy(), arrows.numpy()
         axis.quiver(
-            *start.T, *step.T, angles="xy", scale_units="xy", scale=1, color=RED, width=0.012
+            *start.T, *step.T, angles="xy", scale_units="xy", scale=1, color=RED, width=0.012, zorder=4
         )
     axis.set(xlim=(-1.6, 1.6), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
@@ -363,6 +364,7 @@ def retrieval_examples(
     is_hit: Tensor,
     query_names: Sequence[str],
     row_labels: Sequence[str] | None = None,
+    found_names: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
     """Queries on the left and what each finds, nearest first, marked as right or wrong.
 
@@ -372,6 +374,7 @@ def retrieval_examples(
         is_hit: bool ``[n, k]``.
         query_names: class of each query.
         row_labels: one text on the left of each row.
+        found_names: class of each found image, which then stands above the wrong ones.
     """
     _check_images("query_images", query_images)
     count, k = checks.table("is_hit", is_hit).shape
@@ -396,7 +399,8 @@ def retrieval_examples(
             axis = axes[row][column + 1]
             _draw_image(axis, found_images[row, column])
             hit = bool(is_hit[row, column])
-            axis.set_title("✓ right" if hit else "✗ wrong", color=BLUE if hit else RED, fontsize=12)
+            wrong = "wrong" if found_names is None else textwrap.fill(found_names[row][column], 9)
+            axis.set_title("✓" if hit else f"✗ {wrong}", color=BLUE if hit else RED, fontsize=12)
             axis.spines[:].set(visible=True, color=BLUE if hit else RED, linewidth=4)
         for axis in axes[row]:
             axis.set(xticks=[], yticks=[])
@@ -612,13 +616,13 @@ def drift_maps(
 ) -> Figure:
     """Panels of one map: where the same images lie after different trainings.
 
-    Arrows run from each class's centre in the panel ``start`` to its centre in the others.
+    Lines run from each class's centre in the panel ``start``, a ring, to its centre in the others.
 
     Args:
         maps: ``{title: positions [N, 2]}``, all in the coordinates of one fitted map.
         labels: int64 ``[N]``.
         class_names: one per label.
-        start: title of the panel where the arrows begin.
+        start: title of the panel where the lines begin.
     """
     checks.mapping("maps", maps, "positions by title")
     checks.one_of("start", start, maps)
@@ -636,7 +640,14 @@ def drift_maps(
     for axis, (title, positions) in zip(axes[0], maps.items(), strict=True):
         class_map(axis, positions, labels, class_names, centers if title != start else {})
         axis.set_title(title)
+    name_classes(figure, axes[0][0])
     return figure
+
+
+def name_classes(figure: Figure, axis: Axes) -> None:
+    """Name the classes of a ``class_map`` below the figure, where no name can hide a point."""
+    marks, names = axis.get_legend_handles_labels()
+    figure.legend(marks, names, loc="outside lower center", ncols=len(names), frameon=False)
 
 
 def class_centers(positions: np.ndarray, labels: Tensor) -> dict[int, np.ndarray]:
@@ -653,14 +664,14 @@ def class_map(
     class_names: Sequence[str],
     came_from: dict[int, np.ndarray],
 ) -> None:
-    """Draw images as points on a map, and each class's centre with its name.
+    """Draw images as points on a map, and each class's centre, which a legend can name.
 
     Args:
         axis: to draw into.
         positions: ``[N, 2]``.
         labels: int64 ``[N]``.
         class_names: one per label.
-        came_from: earlier centre of a class, from where an arrow shall run to its centre now.
+        came_from: earlier centre of a class: a ring, with a line to its centre now.
     """
     checks.instance("axis", axis, Axes, "matplotlib axes")
     centers = class_centers(positions, labels)
@@ -675,34 +686,11 @@ def class_map(
         )
         (x, y), (xs, ys) = center, positions[labels == c].T
         axis.scatter(xs, ys, s=22, alpha=0.55, linewidths=0, **style)
-        axis.scatter(x, y, s=190, edgecolors=BLACK, linewidths=2, zorder=4, **style)
-        others = [p for k, p in centers.items() if k != c] + list(came_from.values())
-        aside, up = 16 * _free_direction(center, others)
-        axis.annotate(
-            class_names[c],
-            (x, y),
-            (aside, up),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            zorder=5,
-            bbox=dict(boxstyle="round,pad=0.1", fc="white", ec="none", alpha=0.7),
-        )
+        style |= dict(label=class_names[c], edgecolors=BLACK, linewidths=2, zorder=4)
+        axis.scatter(x, y, s=190, **style)
         if c in came_from:
-            arrow = dict(arrowstyle="-|>", color=BLACK, lw=2.5, shrinkA=0, shrinkB=7)
             from_x, from_y = came_from[c]
-            axis.annotate("", (x, y), (from_x, from_y), arrowprops=arrow, zorder=3)
+            axis.plot([from_x, x], [from_y, y], color=BLACK, lw=2, zorder=3)
+            axis.scatter(from_x, from_y, s=40, color="white", edgecolors=BLACK, zorder=5)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
-
-
-def _free_direction(center: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the way from a centre, ``[2]``, that leads away from the others, near ones above all.
-
-    Names are wider than high, so it is longer to the sides.
-    """
-    offsets = np.asarray([np.asarray(other) - center for other in others]).reshape(-1, 2)
-    distances = np.linalg.norm(offsets, axis=1, keepdims=True)
-    offsets, distances = offsets[distances[:, 0] > 1e-9], distances[distances[:, 0] > 1e-9]
-    away = -(offsets / distances**3).sum(axis=0) + np.array([1e-9, 1e-9])
-    return away / np.linalg.norm(away) * np.array([1.7, 1.0])

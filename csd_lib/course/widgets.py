@@ -323,6 +323,7 @@ def neighbors(
         hits,
         [name, name],
         row_labels=["after\ntask 1", f"after\ntask {stage}"],
+        found_names=[[names[label] for label in row] for row in labels[found].tolist()],
     )
     nearest = names[labels[found[1, 0]]]
     verdict = "a hit" if hits[1, 0] else "a miss"
@@ -468,7 +469,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
     """The retrieval matrix as far as it is filled at a moment of training, and the map.
 
     The framed row is that of now. On the map, images of classes not yet learned are
-    grey, and arrows run from the place of a class under joint training to its centre now.
+    hollow, and lines run from the place of a class under joint training, a ring, to its centre now.
 
     Args:
         recording: of ``load_recording``.
@@ -506,10 +507,11 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
     positions, home = recording.positions[which, moment].astype(float), recording.home.astype(float)
     labels = torch.from_numpy(recording.labels.astype(np.int64))
     seen = recording.task_of_image < task
-    right.scatter(*positions[~seen].T, s=12, color=GREY, alpha=0.5, linewidths=0)
+    right.scatter(*positions[~seen].T, s=14, facecolors="none", edgecolors=GREY, linewidths=0.7)
     names = [str(label) for label in range(int(labels.max()) + 1)]
     homes = plots.class_centers(home, labels)
     plots.class_map(right, positions[seen], labels[seen], names, homes)
+    plots.name_classes(figure, right)
     low, high = home.min(axis=0) - 1, home.max(axis=0) + 1
     right.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     at_home = 100 * share_at_home(recording, method, moment)

@@ -48,3 +48,18 @@ found = [
     for name in ("fine-tuning", "csd")
 ]
 assert found[0] < 0.5 < found[1], "most queries can find themselves, were they not left out"
+homes = plots.class_centers(cifar_maps["after task 1"], cifar_labels[few_classes])
+
+
+def at_home(title):
+    """The share of images nearest to where the centre of their class was after task 1."""
+    distances = [np.linalg.norm(cifar_maps[title] - homes[c], axis=1) for c in range(5)]
+    return np.mean(np.argmin(distances, axis=0) == cifar_labels[few_classes].numpy())
+
+
+assert at_home("then fine-tuning") < 0.6 < 0.75 < at_home("then CSD"), "dissolved, and not"
+session.check(
+    "11 % in the old gallery after fine-tuning", cifar_numbers["fine-tuning"][3], 0.11, 0.01
+)
+session.check("45 % after CSD", csd[3], 0.45, 0.01)
+assert chance[0] < 0.1 and chance[1] < 0.1, "both are near 0 for unrelated sets"

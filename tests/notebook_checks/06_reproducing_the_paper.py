@@ -5,7 +5,8 @@ changed = {field for field, values in differences.items() if values[0] != values
 assert changed == {"preset", "milestones", "teacher_statistics", "selection"}
 gaps = {gallery: abs(np.array([70.5, 71.9]) - joint[gallery][-1]) for gallery in ("own", "seen")}
 assert np.ptp(gaps["own"]) < 1.5 and abs(gaps["own"].mean() - (67.6 - initial["own"][0, 0])) < 1.5
-assert gaps["seen"].min() > gaps["own"].max(), "with all classes the gaps are larger"
+assert np.ptp(gaps["seen"]) < 1.5, "with all classes they are alike, too"
+assert 1.8 < gaps["seen"].mean() / gaps["own"].mean() < 2.2, "and twice as large"
 assert initial["own"][0, 1] > 21.7 + 5, "after 25 epochs ours finds far more"
 paper_initial = np.array([67.6, 21.7])
 assert abs(100 * longer.own[0] - paper_initial).max() < 1.2, "within 1.1 points of both"
@@ -19,22 +20,27 @@ assert old["csd"] > old["lwf"] + 0.1, "in the old gallery it is worth far more"
 for gallery in ("own", "seen"):
     beside_kd = leads("csd", "mmd-kd", gallery, (0, 1))
     assert len(beside_kd) >= 3 and max(beside_kd) < -0.5, "MMD beside KD is ahead with every seed"
-head = next(t for t in tables if t.name == "head")
-rows = {
-    (r.config.method, r.config.head_init, r.config.seed): r.matrix.own[-1].mean()
-    for row in head.rows
-    for r in row
-}
-seeds = [seed for method, start, seed in rows if (method, start) == ("lwf", "class_means")]
-assert len(seeds) >= 3
-for s in seeds:
-    assert rows["lwf", "class_means", s] > rows["csd", "random", s] + 0.005, "with every seed"
-without_teacher = [rows["fine-tuning", "class_means", s] - rows["lwf", "random", s] for s in seeds]
-assert comparison.paired(without_teacher)[-1] == "undecided", "fine-tuning ends level with LwF"
-added = [rows["csd", "class_means", s] - rows["lwf", "class_means", s] for s in seeds]
-assert comparison.paired(added)[-1] == "undecided", "the term adds nothing that shows on average"
+seeds = range(3)
+for place in (0, 1):
+    for s in seeds:
+        lead = ends["lwf", "class_means", s][place] - ends["csd", "random", s][place]
+        assert lead > 0.005, "LwF with class means is above CSD with random rows with every seed"
+
+
+def verdict(first, second, place):
+    return comparison.paired([ends[(*first, s)][place] - ends[(*second, s)][place] for s in seeds])[
+        2
+    ]
+
+
+csd, started = ("csd", "random"), ("lwf", "class_means")
+assert verdict(("mmd-kd", "random"), csd, 0) == verdict(("mmd-kd", "random"), csd, 1) == "undecided"
+alone, lwf = ("fine-tuning", "class_means"), ("lwf", "random")
+assert (verdict(alone, lwf, 0), verdict(alone, lwf, 1)) == ("undecided", "holds")
+on_top = ("csd", "class_means")
+assert (verdict(on_top, started, 0), verdict(on_top, started, 1)) == ("undecided", "holds")
 means = [np.mean(values["csd"]) for values in averages.values()]
-assert max(means) - min(means) < 2.5, "the four differ by a point or two"
+assert max(means) - min(means) < 1.6, "the four means differ by about a point"
 assert max(np.ptp(values["csd"]) for values in averages.values()) > 0.5, "and so do the seeds"
 shares = [wrong_way_round(better, worse) for worse, better in pairwise(eight)]
 assert max(shares) > 10, "there are neighbours whose order single runs would often reverse"
