@@ -281,7 +281,7 @@ def test_a_moment_is_described_as_it_was_recorded(recording, small_texts, method
     written = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
     assert [float(text) for text in written] == pytest.approx(np.concatenate(rows), abs=0.51)
     assert {int(frame.get_y()) for frame in figure.axes[0].patches} == {task - 1}
-    named = {text.get_text() for text in figure.axes[1].texts if text.get_text()}
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
     assert named == {str(label) for label in range(2 * task)}
 
 
