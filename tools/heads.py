@@ -86,9 +86,7 @@ def exercise_minutes(notebook: NotebookNode) -> int:
 
 def write_time(notebook: NotebookNode) -> None:
     """Put the measured minutes into a chapter's first cell, where it says **Time**."""
-    line = (
-        f"**Time**: {reading_minutes(notebook)} minutes to read (by its words and code cells)"
-    )
+    line = f"**Time**: {reading_minutes(notebook)} minutes to read (by its words and code cells)"
     if minutes := exercise_minutes(notebook):
         line += f", and {minutes} for the exercises inside"
     first, old = notebook.cells[0], re.compile(r"\*\*Time\*\*:.*?\.(?= |$)", re.DOTALL)

@@ -300,23 +300,57 @@ PAIRS = (
 )
 
 
+COLUMNS = ["n", "old", "new", "average", "average, all", "old gallery"]
+
+
+def ends_of(records: Sequence[Record]) -> dict[int, list[float]]:
+    """What COLUMNS say of runs of two tasks, by seed; as shares."""
+    return {
+        r.config.seed: [
+            *(own := r.matrix.own[-1]),
+            own.mean(),
+            r.matrix.seen[-1].mean(),
+            r.matrix.in_first_gallery(),
+        ]
+        for r in records
+    }
+
+
+def minus(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
+    """Cells of COLUMNS: the difference in points, by seed; with its interval if there are some."""
+    one, other = ends_of(first), ends_of(second)
+    seeds = sorted(one.keys() & other.keys())
+    cells = [str(len(seeds))]
+    for column in np.array([np.subtract(one[s], other[s]) for s in seeds]).T:
+        difference, interval, _ = paired(column.tolist())
+        cells.append(difference.split()[0] + (f" [{interval}]" if len(seeds) > 1 else ""))
+    return cells
+
+
 def pairs_table(group: Group) -> str:
     """Differences between two rows of Table 1 or of the head's new rows, in points, by seed."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for record in group.records:
-        config, own, seen = record.config, record.matrix.own[-1], record.matrix.seen[-1]
-        if config.tasks == 2 and set(changed_settings(config)) <= {"precision", "head_init"}:
-            values = [*own, own.mean(), seen.mean(), record.matrix.in_first_gallery()]
-            found.setdefault((config.method, config.head_init), {})[config.seed] = values
+    found = {
+        (row[0].config.method, row[0].config.head_init): row
+        for row in variants(group.records)
+        if set(changed_settings(row[0].config)) <= {"precision", "head_init"}
+    }
     rows = []
-    for first, second in PAIRS:
-        seeds = sorted(found[first].keys() & found[second].keys())
-        columns = np.array([np.subtract(found[first][s], found[second][s]) for s in seeds]).T
-        cells = [paired(column.tolist()) for column in columns]
-        names = (f"{get_method(method).title}, {start}" for method, start in (first, second))
-        rows.append([*names, str(len(seeds)), *(f"{c[0].split()[0]} [{c[1]}]" for c in cells)])
-    header = ["row", "minus", "n", "old", "new", "average", "average, all", "old gallery"]
-    return "\n".join(format_table(header, rows, markdown=True))
+    for pair in PAIRS:
+        names = (f"{get_method(method).title}, {start}" for method, start in pair)
+        rows.append([*names, *minus(*(found[key] for key in pair))])
+    return "\n".join(format_table(["row", "minus", *COLUMNS], rows, markdown=True))
+
+
+def changes_table(group: Group) -> str:
+    """What has fewer seeds than Table 1, and LwF for comparison, each minus CSD as it is."""
+    rows = {describe(row[0].config, {"precision"}): row for row in variants(group.records)}
+    csd = rows.pop(METHODS["csd"].title)
+    lwf = METHODS["lwf"].title
+    named = {name: row for name, row in rows.items() if len(row) < len(csd) or name == lwf}
+    seeds = {r.config.seed for name, row in named.items() if name != lwf for r in row}
+    named[lwf] = [r for r in rows[lwf] if r.config.seed in seeds]
+    lines = [[name, *minus(row, csd)] for name, row in named.items()]
+    return "\n".join(format_table(["minus CSD", *COLUMNS], lines, markdown=True))
 
 
 @functools.cache
@@ -433,6 +467,7 @@ def main() -> None:
         "docs/results.md": {
             "claims": claims_table(papers),
             "pairs": pairs_table(papers.group),
+            "changes": changes_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
