@@ -273,7 +273,14 @@ def unit_circle(
     if arrows is not None:
         start, step = next(iter(groups.values())).numpy(), arrows.numpy()
         axis.quiver(
-            *start.T, *step.T, angles="xy", scale_units="xy", scale=1, color=RED, width=0.012, zorder=4
+            *start.T,
+            *step.T,
+            angles="xy",
+            scale_units="xy",
+            scale=1,
+            color=RED,
+            width=0.012,
+            zorder=4,
         )
     axis.set(xlim=(-1.6, 1.6), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
