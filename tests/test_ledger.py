@@ -651,9 +651,10 @@ def test_reproduce_in_two_processes_shares_the_cells(own_folders, digits):
     for found in records:  # an epoch that was trained twice has two lines
         history = own_folders / "runs" / found.folder.name / "history.jsonl"
         assert len(history.read_text().splitlines()) == len(found.history)
-    cells = ledger.plan(configs, digits)
-    expected = {run for cell in cells for run in (cell.run, cell.first_run) if run}
-    assert {*(own_folders / "runs").iterdir()} == expected, "nothing was moved aside"
+    wanted = [c for config in configs for c in (config, config.first_task()) if c]
+    expected = {run_name(config, digits.sha256()) for config in wanted}
+    found = {folder.name for folder in (own_folders / "runs").iterdir()}
+    assert found == expected, "nothing was moved aside, and first tasks are shared"
     begun = [line for text in texts for line in text.splitlines()]
     for number in range(1, len(methods) + 1):
         title = rf"\[{number}/{len(methods)}\] .* seed 0"

@@ -7,7 +7,7 @@ import pytest
 from common import DISTURBED_AT, EPOCHS, LIMIT, Kept, went_on
 
 from csd_lib.config import TrainConfig
-from csd_lib.paper import ledger
+from csd_lib.experiment import run_name
 
 SETTINGS = ["dataset=digits", "preset=clean", "device=cpu"]
 
@@ -56,8 +56,8 @@ def test_an_array_records_every_cell_once_also_if_it_is_sent_twice(kept, digits)
     configs = [
         TrainConfig(dataset="digits", method=method, epochs=1, device="cpu") for method in methods
     ]
-    cells = ledger.plan(configs, digits, kept.results)
-    names = {run.name for cell in cells for run in (cell.run, cell.first_run) if run}
+    wanted = [c for config in configs for c in (config, config.first_task()) if c]
+    names = {run_name(config, digits.sha256()) for config in wanted}
     assert {path.name for path in kept.runs.iterdir()} == {*names, "sweeps"}
     assert "0 cells in 0 jobs" in sweep(kept, *command)
     assert "Fine-tuning" in kept.run("report"), "all results meet in one table"
