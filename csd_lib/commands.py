@@ -340,10 +340,8 @@ def report(
         own, more_problems = report.load_runs(folder, may_be_none=folder is None)
     problems = [printable(problem) for problem in [*problems, *more_problems]]
     if json or csv:
-        # What was recorded also lies under runs/, with the same numbers.
-        known = {(r.key(), r.fingerprint, r.matrix.own.tobytes()) for r in recorded}
-        own = [r for r in own if (r.key(), r.fingerprint, r.matrix.own.tobytes()) not in known]
-        print((report.render_json if json else report.render_csv)([*recorded, *own]))
+        once = _each_run_once(recorded, own)
+        print((report.render_json if json else report.render_csv)(once))
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
         return
     if against and not own:
@@ -359,6 +357,13 @@ def report(
         print("" if folder else f"\nYour runs in {runs_folder()}:\n")
         print(tables)
     print(*problems, sep="\n", end="\n" if problems else "")
+
+
+def _each_run_once(recorded: list[Record], own: list[Record]) -> list[Record]:
+    """Join two lists: what was recorded also lies under runs/, with the same numbers."""
+    known = {(r.key(), r.fingerprint, r.matrix.own.tobytes()) for r in recorded}
+    own = [r for r in own if (r.key(), r.fingerprint, r.matrix.own.tobytes()) not in known]
+    return [*recorded, *own]
 
 
 @command

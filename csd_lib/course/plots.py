@@ -272,16 +272,8 @@ def unit_circle(
             axis.text(x, y, ", ".join(names), ha="center", va="center")
     if arrows is not None:
         start, step = next(iter(groups.values())).numpy(), arrows.numpy()
-        axis.quiver(
-            *start.T,
-            *step.T,
-            angles="xy",
-            scale_units="xy",
-            scale=1,
-            color=RED,
-            width=0.012,
-            zorder=4,
-        )
+        scale: dict[str, Any] = dict(angles="xy", scale_units="xy", scale=1, width=0.012)
+        axis.quiver(*start.T, *step.T, color=RED, zorder=4, **scale)
     axis.set(xlim=(-1.6, 1.6), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(groups), frameon=False)
