@@ -88,12 +88,18 @@ def profile(loop: Loop) -> dict[str, Any]:
         loop.run(1)
     events = profiler.events()
     on_gpu = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    by_name: dict[str, list[float]] = {}
+    for event in on_gpu:
+        entry = by_name.setdefault(event.name.removeprefix("void ")[:120], [0, 0.0])
+        entry[0], entry[1] = entry[0] + 1, entry[1] + event.device_time / 1000
+    longest = sorted(by_name.items(), key=lambda entry: -entry[1][1])[:20]
     waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
     return {
         "operators": sum(e.name.startswith("aten::") for e in events),
         "kernels": len(on_gpu),
         "kernel_ms": round(sum(e.device_time for e in on_gpu) / 1000, 3),
         "host_waits": sum(e.name in waits for e in events),
+        "longest": [[name, count, round(ms, 3)] for name, (count, ms) in longest],
     }
 
 
@@ -156,8 +162,11 @@ def main() -> None:
 
     for later_task in (False, True):
         task = "later task (CSD)" if later_task else "first task"
-        found[task] = {"profile": profile(Loop(device, later_task))}
-        print(f"{task}: {found[task]['profile']}", flush=True)
+        found[task] = {"profile": {}}
+        for precision in precisions:
+            found[task]["profile"][precision] = what = profile(Loop(device, later_task, precision))
+            numbers = {name: value for name, value in what.items() if name != "longest"}
+            print(f"{task}, {precision}: {numbers}", flush=True)
         loops = {}
         for precision in precisions:
             for channels_last in (False, True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,9 +20,11 @@ from csd_lib import InputError
 from csd_lib.engine import CapturedStep, StepState
 
 STEPS = 5  # that are compared
-# Of each loss, and of the way that each tensor has gone. Two eager trials from one state differ
-# too, since a GPU adds in another order each time: four times that much is allowed on top.
-TOLERANCE = 0.01
+# Of each loss, and of the way that each tensor goes in one step. Two eager steps from one state
+# differ too, since a GPU adds in another order each time: four times that much is allowed on top.
+# Several steps in a row are not compared: Adam and the hardest triplets blow up the last digits; on
+# an H100 a right graph was 8 % off after five.
+TOLERANCE = 0.03
 # A longer step has the GPU at work all the time, and its trial would take more than 5 seconds.
 LONG_STEP = 0.05
 
@@ -55,16 +58,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What some steps have done."""
+    """What one step has done."""
 
-    numbers: Tensor  # [steps, totals]: what each step has added to the running sums
+    numbers: Tensor  # [totals]: what it has added to the running sums
     moved: list[Tensor]  # how far each tensor has gone
     random_state: Tensor
 
     def distance(self, other: _Trial) -> float:
         """Return the largest difference in losses and movements, as a share of their size."""
         pairs = [
-            *zip(self.numbers.unbind(1), other.numbers.unbind(1), strict=True),
+            *zip(self.numbers, other.numbers, strict=True),
             *zip(self.moved, other.moved, strict=True),
         ]
         shares = [
@@ -167,15 +170,17 @@ class Steps:
         if eager_ms > 1000 * LONG_STEP and not self.must_capture:
             reason = "the GPU is at work all the time: a graph would save next to nothing"
             return Decision(size, False, reason, eager_ms)
-        eager = self._try(self.step, batches)
-        noise = eager.distance(self._try(self.step, batches))
-        replayed = self._try(captured, batches)
-        difference = eager.distance(replayed)
-        if replayed.does_nothing() and not eager.does_nothing():
-            return Decision(size, False, "a replay does nothing", eager_ms, None, difference)
-        if not torch.equal(eager.random_state, replayed.random_state):
-            reason = "it draws other random numbers"
-            return Decision(size, False, reason, eager_ms, None, difference)
+        noise = difference = 0.0
+        for batch in batches:  # each step from where the eager ones before it have led
+            replayed, again = self._try(captured, batch), self._try(self.step, batch)
+            eager = self._try(self.step, batch, stay=True)
+            noise = max(noise, eager.distance(again))
+            difference = max(difference, eager.distance(replayed))
+            if replayed.does_nothing() and not eager.does_nothing():
+                return Decision(size, False, "a replay does nothing", eager_ms, None, difference)
+            if not torch.equal(eager.random_state, replayed.random_state):
+                reason = "it draws other random numbers"
+                return Decision(size, False, reason, eager_ms, None, difference)
         allowed = TOLERANCE + 4 * noise
         if not difference <= allowed:
             reason = f"it computes something else: more than {allowed:.1e}"
@@ -198,18 +203,16 @@ class Steps:
             self.state.synchronize()
             return (time.perf_counter() - started) / len(batches)
 
-    def _try(self, way: Callable[[Tensor], None], batches: list[Tensor]) -> _Trial:
-        """Return what some steps do, and leave no trace."""
-        totals, numbers = self.state.totals, []
-        with self.state.put_back():
+    def _try(self, way: Callable[[Tensor], None], batch: Tensor, stay: bool = False) -> _Trial:
+        """Return what a step does, and stay there or leave no trace."""
+        totals = self.state.totals
+        with nullcontext() if stay else self.state.put_back():
             before = [tensor.detach().clone() for tensor in self.state.tensors]
-            for batch in batches:
-                old = totals.clone()
-                way(batch)
-                numbers.append(totals - old)
+            sums = totals.clone()
+            way(batch)
             pairs = zip(self.state.tensors, before, strict=True)
             moved = [(tensor.detach() - old).float() for tensor, old in pairs]
-            return _Trial(torch.stack(numbers), moved, self.state.generator.get_state())
+            return _Trial(totals - sums, moved, self.state.generator.get_state())
 
     def _out_of_memory(self, batch: Tensor) -> InputError:
         """Say which batch size would fit, after trying."""
