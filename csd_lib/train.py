@@ -163,7 +163,8 @@ def train(
     run = Run(config, split_classes(dataset, config), [], [])
     method = get_method(config.method)
     stages = [merge_tasks(run.tasks)] if method.joint else run.tasks
-    student = new_student(config, dataset, device)
+    with precision.switches():
+        student = new_student(config, dataset, device)
     generator = torch.Generator(device).manual_seed(config.seed)
     with RunFolder.open(folder, config, dataset) as kept, precision.switches():
         saved = kept.load() or RunFolder.load_first_task(first_task, config, dataset)

@@ -27,15 +27,19 @@ class Health:
 
     def __init__(self, num_classes: int, spread_before: float):
         self.num_classes, self.spreads, self.collapsed = num_classes, [spread_before], False
+        self.cross_entropy, self.learns = math.inf, False
 
     def note(self, record: dict[str, float]) -> None:
         """Take an epoch into account: are the features collapsed now?
 
         They are when they are four times closer together than at their best, before this task or
         since, and no longer tell the task's classes apart: cross entropy, if the method has it, is
-        near that of guessing.
+        near that of guessing. What falls by 2 % or more an epoch still learns: new head rows in
+        random directions can press features together for some epochs.
         """
-        guesses = record.get("ce", math.inf) > 0.9 * math.log(self.num_classes)
+        now = record.get("ce", math.inf)
+        self.learns, self.cross_entropy = now < 0.98 * self.cross_entropy < math.inf, now
+        guesses = now > 0.9 * math.log(self.num_classes)
         close = record["spread"] < 0.25 * max(self.spreads)
         self.collapsed = close and guesses and self.num_classes > 1
         self.spreads.append(record["spread"])
@@ -50,7 +54,8 @@ class Health:
         """Return False after an epoch that looks broken but may pass.
 
         Collapsed features can be a passing shock, so training stops after two such epochs in a
-        row, or if it is the last one; it stops at once when a number is not finite.
+        row in which nothing is learned, or if it is the last one; it stops at once when a number
+        is not finite.
 
         Args:
             record: of the epoch.
@@ -79,7 +84,7 @@ class Health:
             raise TrainingError(f"{where}: the steps computed nothing: use cuda_graph=false")
         best, was_collapsed = max(self.spreads), self.collapsed
         self.note(record)
-        if self.collapsed and (last or was_collapsed):
+        if self.collapsed and (last or (was_collapsed and not self.learns)):
             epoch = self.spreads.index(best)
             raise TrainingError(
                 f"{where}: the features have collapsed, all images have nearly the same one (mean "
