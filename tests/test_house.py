@@ -281,3 +281,10 @@ def test_the_readme_is_one_screen_and_leads_to_every_page():
 def test_the_readmes_tables_are_rendered_from_the_records():
     done = warm.run(ROOT / "tools" / "readme.py", "--check")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_benchmark_starts(path):
+    """What it imports of the kit is there: nobody runs it for months."""
+    done = warm.run(path, "--help")
+    assert done.returncode == 0, done.stderr
