@@ -175,7 +175,7 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
         processes: how many; default: one a GPU or, without one, as many as the cores suffice for.
 
     Returns:
-        A line for each process that did not end in order; the others have done what it left.
+        Why processes did not end in order, each reason once; the others have done what they left.
 
     Raises:
         InputError: if the device has a number, which is not the same to every process.
@@ -195,11 +195,12 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
             limits = dict(timeout_min=A_YEAR, gpus_per_node=len(own), visible_gpus=own)
             executor.update_parameters(**limits)
             running.append(executor.submit(job))
-        return [
-            f"{each.paths.stderr}: {' '.join((each.stderr() or '').splitlines()[-1:])}"
-            for each in running
-            if each.exception()
-        ]
+        said: dict[str, Any] = {}  # all processes try a cell that breaks down, and say the same
+        for each in running:
+            if each.exception():
+                (line,) = (each.stderr() or "").splitlines()[-1:] or [""]
+                said.setdefault(line, each.paths.stderr)
+        return [f"{path}: {line}" for line, path in said.items()]
     finally:
         for each in running:  # after Ctrl-C none may go on unseen
             each.cancel()

@@ -253,6 +253,32 @@ def test_what_slurm_refuses_is_one_line(own_folders, digits, monkeypatch):
         sweep.send_to_slurm(groups)
 
 
+def test_a_cell_that_breaks_down_in_every_process_is_said_once(own_folders, monkeypatch):
+    ends = iter(["TrainingError: it diverged\n", "TrainingError: it diverged\n", ""])
+
+    class Executor:
+        def __init__(self, folder):
+            pass
+
+        def update_parameters(self, **_):
+            pass
+
+        def submit(self, job):
+            end = next(ends)
+            return SimpleNamespace(
+                exception=lambda: end or None,
+                stderr=lambda: f"Traceback\n{end}",
+                paths=SimpleNamespace(stderr="0.err"),
+                cancel=lambda: None,
+            )
+
+    fake = FakeSubmitit([])
+    fake.LocalExecutor = Executor
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    job = sweep.Job(configs=(TrainConfig(),), device="cpu")
+    assert sweep.run_here(job, 3) == ["0.err: TrainingError: it diverged"]
+
+
 def test_here_each_process_has_all_cells_and_one_gpu_in_turn(own_folders, monkeypatch):
     sent = []
     monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit(sent))
