@@ -21,9 +21,9 @@ from csd_lib.engine import CapturedStep, StepState
 
 STEPS = 5  # that are compared
 # Of each loss, and of the way that each tensor goes in one step. Two eager steps from one state
-# differ too, since a GPU adds in another order each time: four times that much is allowed on top.
-# Several steps in a row are not compared: Adam and the hardest triplets blow up the last digits; on
-# an H100 a right graph was 8 % off after five.
+# may differ too, if the GPU adds in another order: four times that much is allowed on top.
+# Several steps in a row are not compared, because Adam and the hardest triplets can blow up the
+# last digits: on an H100 a graph was refused for 8 % after five.
 TOLERANCE = 0.03
 # A longer step has the GPU at work all the time, and its trial would take more than 15 seconds. (On
 # the slow CPU beside an H100 a step took 51 ms that took 9 as a graph.)

@@ -34,11 +34,11 @@ class Health:
 
         They are when they are four times closer together than at their best, before this task or
         since, and no longer tell the task's classes apart: cross entropy, if the method has it, is
-        near that of guessing. What falls by 2 % or more an epoch still learns: new head rows in
+        near that of guessing. What falls by more than 1 % an epoch still learns: new head rows in
         random directions can press features together for some epochs.
         """
         now = record.get("ce", math.inf)
-        self.learns, self.cross_entropy = now < 0.98 * self.cross_entropy < math.inf, now
+        self.learns, self.cross_entropy = now < 0.99 * self.cross_entropy < math.inf, now
         guesses = now > 0.9 * math.log(self.num_classes)
         close = record["spread"] < 0.25 * max(self.spreads)
         self.collapsed = close and guesses and self.num_classes > 1
@@ -54,8 +54,8 @@ class Health:
         """Return False after an epoch that looks broken but may pass.
 
         Collapsed features can be a passing shock, so training stops after two such epochs in a
-        row in which nothing is learned, or if it is the last one; it stops at once when a number
-        is not finite.
+        row if the second has learned nothing, or if it is the last one; it stops at once when a
+        number is not finite.
 
         Args:
             record: of the epoch.

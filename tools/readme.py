@@ -361,12 +361,13 @@ def steps_table() -> str:
     machine, many = found["machine"], found["runs side by side, ms a step of all"]
     about = f"({machine['device']}, torch {machine['torch']}, {machine['date']}.)"
     differ = max(found[task]["captured = eager"]["largest"] for task in tasks)
+    count = found[tasks[0]]["captured = eager"]["steps"]
     streams = ", ".join(f"{n} in {ms:.1f} ms" for n, ms in many.items())
     lines = [
         *format_table(header, rows, markdown=True),
         "",
-        f"Losses of {found[tasks[0]]['captured = eager']['steps']} steps, eager and captured, "
-        f"differ by at most {differ:.0e}. A captured step of several CSD runs side by side on "
+        f"Losses of {count} steps in fp32, eager and captured, differ by at most {differ:.1e}. "
+        f"A captured step of several CSD runs side by side on "
         f"streams of one process (later task, amp), all of them: {streams}. {about}",
     ]
     return "\n".join(lines)
@@ -474,20 +475,23 @@ def first_task_figure(looks: Sequence[dict]) -> Figure:
 
 
 def second_task_table(lines: Sequence[dict]) -> str:
-    """What a second task does to the first model of a long run: a row for each recipe."""
-    header = ["method", "recipe", "new head rows", "old", "new", "average", "average, all"]
+    """What a second task does to the first model of a long run: a row for each model and recipe."""
+    header = ["first model", "method", "new head rows", "old", "new", "average", "average, all"]
     header.append("old gallery")
-    method, first = get_method("initial"), lines[0]["own"][0]
-    before = [f"{100 * value:.1f}" for value in (*first, np.mean(first), first[0])]
-    # Of all classes "seen" knows nothing here: its first row has a gallery of the old ones alone.
-    rows = [[method.title, method.recipe, "–", *before[:3], "–", before[3]]]
-    for start in ("random", "class_means"):
-        for line in (line for name in METHODS for line in lines if line["method"] == name):
-            if line["head_init"] == start:
-                method, own, seen = get_method(line["method"]), line["own"][-1], line["seen"][-1]
-                values = (*own, np.mean(own), np.mean(seen), line["old_gallery"])
-                cells = (f"{100 * value:.1f}" for value in values)
-                rows.append([method.title, method.recipe, start, *cells])
+    rows: list[list[str]] = []
+    order = [(start, name) for start in ("random", "class_means") for name in METHODS]
+    for run in dict.fromkeys(line["first_run"] for line in lines):
+        own_lines = [line for line in lines if line["first_run"] == run]
+        first, about = own_lines[0]["own"][0], own_lines[0]
+        model = f"{about['first_epochs']} epochs, seed {about['seed']}"
+        before = [f"{100 * value:.1f}" for value in (*first, np.mean(first), first[0])]
+        # Of all classes "seen" knows nothing: its first row has a gallery of the old ones alone.
+        rows.append([model, get_method("initial").title, "–", *before[:3], "–", before[3]])
+        for line in sorted(own_lines, key=lambda x: order.index((x["head_init"], x["method"]))):
+            method, own, seen = get_method(line["method"]), line["own"][-1], line["seen"][-1]
+            values = (*own, np.mean(own), np.mean(seen), line["old_gallery"])
+            cells = (f"{100 * value:.1f}" for value in values)
+            rows.append([model, method.title, line["head_init"], *cells])
     return "\n".join(format_table(header, rows, markdown=True))
 
 
