@@ -1,7 +1,7 @@
 """What the definitions promise for every input, tried on a hundred inputs that nobody chose.
 
 The other files hold fixed examples. Here hypothesis draws the inputs, always the same ones, and
-shrinks what fails. ``CSD_EXAMPLES=5000`` looks at more of them; .ci/run asks for 150.
+shrinks what fails. ``CSD_EXAMPLES=5000`` looks at more of them.
 """
 
 import math
