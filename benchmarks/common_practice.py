@@ -197,8 +197,9 @@ def main() -> None:
     device = pick_device(arguments.device)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (arguments.images, 32, 32, 3), dtype=np.uint8)
-    tf32 = ["tf32"] * (device.type == "cuda" and half_precision(device) is torch.bfloat16)
-    precisions = ["fp32", *tf32] + (["amp"] if half_precision(device) else [])
+    precisions = ["fp32"] + (["amp"] if half_precision(device) else [])
+    if device.type == "cuda" and half_precision(device) is torch.bfloat16:  # as Precision asks
+        precisions.append("tf32")
     found = {"machine": machine(device), "images": arguments.images, "batch": BATCH}
 
     def measure(title: str, baseline: str, candidates: dict[str, Callable]) -> None:
