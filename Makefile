@@ -1,6 +1,6 @@
 # make run   run all chapters on the embedded data, write build/*.html, print the results
-# make test  all checks: style, unit tests, every notebook, chapters and solved exercises; one process
-#            for each core
+# make test  all checks: style, unit tests, solved exercises; one process for each core
+# make chapters  every chapter as make run does, and whether its text says what its outputs show
 # make types the type checker, ten seconds
 # make lab   open the notebooks in JupyterLab
 # make colab run the notebooks with Google Colab's packages; this needs a network
@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
+.PHONY: run test chapters types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
   container mutants clean
 
 run: $(VENV)/installed
@@ -18,6 +18,10 @@ test: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# Each chapter alone, in a fresh kernel and an empty folder, and what it says about its own outputs.
+chapters: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal tests/chapters.py
 
 # The types of all of csd_lib.
 types: $(VENV)/installed

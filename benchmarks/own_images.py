@@ -22,8 +22,9 @@ from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
 from csd_lib.engine import Precision
 from csd_lib.networks import make_network
+from csd_lib.prepare import add_head_rows
 from csd_lib.retrieval import embed
-from csd_lib.train import TaskTraining, add_head_rows
+from csd_lib.train import TaskTraining
 
 
 def make_file(path: Path, images: int, size: int) -> None:

@@ -21,8 +21,9 @@ from csd_lib.api import Network, TrainConfig, load_run
 from csd_lib.data import Task
 from csd_lib.engine import check_machine
 from csd_lib.model import freeze
+from csd_lib.prepare import add_head_rows
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.train import TaskTraining, add_head_rows
+from csd_lib.train import TaskTraining
 
 
 def learn(first: Network, tasks: list[Task], config: TrainConfig) -> RetrievalMatrix:

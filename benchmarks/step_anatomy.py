@@ -66,7 +66,7 @@ class Loop:
         """Replay the step as a CUDA graph from now on."""
         it = self.learning
         networks = [it.student] + ([it.teacher] if it.teacher is not None else [])
-        parts = (it.totals, it.optimizer, self.precision.scaler, it.generator)
+        parts = (it.totals.sums, it.optimizer, self.precision.scaler, it.generator)
         self.step = CapturedStep(it.eager_step, StepState(networks, *parts))
         return self
 
@@ -138,10 +138,10 @@ def same_losses(device: torch.device, later_task: bool, steps: int = 50) -> dict
             loop.capture()
         values = []
         for number in range(steps):
-            before = loop.learning.totals[0].clone()
+            before = loop.learning.totals.sums[0].clone()
             with loop.precision.switches():
                 loop.step((loop.batch + BATCH * number) % 4096)
-            values.append(loop.learning.totals[0] - before)
+            values.append(loop.learning.totals.sums[0] - before)
         losses.append(torch.stack(values).double().cpu())
     difference = (losses[0] - losses[1]).abs()
     return {"steps": steps, "largest": difference.max().item(), "first": difference[0].item()}

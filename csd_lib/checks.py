@@ -20,6 +20,7 @@ from torch import Tensor
 from csd_lib import InputError
 from csd_lib.stored import StoredImages
 
+MAX_EPOCHS = 100_000  # as all limits: far beyond what makes sense, and far below what never ends
 MAX_SEED = 2**32 - 1  # what numpy, scikit-learn and torch all take
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -64,6 +65,15 @@ def seed(name: str, value: Any) -> None:
     whole(name, value, 0, MAX_SEED)
 
 
+def epochs(name: str, value: Any) -> None:
+    """Refuse what is no number of epochs.
+
+    Raises:
+        InputError: if it is no whole number from 1 to ``MAX_EPOCHS``.
+    """
+    whole(name, value, 1, MAX_EPOCHS)
+
+
 def first_classes(value: Any, tasks: int, classes: int) -> None:
     """Refuse a number of classes of the first task that leaves a later task without one.
 
@@ -72,6 +82,33 @@ def first_classes(value: Any, tasks: int, classes: int) -> None:
     """
     if value is not None and tasks > 1:
         whole("first_classes", value, 1, classes - tasks + 1, "every later task needs a class")
+
+
+def depth(name: str, value: Any) -> None:
+    """Refuse what is no number of layers of a ResNet for small images.
+
+    Raises:
+        InputError: if it is not 6n + 2.
+    """
+    whole(name, value, 8, 1202, "a ResNet here has 6n + 2 layers")
+    if value % 6 != 2:
+        raise InputError(f"{name}={value}: a ResNet here has 6n + 2 layers: 8, 14, 20, 26, 32")
+
+
+def milestones(name: str, value: Any) -> None:
+    """Refuse what are neither fractions of a schedule nor epochs of it.
+
+    Raises:
+        InputError: if they are not.
+    """
+    if isinstance(value, list | tuple) and {type(m) for m in value} <= {int, float}:
+        fractions = all(0 < m < 1 for m in value)
+        epochs = all(1 <= m <= MAX_EPOCHS and m == int(m) for m in value)
+        if (fractions or epochs) and list(value) == sorted(set(value)):
+            return
+    raise InputError(
+        f"{name}={shown(value)}: give rising fractions between 0 and 1, or rising whole epochs"
+    )
 
 
 def number(
@@ -120,14 +157,14 @@ def automatic(name: str, value: Any) -> None:
         raise InputError(f"{name}={shown(value)}: choose auto, true or false")
 
 
-def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Refuse what is none of several names.
+def one_of(name: str, value: Any, choices: Iterable[str], where: str = "") -> None:
+    """Refuse what is none of several names; ``where`` says where they are the only ones.
 
     Raises:
         InputError: if it is not.
     """
     if not isinstance(value, str) or value not in (choices := tuple(choices)):
-        raise InputError(f"{name}={shown(value)}: choose one of {', '.join(choices)}")
+        raise InputError(f"{name}={shown(value)}: choose one of {', '.join(choices)}{where}")
 
 
 def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
@@ -266,6 +303,35 @@ def table(name: str, value: Any, ndim: int = 2) -> np.ndarray:
     return array.astype(float)
 
 
+def tables(**values: Any) -> tuple[int, ...]:
+    """Return the shape of several matrices, by name.
+
+    Raises:
+        InputError: if they have different shapes, or one is no ``table``.
+    """
+    shapes = sorted({table(name, value).shape for name, value in values.items()})
+    if len(shapes) > 1:
+        *others, last = values
+        raise InputError(
+            f"{', '.join(others)} and {last} have shapes {', '.join(map(str, shapes))}: give "
+            f"matrices of one shape"
+        )
+    return shapes[0]
+
+
+def square(name: str, value: Any, size: int | None = None) -> np.ndarray:
+    """Return a matrix with as many rows as columns as a float64 array.
+
+    Raises:
+        InputError: if it has not, or has another size than it must.
+    """
+    array = table(name, value)
+    rows = len(array) if size is None else size
+    if array.shape != (rows, rows):
+        raise InputError(f"{name} has shape {array.shape}: give ({rows}, {rows})")
+    return array
+
+
 def points(name: str, value: Any) -> np.ndarray:
     """Return positions in the plane as a float64 array ``[N, 2]``. Reads values.
 
@@ -276,6 +342,16 @@ def points(name: str, value: Any) -> np.ndarray:
     if array.shape[1] != 2 or not np.isfinite(array).all():
         raise InputError(f"{name}={shown(value)}: give finite positions [N, 2]")
     return array
+
+
+def scalar(name: str, value: Any) -> None:
+    """Refuse what is not a tensor of one number.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not isinstance(value, Tensor) or value.ndim:
+        raise InputError(f"{name} is {shown(value)}: return a scalar tensor, such as a mean")
 
 
 def matrix(name: str, value: Any) -> None:
@@ -290,6 +366,18 @@ def matrix(name: str, value: Any) -> None:
         or value.layout != torch.strided
     ):
         raise InputError(f"{name} are {shown(value)}, {_expected(value)}float [N > 0, D > 0]")
+
+
+def permutation(name: str, value: Any, count: int) -> None:
+    """Refuse what does not have each whole number from 0 to ``count - 1`` once.
+
+    Raises:
+        InputError: if it has not.
+    """
+    wanted = f"each class id 0..{count - 1} once"
+    sequence(name, value, int, wanted)
+    if sorted(value) != list(range(count)):
+        raise InputError(f"{name}={shown(tuple(value))}: give {wanted}")
 
 
 def labels(name: str, value: Any, count: int) -> None:
@@ -338,6 +426,49 @@ def pair(old: Any, new: Any) -> None:
         )
     finite("old features", old)
     finite("new features", new)
+
+
+def search(queries: Any, gallery: Any, same_images: Any) -> None:
+    """Refuse features that cannot be searched. Reads values.
+
+    Raises:
+        InputError: if they are not finite or not of one length, or the gallery is too small to
+            begin with the images of the queries though ``same_images`` says so.
+    """
+    flag("same_images", same_images)
+    parts = {"queries": queries} if gallery is queries else {"queries": queries, "gallery": gallery}
+    for name, features in parts.items():
+        matrix(name, features)
+        finite(name, features)
+    if same_images and len(queries) > len(gallery):
+        raise InputError(
+            f"same_images=True: the gallery has {len(gallery)} images and must begin with those "
+            f"of all {len(queries)} queries"
+        )
+    if queries.shape[1] != gallery.shape[1]:
+        raise InputError(
+            f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}: "
+            f"embed both with the same model"
+        )
+
+
+def searched_labels(
+    queries: Tensor, query_labels: Any, gallery: Tensor, gallery_labels: Any, same_images: bool
+) -> None:
+    """Refuse labels that do not belong to these features. Reads values.
+
+    Raises:
+        InputError: if they do not, or the gallery's do not begin with those of the queries though
+            ``same_images`` says so.
+    """
+    labels("the labels of the queries", query_labels, len(queries))
+    labels("the labels of the gallery", gallery_labels, len(gallery))
+    if gallery_labels is query_labels:  # a GPU is not asked for what cannot be otherwise
+        return
+    if same_images and (query_labels.cpu() != gallery_labels[: len(queries)].cpu()).any():
+        raise InputError(
+            "same_images=True: the gallery's labels must begin with those of the queries"
+        )
 
 
 def batch(labels: Any = ..., *, temperature: Any = 1.0, margin: Any = 0.0, **matrices: Any) -> None:
@@ -456,6 +587,38 @@ def images(name: str, value: Any, like: Tensor | None = None, empty: bool = Fals
             f"{name} are {shown(value)}, but this network has {like.shape[1]} input channels and "
             f"is on {like.device}"
         )
+
+
+def dataset(value: Any) -> None:
+    """Refuse the parts of a ``Dataset`` that do not go together. Reads values.
+
+    Raises:
+        InputError: if they do not.
+    """
+    text("name", value.name)
+    instance("class_names", value.class_names, (list, tuple), "one name per class")
+    names("class_names", value.class_names, 1)
+    for part in ("train", "test"):
+        pixels, ids = getattr(value, f"{part}_images"), getattr(value, f"{part}_labels")
+        images(f"{part}_images", pixels)
+        if pixels.dtype != torch.uint8 and tuple(pixels.shape[2:]) != (1, 1):
+            raise InputError(
+                f"{part}_images are {shown(pixels)}: give images as uint8 from 0 to 255, and "
+                f"features as float32 [N, D, 1, 1]"
+            )
+        finite(f"{part}_images", pixels, "correct them, or leave them out")
+        labels(f"{part}_labels", ids, len(pixels))
+        if ids.min() < 0 or ids.max() >= len(value.class_names):
+            raise InputError(
+                f"{part}_labels are from {ids.min()} to {ids.max()}, but there are only "
+                f"{len(value.class_names)} class_names: labels count from 0"
+            )
+    if value.train_images.shape[1:] != value.test_images.shape[1:]:
+        raise InputError(
+            f"train_images are {shown(value.train_images)} and test_images are "
+            f"{shown(value.test_images)}: all images must have one size"
+        )
+    channels(value.mean, value.std, value.train_images.shape[1])
 
 
 def _batch_labels(labels: Any, matrix: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from csd_lib import InputError, TrainingError, checks
+from csd_lib import InputError, TrainingError, checks, identity
 from csd_lib.config import PRESETS, TrainConfig
 from csd_lib.datasets import DATASETS
 from csd_lib.fine_grained import FINE_GRAINED
@@ -100,7 +100,7 @@ def train(
     config = TrainConfig(**vars(config))
     import_network(config.network, config.weights, config.init_from)
     check_machine(config.device, config.precision, config.cuda_graph)
-    if unread := config.unread():
+    if unread := identity.unread(config):
         print(f"note: this run does not read {', '.join(unread)}")
     with epoch_logger(log, config) as on_epoch:
         run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
@@ -168,7 +168,7 @@ def reproduce(
     from csd_lib.paper import ledger
     from csd_lib.paper.published import get_experiment
     from csd_lib.paper.report import render
-    from csd_lib.train import load_images
+    from csd_lib.prepare import load_images
 
     configs = get_experiment(experiment).configs(
         seeds,
@@ -248,7 +248,7 @@ def sweep(
     from csd_lib.files import make_folder
     from csd_lib.paper import ledger
     from csd_lib.paper.report import render
-    from csd_lib.train import load_images
+    from csd_lib.prepare import load_images
 
     checks.whole("at_once", 1 if at_once is None else at_once, 1, 10_000)
     checks.whole("cpus", cpus, 1, 1000)

@@ -17,6 +17,7 @@ from csd_lib.files import read_arrays
 from csd_lib.fine_grained import FINE_GRAINED, fetch_fine_grained
 from csd_lib.own_images import load_own_images
 
+MAX_CLASSES = 10_000  # of images of one's own, which are not known before they are loaded
 MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file; CIFAR-100 has 185 MB
 # Inside the package, so that it is there wherever csd_lib is; tools/fashion.py makes it.
 FASHION = Path(__file__).resolve().parent / "embedded" / "fashion.npz"
@@ -45,10 +46,7 @@ def load_dataset(
     spec = get_spec(name)
     if spec.scaled:
         return spec.load(name if is_path(name) else root, image_size)
-    if image_size is not None:
-        raise InputError(
-            f"image_size={checks.shown(image_size)}: {name} has images of one size: leave it out"
-        )
+    spec.check(name, 1, None, image_size)
     return spec.load(root)
 
 
@@ -181,6 +179,26 @@ class DatasetSpec:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of its own, by name
     scaled: bool = False  # load also gets the size that images are scaled to, or None
     data: str = ""  # first digits of ``Dataset.sha256``; none where it may differ by machine
+
+    def check(
+        self, name: str, tasks: int, first_classes: int | None, image_size: int | None
+    ) -> None:
+        """Refuse what this data set, here called ``name``, does not have.
+
+        Raises:
+            InputError: for too many tasks or first classes, or a size of images that have only one.
+        """
+        if image_size is not None and not self.scaled:
+            raise InputError(
+                f"image_size={checks.shown(image_size)}: {name} has images of one size: leave it "
+                f"out"
+            )
+        classes = self.classes or MAX_CLASSES
+        if tasks > classes:
+            raise InputError(
+                f"tasks={tasks}: {name} has {classes} classes, and every task needs one"
+            )
+        checks.first_classes(first_classes, tasks, classes)
 
 
 # To add a data set: a line here. Its defaults must name all settings of the first of these.

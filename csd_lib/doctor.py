@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from csd_lib import InputError, checks, paths
+from csd_lib import InputError, checks, identity, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
 from csd_lib.datasets import DATASETS, load_dataset
@@ -27,8 +27,9 @@ from csd_lib.download import local_archives, locate
 from csd_lib.engine import check_machine, half_precision, set_learning_rate
 from csd_lib.methods import get_method
 from csd_lib.model import freeze
+from csd_lib.prepare import add_head_rows, new_student
 from csd_lib.retrieval import embed, recall_at_k
-from csd_lib.train import TaskTraining, add_head_rows, new_student
+from csd_lib.train import TaskTraining
 
 # Training images, test images, channels and pixels a side; CIFAR-100's, which may not be here yet.
 SIZES = {"cifar100": (50_000, 10_000, 3, 32)}
@@ -107,11 +108,11 @@ def forecast(configs: Iterable[TrainConfig], rates: Rates) -> float:
     """Return the seconds that some runs take; a first task that they share counts once."""
     total, first_tasks = 0.0, set()
     for config in configs:
-        method, first = get_method(config.method), config.first_task()
+        method, first = get_method(config.method), identity.first_task(config)
         if not method.learns_later:  # it is the first task itself, which others share
             first = config
         count = config.tasks if config.learns_later() else 1
-        key = str((first or config).key())
+        key = str(identity.key(first or config))
         for number in range(count):
             share = 1 if method.joint else 1 / config.tasks
             is_known = number == 0 and first is not None and key in first_tasks

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
+from csd_lib.model import Network
+from csd_lib.networks import top_and_backbone
 from csd_lib.numerics import tf32
 
 
@@ -137,7 +139,7 @@ def check_machine(
 
 def make_optimizer(
     name: str,
-    model: nn.Module,
+    model: Network,
     weight_decay: float,
     device: torch.device,
     backbone_rate: float = 1.0,
@@ -151,7 +153,7 @@ def make_optimizer(
     common: dict[str, Any] = dict(weight_decay=weight_decay, fused=device.type in ("cuda", "cpu"))
     groups: list[dict[str, Any]] = [{"params": [*model.parameters()]}]
     if backbone_rate != 1:
-        top, below = model.top_and_backbone()  # type: ignore[operator] # of a Network
+        top, below = top_and_backbone(model)
         groups = [{"params": top}]
         groups += [{"params": below, "rate": backbone_rate}] if below and backbone_rate else []
     for group in groups:  # each has its own, which set_learning_rate fills

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import csd_lib
-from csd_lib import InputError, checks, runs
+from csd_lib import InputError, checks, identity, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
@@ -25,9 +25,10 @@ from csd_lib.fingerprint import fingerprint
 from csd_lib.model import Network
 from csd_lib.networks import network_from_state
 from csd_lib.paths import runs_folder
+from csd_lib.prepare import load_images, split_classes
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
-from csd_lib.train import Run, load_images, split_classes, train
+from csd_lib.train import Run, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +48,19 @@ def run_name(config: TrainConfig, data: str) -> str:
         data: hash of the images and labels.
     """
     # What is as usual is left out, so that a new setting does not rename the runs before it.
-    usual = TrainConfig(dataset=config.dataset, method=config.method, tasks=config.tasks).key()
-    changed = {n: v for n, v in config.key().items() if n not in usual or usual[n] != v}
+    usual = identity.key(
+        TrainConfig(dataset=config.dataset, method=config.method, tasks=config.tasks)
+    )
+    changed = {n: v for n, v in identity.key(config).items() if n not in usual or usual[n] != v}
     key = json.dumps([changed, data], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    return f"{config.data_name}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
+    name = identity.data_name(config)
+    return f"{name}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
 
 def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
     """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
-    return runs_folder() / run_name(config, runs.data_hash(config, dataset))
+    return runs_folder() / run_name(config, identity.data_hash(config, dataset))
 
 
 def run_experiment(
@@ -89,14 +93,14 @@ def run_experiment(
     if folder is not None:
         folder = make_folder(folder)  # now, not after the first task
     dataset = load_images(config, dataset)
-    wanted, prefix, first_folder = runs.identity(config, dataset), None, None
+    wanted, prefix, first_folder = identity.of_run(config, dataset), None, None
     if folder is None:
         folder = runs_folder() / run_name(config, wanted["data"])
         runs.set_aside_if_older(folder, wanted)
         make_folder(folder)
         if not runs.has_begun(folder):
             prefix = runs.find_prefix(runs_folder(), config, dataset)
-    first = config.first_task() if share_first_task else None
+    first = identity.first_task(config) if share_first_task else None
     if first and not prefix and not runs.has_begun(folder):
         first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
     with only_one(folder, "training"):
@@ -189,7 +193,7 @@ def _load_model(config: TrainConfig, path: Path) -> Network:
         raise InputError(f"{path} is not the model of its run: {error}") from error
 
 
-def _measure(run: Run, dataset: Dataset, identity: dict[str, str], steps: Sequence[str]) -> Record:
+def _measure(run: Run, dataset: Dataset, decided: dict[str, str], steps: Sequence[str]) -> Record:
     """Measure a run, and say where and when."""
     device = torch.device(run.config.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -204,9 +208,9 @@ def _measure(run: Run, dataset: Dataset, identity: dict[str, str], steps: Sequen
         matrix=retrieval_matrix(run.models, run.tasks),
         date=datetime.date.today().isoformat(),
         device=gpu or f"{device.type}, {os.cpu_count()} cores",
-        data=identity["data"],
+        data=decided["data"],
         image_shape=tuple(dataset.train_images.shape[1:]),
-        fingerprint=identity["fingerprint"],
+        fingerprint=decided["fingerprint"],
         versions=versions,
         threads=torch.get_num_threads(),
         peak_memory_mb=_peak_memory(device),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from csd_lib import REPOSITORY, InputError, __version__, checks
+from csd_lib import REPOSITORY, InputError, __version__, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import last_model
 from csd_lib.files import make_folder, write_atomically
@@ -109,7 +109,7 @@ def render_card(record: Record, parameters: int) -> str:
 A network that turns an image into a feature vector for search, with a classifier on top.
 
 * method: {method.title}, with the losses `{method.recipe}`
-* data: {printable(config.data_name)}, in {config.tasks} task(s)
+* data: {printable(identity.data_name(config))}, in {config.tasks} task(s)
 * network: `{printable(str(config.network))}`, {parameters:,} parameters
 
 ## Use
@@ -151,7 +151,7 @@ This card was written by csd-lib {__version__} from the record beside it, `resul
 
 
 def _training(record: Record) -> str:
-    values = sorted(record.config.key().items())
+    values = sorted(identity.key(record.config).items())
     settings = [f"| {name} | `{printable(str(value))}` |" for name, value in values]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
     return f"""## Training
@@ -166,7 +166,8 @@ def _training(record: Record) -> str:
 
 
 def _name(config: TrainConfig) -> str:
-    return f"csd-kit-{config.data_name}-{config.method.replace('+', '-')}-{config.tasks}tasks"
+    method = config.method.replace("+", "-")
+    return f"csd-kit-{identity.data_name(config)}-{method}-{config.tasks}tasks"
 
 
 def _channels(record: Record) -> object:
@@ -186,12 +187,13 @@ def _metadata(record: Record) -> dict[str, Any]:
         for name, (kind, value) in found.items()
         if value == value  # forgetting of a single task is NaN
     ]
-    dataset = HUB_DATASETS.get(config.data_name)
+    data = identity.data_name(config)
+    dataset = HUB_DATASETS.get(data)
     result = {
         "task": {"type": "image-feature-extraction", "name": "Image retrieval"},
         "dataset": {
-            "type": dataset or config.data_name,
-            "name": f"{config.data_name}, {config.tasks} tasks",
+            "type": dataset or data,
+            "name": f"{data}, {config.tasks} tasks",
             "split": "test",
         },
         "metrics": metrics,
@@ -209,14 +211,14 @@ def _metadata(record: Record) -> dict[str, Any]:
 
 def _limits(record: Record) -> list[str]:
     """Say what a reader might take for granted and must not."""
-    config = record.config
+    config, data = record.config, identity.data_name(record.config)
     found = [
         f"One run with one seed ({config.seed}): another seed gives other numbers.",
-        f"Measured on {config.data_name}'s test images only; other images were not tried.",
+        f"Measured on {data}'s test images only; other images were not tried.",
         "Nobody has looked for unfair differences between groups of people or kinds of images.",
         "The license is the kit's; what the images and other weights allow is for their makers.",
     ]
-    if config.data_name == "own":
+    if data == "own":
         found.append("The images are its maker's own, so nobody else can repeat the numbers.")
     if config.selection == "test":
         found.append("The model was chosen by its test images, so its numbers are too good.")
@@ -234,5 +236,6 @@ def _without_places(config: TrainConfig) -> TrainConfig:
     weights = str(config.weights)
     weights = weights if weights in (RANDOM, PUBLISHED) else Path(weights).name
     model = Path(config.init_from).name if config.init_from else None
-    dataset = f"./{Path(config.dataset).name}" if config.data_name == "own" else config.dataset
+    is_own = identity.data_name(config) == "own"
+    dataset = f"./{Path(config.dataset).name}" if is_own else config.dataset
     return replace(config, dataset=dataset, weights=weights, init_from=model)

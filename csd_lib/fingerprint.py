@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csd_lib import TrainingError, paths
+from csd_lib import TrainingError, identity, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.methods import TERMS, Outputs, get_method
@@ -60,7 +60,12 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
     kept = _kept() if _is_as_written(config) else None
     if kept is None:
         return _fingerprint(config, channels, size)
-    recipe = [config.key("seed", "batch_size"), get_method(config.method).recipe, channels, size]
+    recipe = [
+        identity.key(config, "seed", "batch_size"),
+        get_method(config.method).recipe,
+        channels,
+        size,
+    ]
     return kept.get(json.dumps(recipe), lambda: _fingerprint(config, channels, size))
 
 

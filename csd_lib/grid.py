@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from csd_lib import InputError, checks
+from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.paper.published import Experiment, get_experiment
 
@@ -42,7 +42,7 @@ def make_configs(
     chosen = replace(known, methods=methods, tasks=tasks, variants=variants)
     found = chosen.configs(seeds, **shared)
     # LwF at two temperatures of CSD is one run: the second job would wait for the first.
-    return list({frozenset(c.key().items()): c for c in found}.values())
+    return list({frozenset(identity.key(c).items()): c for c in found}.values())
 
 
 def read_settings(texts: Sequence[str], option: str = "settings") -> dict[str, list[Any]]:

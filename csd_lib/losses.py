@@ -159,9 +159,8 @@ def csd_loss_paper(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         labels: int64 ``[B]``.
     """
     checks.batch(labels, student=student, teacher=teacher)
-    similarity = (
-        rows_of_length_one(teacher.detach()) @ rows_of_length_one(student).T
-    )  # row i: t_i . s_a
+    taught = rows_of_length_one(teacher.detach())
+    similarity = taught @ rows_of_length_one(student).T  # row i: t_i . s_a
     if len(labels) < 2:
         return similarity.sum() * 0.0  # still part of the autograd graph
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)

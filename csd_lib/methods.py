@@ -68,11 +68,7 @@ class Term:
             InputError: if what was computed is not one number.
         """
         value = self.compute(outputs, settings)
-        if not isinstance(value, Tensor) or value.ndim:
-            raise InputError(
-                f"the loss term {self.title!r} is {checks.shown(value)}: return a scalar tensor, "
-                f"such as a mean"
-            )
+        checks.scalar(f"the loss term {self.title!r}", value)
         return getattr(settings, self.weight) * value if self.weight else value
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_lib import InputError, checks
+from csd_lib import checks
 from csd_lib.numerics import at_least_float32
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -120,28 +120,6 @@ class Network(nn.Module):
         """Turn uint8 images into floats with the model's mean and standard deviation."""
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
-    def add_embedding(self, size: int) -> None:
-        """Put a linear layer of so many outputs on top of the features, below a new head."""
-        checks.whole("size", size, 1, 100_000)
-        self.added_embedding = nn.Linear(self.feature_size, size)
-        self.feature_size, self.head = size, NormalizedHead(size)
-
-    def top_and_backbone(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the parameters of embedding and head, and all others."""
-        top = [
-            *self.head.parameters(),
-            *(self.added_embedding.parameters() if self.added_embedding else ()),
-        ]
-        names = {id(parameter) for parameter in top}
-        return top, [each for each in self.parameters() if id(each) not in names]
-
-    def freeze_backbone(self) -> None:
-        """Let only embedding and head learn; batch normalisation below keeps its statistics."""
-        self.backbone_is_frozen = True
-        for parameter in self.top_and_backbone()[1]:
-            parameter.requires_grad_(False)
-        self.train(self.training)
-
     def train(self, mode: bool = True) -> Network:
         """Switch to training or to evaluation, in which a frozen backbone stays."""
         super().train(mode)
@@ -195,9 +173,7 @@ class ResNet(Network):
         std: tuple[float, ...] | None = None,
         seed: int = 0,
     ):
-        checks.whole("depth", depth, 8, 1202, "a ResNet here has 6n + 2 layers")
-        if depth % 6 != 2:
-            raise InputError(f"depth={depth}: a ResNet here has 6n + 2 layers: 8, 14, 20, 26, 32")
+        checks.depth("depth", depth)
         checks.whole("num_classes", num_classes, 0, 1_000_000)
         checks.whole("in_channels", in_channels, 1, 1000)
         checks.seed("seed", seed)
@@ -221,10 +197,8 @@ class ResNet(Network):
 
     @staticmethod
     def _stage(channels_in: int, channels_out: int, stride: int, blocks: int) -> nn.Sequential:
-        first = Block(channels_in, channels_out, stride)
-        return nn.Sequential(
-            first, *(Block(channels_out, channels_out, 1) for _ in range(blocks - 1))
-        )
+        others = (Block(channels_out, channels_out, 1) for _ in range(blocks - 1))
+        return nn.Sequential(Block(channels_in, channels_out, stride), *others)
 
     def backbone(self, images: Tensor) -> Tensor:
         """Return features ``[B, 64]`` of normalised images ``[B, C, H, W]``."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from csd_lib import InputError, checks
 from csd_lib.files import parsing, read_tensors
-from csd_lib.model import Network, ResNet, freeze
+from csd_lib.model import Network, NormalizedHead, ResNet, freeze
 from csd_lib.stored import StoredImages
 
 if TYPE_CHECKING:
@@ -116,12 +116,39 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
                 f"give a file, or choose a network of {' or '.join(_LIBRARIES)}"
             )
         if config.embedding:
-            network.add_embedding(config.embedding)
+            add_embedding(network, config.embedding)
     if config.init_from:
         _go_on_from(network, config.init_from)
     if config.backbone_rate == 0:
-        network.freeze_backbone()
+        freeze_backbone(network)
     return network
+
+
+def add_embedding(network: Network, size: int) -> None:
+    """Put a linear layer of so many outputs on top of the features, below a new head.
+
+    Raises:
+        InputError: for an impossible size.
+    """
+    checks.whole("size", size, 1, 100_000)
+    network.added_embedding = nn.Linear(network.feature_size, size)
+    network.feature_size, network.head = size, NormalizedHead(size)
+
+
+def top_and_backbone(network: Network) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters of embedding and head, and all others."""
+    embedding = network.added_embedding
+    top = [*network.head.parameters(), *(embedding.parameters() if embedding else ())]
+    names = {id(parameter) for parameter in top}
+    return top, [each for each in network.parameters() if id(each) not in names]
+
+
+def freeze_backbone(network: Network) -> None:
+    """Let only embedding and head learn; batch normalisation below keeps its statistics."""
+    network.backbone_is_frozen = True
+    for parameter in top_and_backbone(network)[1]:
+        parameter.requires_grad_(False)
+    network.train(network.training)
 
 
 def try_network(network: Network, name: str, images: Tensor | StoredImages) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from csd_lib import InputError, checks
+from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.files import read_json, write_json
 from csd_lib.methods import get_method
@@ -76,7 +76,7 @@ class Record:
                 raise ValueError(f"its {name} are {checks.shown(texts)}")
         if not all(isinstance(step, dict) for step in content.get("steps", ())):
             raise ValueError(f"its steps are {checks.shown(content['steps'])}")
-        config = TrainConfig.from_stored(content["config"])
+        config = identity.from_stored(content["config"])
         matrix = RetrievalMatrix(
             **{name: _numbers(name, values) for name, values in content["matrix"].items()}
         )
@@ -105,7 +105,7 @@ class Record:
             if name not in ("config", "matrix", "folder") and value not in ((), {}, "")
         }
         matrices = {n: values for n, values in vars(self.matrix).items() if values is not None}
-        content["config"] = self.config.stored()
+        content["config"] = identity.stored(self.config)
         content["matrix"] = {name: values.tolist() for name, values in matrices.items()}
         own = {name: values for name, values in matrices.items() if name != "old_gallery"}
         content["average"] = {name: average(values) for name, values in own.items()}
@@ -113,8 +113,8 @@ class Record:
         write_json(path, content)
 
     def identity(self) -> dict[str, Any]:
-        """Return what decided the run, as ``runs.identity``."""
-        config = json.loads(json.dumps(self.config.stored()))
+        """Return what decided the run, as ``identity.of_run``."""
+        config = json.loads(json.dumps(identity.stored(self.config)))
         return {"config": config, "data": self.data, "fingerprint": self.fingerprint}
 
     def key(self, *without: str) -> str:
@@ -123,7 +123,7 @@ class Record:
         Args:
             without: names of settings that may differ.
         """
-        return json.dumps([self.config.key(*without), self.data], sort_keys=True)
+        return json.dumps([identity.key(self.config, *without), self.data], sort_keys=True)
 
 
 def read_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:

@@ -89,22 +89,11 @@ def wrong_before_right(
     """
     if (gallery is None) != (gallery_labels is None):
         raise InputError("give gallery and gallery_labels together, or neither")
-    checks.flag("same_images", same_images)
-    _check("queries", queries, query_labels)
     if gallery is None or gallery_labels is None:
+        checks.flag("same_images", same_images)
         gallery, gallery_labels, same_images = queries, query_labels, True
-    else:
-        _check("gallery", gallery, gallery_labels)
-        own_labels = gallery_labels[: len(queries)]
-        if same_images and not torch.equal(query_labels.cpu(), own_labels.cpu()):
-            raise InputError(
-                "same_images=True: the gallery's labels must begin with those of the queries"
-            )
-    if queries.shape[1] != gallery.shape[1]:
-        raise InputError(
-            f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}: "
-            f"embed both with the same model"
-        )
+    checks.search(queries, gallery, same_images)
+    checks.searched_labels(queries, query_labels, gallery, gallery_labels, same_images)
     device = torch.device("cpu") if queries.device.type == "mps" else queries.device  # no float64
     queries, query_labels = unit_length(queries.to(device).double()), query_labels.to(device)
     gallery, gallery_labels = unit_length(gallery.to(device).double()), gallery_labels.to(device)
@@ -180,27 +169,13 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = Fa
     Raises:
         InputError: for features that are not finite or of two lengths, or too few to be found.
     """
-    for name, part in (("queries", queries), ("gallery", gallery)):
-        checks.matrix(name, part)
-        checks.finite(name, part)
-    checks.flag("same_images", same_images)
-    if queries.shape[1] != gallery.shape[1] or (same_images and len(queries) > len(gallery)):
-        raise InputError(
-            f"queries are {checks.shown(queries)}, the gallery is {checks.shown(gallery)}: embed "
-            f"both with networks of one kind and, with same_images=True, the same images first"
-        )
+    checks.search(queries, gallery, same_images)
     checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")
     similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
     similarity = (similarity * STEPS).round()  # so that equal ones tie on every machine
     if same_images:
         similarity.fill_diagonal_(-torch.inf)
     return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
-
-
-def _check(name: str, features: Tensor, labels: Tensor) -> None:
-    checks.matrix(name, features)
-    checks.labels(f"the labels of the {name}", labels, len(features))
-    checks.finite(name, features)
 
 
 @dataclass(frozen=True)
@@ -223,17 +198,9 @@ class RetrievalMatrix:
     model after task j indexed them. NaN for j > i. Older records have none."""
 
     def __post_init__(self) -> None:
-        old = self.old_gallery if self.old_gallery is None else _square(self.old_gallery)
-        tables = {"own": self.own, "seen": self.seen, "accuracy": self.accuracy}
-        shapes = {checks.table(name, values).shape for name, values in tables.items()}
-        if len(shapes) > 1:
-            raise InputError(
-                f"own, seen and accuracy have shapes {', '.join(map(str, sorted(shapes)))}: give "
-                f"three matrices of one shape"
-            )
-        stages = len(self.own)
-        if old is not None and len(old) != stages:
-            raise InputError(f"old_gallery has shape {old.shape}: give ({stages}, {stages})")
+        stages, _ = checks.tables(own=self.own, seen=self.seen, accuracy=self.accuracy)
+        if self.old_gallery is not None:
+            checks.square("old_gallery", self.old_gallery, stages)
 
     def in_first_gallery(self) -> float:
         """Return Recall@1 of the last model in the first one's gallery; NaN where there is none."""
@@ -299,31 +266,6 @@ def forgetting(matrix: np.ndarray) -> float:
     if stages != tasks or tasks < 2:
         return float("nan")
     return float(np.mean([matrix[j:-1, j].max() - matrix[-1, j] for j in range(tasks - 1)]))
-
-
-def _square(old_gallery: np.ndarray) -> np.ndarray:
-    matrix = checks.table("old_gallery", old_gallery)
-    if len(set(matrix.shape)) > 1:
-        raise InputError(f"old_gallery has shape {matrix.shape}: give as many columns as rows")
-    return matrix
-
-
-def average_compatibility(old_gallery: np.ndarray) -> float:
-    """Share of pairs of models, an old and a newer one, in which the newer one is compatible.
-
-    It is compatible if it searches the old one's gallery better than the old one itself did (Shen
-    et al., CVPR 2020); averaged over all pairs as in Biondi et al. (TOMM 2023). Equal is not better
-    here; code of that group exists with and without ties. NaN for a single model.
-    """
-    matrix = _square(old_gallery)
-    pairs = [(i, j) for i in range(len(matrix)) for j in range(i)]
-    return float(np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])) if pairs else math.nan
-
-
-def average_multi_model(old_gallery: np.ndarray) -> float:
-    """Mean Recall@1 of all models on their own gallery and on all older ones (Biondi et al.)."""
-    matrix = _square(old_gallery)
-    return float(np.mean(matrix[np.tril_indices(len(matrix))]))
 
 
 def backward_transfer(matrix: np.ndarray) -> float:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csd_lib import InputError, checks
+from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
+from csd_lib.engine import load_optimizer
 from csd_lib.files import (
     Damaged,
     make_folder,
@@ -29,60 +30,17 @@ from csd_lib.files import (
     write_tensors,
     writing,
 )
-from csd_lib.networks import RANDOM, init_sha256, weights_sha256
+from csd_lib.methods import get_method
+from csd_lib.model import freeze
+from csd_lib.networks import load_state
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
+    from csd_lib.data import Task
     from csd_lib.model import Network
     from csd_lib.steps import Decision
-    from csd_lib.train import TaskTraining
-
-
-def identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return what decides a run's result: its config, its images, and what the code computes.
-
-    Returns:
-        ``config``; ``data``, of ``data_hash``; ``fingerprint``.
-    """
-    from csd_lib.fingerprint import fingerprint  # it trains a tiny run, which needs this module
-
-    _, channels, *size = dataset.train_images.shape
-    return {
-        "config": json.loads(json.dumps(config.stored())),
-        "data": data_hash(config, dataset),
-        "fingerprint": fingerprint(config, channels, min(size)),
-    }
-
-
-def data_hash(config: TrainConfig, dataset: Dataset) -> str:
-    """Return the SHA-256 of images and labels and, each behind a plus, of what it begins with."""
-    weights = f"+{weights_sha256(config)}" if config.weights != RANDOM else ""
-    model = f"+init-from:{init_sha256(config.init_from)}" if config.init_from else ""
-    return dataset.sha256() + weights + model
-
-
-def difference(stored: Any, wanted: dict[str, Any]) -> str:
-    """Say in which way a stored identity is that of another run; an empty text if it is the same.
-
-    A setting that did not exist yet when it was stored has its default value.
-    """
-    try:
-        found, asked = (TrainConfig.from_stored(each["config"]).key() for each in (stored, wanted))
-        data, code = str(stored["data"]), stored["fingerprint"]
-    except (LookupError, TypeError, InputError) as error:
-        return f"it cannot be compared: {error}"
-    if found != asked:
-        names = [name for name in sorted({*found, *asked}) if found.get(name) != asked.get(name)]
-        changes = (f"{name} {found.get(name)!r} -> {asked.get(name)!r}" for name in names)
-        return f"other settings: {'; '.join(changes)}"
-    if data != wanted["data"]:
-        if data.split("+")[0] == wanted["data"].split("+")[0]:
-            return "other weights to begin with"
-        return f"other images or labels: their hash {data[:8]} -> {wanted['data'][:8]}"
-    if code != wanted["fingerprint"]:
-        return f"code that computes other numbers: fingerprint {code} -> {wanted['fingerprint']}"
-    return ""
+    from csd_lib.train import Run, TaskTraining
 
 
 class SavedState(dict):
@@ -123,6 +81,21 @@ class SavedState(dict):
                 f"{self.path} does not fit its run ({error}): move it away to start this run again"
             ) from error
 
+    def restore(self, run: Run, student: Network, stages: Sequence[Task]) -> None:
+        """Put history and models into the run, and the newest of them into the student.
+
+        Raises:
+            InputError: if they do not fit it.
+        """
+        learns_later = get_method(run.config.method).learns_later
+        with self.restoring():
+            run.history.extend(self.history(run.config))
+            for stage, state in zip(stages, self["models"], strict=False):
+                learned = stage if learns_later else stages[0]
+                student.grow_head(learned.end_label - student.num_classes)
+                load_state(student, state)
+                run.models.append(freeze(student))
+
     def history(self, config: TrainConfig) -> list[dict[str, float]]:
         """Return the records, one of numbers for every epoch, in order.
 
@@ -157,7 +130,7 @@ class SavedState(dict):
                 raise ValueError("its state of the random numbers is of another kind")
             generator.set_state(state)
             if "learning" in self:
-                learning.load_state_dict(self["learning"], history)
+                _set_state_of(learning, self["learning"], history)
 
 
 class RunFolder:
@@ -184,17 +157,34 @@ class RunFolder:
         if folder is None:
             yield cls(None, {})
             return
-        folder, wanted = make_folder(folder), identity(config, dataset)
+        folder, wanted = make_folder(folder), identity.of_run(config, dataset)
         with only_one(folder, "training"):
             check_owner(folder, wanted)
             write_json(folder / "config.json", wanted)
             yield cls(folder, wanted)
 
     @classmethod
+    def load_begun(
+        cls,
+        first_task: str | Path | None,
+        prefix: str | Path | None,
+        config: TrainConfig,
+        dataset: Dataset,
+    ) -> SavedState | None:
+        """Return what another run has kept that this one goes on from, if one is named.
+
+        Raises:
+            InputError: if this one cannot go on from it.
+        """
+        return cls.load_first_task(first_task, config, dataset) or cls.load_prefix(
+            prefix, config, dataset
+        )
+
+    @classmethod
     def load_first_task(
         cls, folder: str | Path | None, config: TrainConfig, dataset: Dataset
     ) -> SavedState | None:
-        """Return what a run of ``config.first_task()`` has kept in its folder.
+        """Return what a run of ``identity.first_task(config)`` has kept in its folder.
 
         Raises:
             InputError: if that is nothing, or another run's.
@@ -202,10 +192,10 @@ class RunFolder:
         checks.instance("first_task", folder, (str, Path, type(None)), "a path, or None")
         if folder is None:
             return None
-        first = config.first_task()
+        first = identity.first_task(config)
         if first is None:
             raise InputError(f"first_task={str(folder)!r}: {config.method} shares its first task")
-        saved = cls(Path(folder), identity(first, dataset)).load()
+        saved = cls(Path(folder), identity.of_run(first, dataset)).load()
         if not saved or "learning" in saved:
             raise InputError(
                 f"first_task={str(folder)!r} holds no finished run: train that one first"
@@ -230,8 +220,8 @@ class RunFolder:
         except ValueError as error:
             raise InputError(f"prefix={str(path)!r} is no checkpoint: {error}") from error
         stop = saved["identity"].get("config", {}).get("stop_at_epoch")
-        if what := difference(
-            saved["identity"], identity(replace(config, stop_at_epoch=stop), dataset)
+        if what := identity.difference(
+            saved["identity"], identity.of_run(replace(config, stop_at_epoch=stop), dataset)
         ):
             raise InputError(f"prefix={str(path)!r} belongs to another run ({what})")
         if saved["models"] or "learning" not in saved:
@@ -273,21 +263,22 @@ class RunFolder:
                 file.write(json.dumps(line) + "\n")
 
     def save(
-        self,
-        models: Sequence[Network],
-        history: Sequence[dict[str, float]],
-        generator: torch.Generator,
-        learning: dict[str, Any] | None = None,
-        name: str = "checkpoint.pt",
+        self, run: Run, learning: TaskTraining, finished: bool = False, name: str = "checkpoint.pt"
     ) -> None:
         """Store all that the loop needs to go on from here; a kill leaves an older one in place.
 
         Each of the models, one per finished task, also gets a file of its own.
+
+        Args:
+            run: so far.
+            learning: the task that is being learned.
+            finished: its model is among the run's, so that the next task comes next.
+            name: of the file.
         """
         if not self.folder:
             return
         started = time.monotonic()
-        states = [model.state_dict() for model in models]
+        states = [model.state_dict() for model in run.models]
         for number, state in enumerate(states, start=1):
             path = self.folder / f"model-task{number}.pt"
             if not path.exists():
@@ -295,11 +286,13 @@ class RunFolder:
         content = {
             "identity": self.identity,
             "models": states,
-            "history": list(history),
-            "device": generator.device.type,
-            "generator": generator.get_state(),
+            "history": list(run.history),
+            "device": learning.generator.device.type,
+            "generator": learning.generator.get_state(),
         }
-        packed = pack_tensors(content | ({"learning": learning} if learning else {}))
+        if not finished:
+            content["learning"] = _state_of(learning)
+        packed = pack_tensors(content)
         path = self.folder / name
 
         def write(partial: Path) -> None:
@@ -338,7 +331,7 @@ class RunFolder:
                 raise InputError(
                     f"{path} is not a checkpoint of this kit ({error}): choose another folder"
                 ) from error
-            if what := difference(saved["identity"], self.identity):
+            if what := identity.difference(saved["identity"], self.identity):
                 raise InputError(f"{path} belongs to another run ({what}): choose another folder")
             if damage:
                 aside = path.with_name("checkpoint.damaged.pt")
@@ -362,13 +355,13 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
         Of the checkpoints that this config can go on from the one that is furthest, or None.
     """
     found: list[tuple[int, Path]] = []
-    wanted = json.loads(json.dumps(config.key("stop_at_epoch")))
-    for settings in folder.glob(f"{config.data_name}-{config.method}-*/config.json"):
+    wanted = json.loads(json.dumps(identity.key(config, "stop_at_epoch")))
+    for settings in folder.glob(f"{identity.data_name(config)}-{config.method}-*/config.json"):
         try:
-            other = TrainConfig.from_stored(read_json(settings)["config"])
+            other = identity.from_stored(read_json(settings)["config"])
         except (InputError, LookupError, TypeError):
             continue
-        if json.loads(json.dumps(other.key("stop_at_epoch"))) != wanted:
+        if json.loads(json.dumps(identity.key(other, "stop_at_epoch"))) != wanted:
             continue
         for path in (settings.with_name("prefix.pt"), settings.with_name("checkpoint.pt")):
             with suppress(InputError):  # it is further than this run goes, or another data set's
@@ -390,7 +383,7 @@ def check_owner(folder: Path, wanted: dict[str, Any]) -> None:
     """
     for name in ("config.json", "results.json"):
         path = folder / name
-        if path.exists() and (what := difference(read_json(path), wanted)):
+        if path.exists() and (what := identity.difference(read_json(path), wanted)):
             raise InputError(f"{folder} belongs to another run ({what}): choose another folder")
 
 
@@ -404,7 +397,7 @@ def set_aside_if_older(folder: Path, wanted: dict[str, Any]) -> None:
     if not path.exists():
         return
     stored = read_json(path)
-    if what := difference(stored, wanted):
+    if what := identity.difference(stored, wanted):
         if not what.startswith("code"):
             return  # train says what is wrong
         aside = folder.with_name(f"{folder.name}-by-{stored['fingerprint']}")
@@ -417,6 +410,42 @@ def set_aside_if_older(folder: Path, wanted: dict[str, Any]) -> None:
             f"anew",
             stacklevel=3,
         )
+
+
+def _state_of(learning: TaskTraining) -> dict[str, Any]:
+    """Return all that another object of the same arguments needs to go on from here."""
+    best = learning.selection
+    return {
+        "epoch": learning.epoch,
+        "student": learning.student.state_dict(),
+        "optimizer": learning.optimizer.state_dict(),
+        "scaler": learning.precision.scaler.state_dict(),
+        "best": {"recall": best.recall, "state": best.state} if best else {},
+    }
+
+
+def _set_state_of(
+    learning: TaskTraining, state: dict[str, Any], history: Sequence[dict[str, float]]
+) -> None:
+    """Go on from what ``_state_of`` returned, after the epochs in ``history``.
+
+    Raises:
+        ValueError: if it does not fit this task.
+    """
+    before = [record for record in history if record["task"] == learning.index]
+    if state["epoch"] != len(before) or not 0 < state["epoch"] < learning.epochs:
+        raise ValueError(f"it is in epoch {state['epoch']}, its history has {len(before)}")
+    if learning.selection:
+        load_state(learning.student, state["best"]["state"])
+        checks.number("best_recall", state["best"]["recall"], at_least=0, at_most=1)
+        learning.selection.recall = state["best"]["recall"]
+        learning.selection.state = state["best"]["state"]
+    load_state(learning.student, state["student"])
+    load_optimizer(learning.optimizer, state["optimizer"])
+    learning.precision.scaler.load_state_dict(state["scaler"])
+    for record in before:
+        learning.health.note(record)
+    learning.epoch = state["epoch"]
 
 
 def _check_kinds(mapping: Any, kinds: dict[str, type]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -51,6 +52,19 @@ class StoredImages:
 def select(images: Tensor | StoredImages, chosen: Tensor) -> Tensor | StoredImages:
     """Return some images (bool ``[N]``, or int64 indices); those in a file stay there."""
     return images.select(chosen) if isinstance(images, StoredImages) else images[chosen]
+
+
+def sha256(first: str, parts: Sequence[Tensor | StoredImages]) -> str:
+    """Return the hash of a text and of tensors with their types and shapes: 64 hexadecimal digits.
+
+    Images in a file are read 4,096 at a time.
+    """
+    digest = hashlib.sha256(first.encode())
+    for part in parts:
+        digest.update(repr((part.dtype, tuple(part.shape))).encode())
+        for chunk in part.split(4096):
+            digest.update(chunk.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def join(parts: Sequence[Tensor | StoredImages]) -> Tensor | StoredImages:

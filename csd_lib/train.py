@@ -8,32 +8,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import InputError, checks
+from csd_lib import checks
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset, Task, augment, class_incremental_split, hold_out, merge_tasks
-from csd_lib.datasets import get_spec, load_dataset
-from csd_lib.engine import (
-    Precision,
-    StepState,
-    check_machine,
-    load_optimizer,
-    make_optimizer,
-    set_learning_rate,
-)
+from csd_lib.data import Dataset, Task, augment, merge_tasks
+from csd_lib.engine import Precision, StepState, check_machine, make_optimizer, set_learning_rate
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
-from csd_lib.networks import init_head, input_size, load_state, make_network, try_network
-from csd_lib.numerics import unit_length
-from csd_lib.runs import RunFolder, SavedState
+from csd_lib.prepare import add_head_rows, check_images, load_images, new_student, split_classes
+from csd_lib.runs import RunFolder
 from csd_lib.steps import Steps
-from csd_lib.stored import StoredImages, join
-from csd_lib.watch import Health, Selection, all_finite, feature_spread, spread_in_training
+from csd_lib.stored import StoredImages
+from csd_lib.watch import Health, Selection, Totals, progress_bar, spread_in_training
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,47 +34,6 @@ class Run:
     tasks: list[Task]
     models: list[Network]  # frozen, after each task (joint training: one, after all of them)
     history: list[dict[str, float]]  # one record per epoch
-
-
-def load_images(config: TrainConfig, given: Dataset | None = None) -> Dataset:
-    """Load the images of a config: of a folder, in the size that the network's weights want.
-
-    Args:
-        given: images to return instead.
-    """
-    if given is not None:
-        checks.instance("dataset", given, Dataset, "what load_dataset returns")
-        return given
-    if not get_spec(config.dataset).scaled:
-        return load_dataset(config.dataset)
-    return load_dataset(config.dataset, image_size=input_size(config))
-
-
-def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
-    """Split a data set into the tasks of a config."""
-    return class_incremental_split(
-        dataset, config.tasks, seed=config.class_order_seed, first_classes=config.first_classes
-    )
-
-
-def check_images(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse settings that make no sense for these images.
-
-    Raises:
-        InputError: for crops or mirrored copies of what are features, or a CUDA graph of images
-            that stay in their file.
-    """
-    images = dataset.train_images
-    if images.dtype != torch.uint8 and (config.crop_padding or config.flip):
-        raise InputError(
-            f"{dataset.name} holds features, which cannot be cropped or mirrored: choose "
-            f"network='features', or crop_padding=0 and flip=False"
-        )
-    if config.cuda_graph == "true" and isinstance(images, StoredImages):
-        raise InputError(
-            f"cuda_graph=true: the images of {dataset.name} stay in their file, and a graph cannot "
-            f"read it: leave it out"
-        )
 
 
 def training_step(
@@ -142,7 +91,7 @@ def train(
         config, dataset: what decides the run; default: the images of ``config.dataset``.
         folder: where to keep history, checkpoints and the model after every task, or None. Called
             again, a killed run goes on from there, on the CPU to the same result bit for bit.
-        first_task: folder of a finished run of ``config.first_task()``, to begin after it.
+        first_task: folder of a finished run of ``identity.first_task(config)``, to begin after it.
         prefix: checkpoint of the same run as far as an earlier ``stop_at_epoch``, to go on from in
             the first task (see ``runs.find_prefix``).
         stop_after: train only this many tasks for now; a later call goes on from there.
@@ -167,11 +116,10 @@ def train(
         student = new_student(config, dataset, device)
     generator = torch.Generator(device).manual_seed(config.seed)
     with RunFolder.open(folder, config, dataset) as kept, precision.switches():
-        saved = kept.load() or RunFolder.load_first_task(first_task, config, dataset)
-        saved = saved or RunFolder.load_prefix(prefix, config, dataset)
-        _restore(run, saved, student, stages)
+        saved = kept.load() or RunFolder.load_begun(first_task, prefix, config, dataset)
+        if saved:
+            saved.restore(run, student, stages)
         kept.write_history(run.history)  # epochs after the checkpoint are run again
-
         for stage in stages[len(run.models) : stop_after]:
             teacher = run.models[-1] if run.models else None
             if teacher is not None and not method.learns_later:
@@ -188,13 +136,6 @@ def train(
     return run
 
 
-def new_student(config: TrainConfig, dataset: Dataset, device: torch.device) -> Network:
-    """Return the network that training begins with, in the memory order of augmented images."""
-    student = make_network(config, dataset.mean, dataset.std).to(device)
-    try_network(student, str(config.network), dataset.train_images)
-    return student.to(memory_format=torch.channels_last)
-
-
 def _learn(
     learning: TaskTraining,
     run: Run,
@@ -203,7 +144,7 @@ def _learn(
     title: str | None,
 ) -> None:
     """Learn a task to its last epoch, and keep the model that it hands on."""
-    with learning.progress_bar(title) as bar:
+    with progress_bar(learning, title) as bar:
         while learning.epoch < learning.epochs:
             run.history.append(learning.run_epoch(bar))
             kept.append_history(run.history[-1])
@@ -211,26 +152,12 @@ def _learn(
             if on_epoch:
                 on_epoch(run.history, learning.student)
             if kept.is_due() and learning.epoch < learning.epochs:
-                kept.save(run.models, run.history, learning.generator, learning.state_dict())
+                kept.save(run, learning)
     if not run.models and learning.epochs < run.config.schedule_length(0):
-        state = learning.state_dict()
-        kept.save(run.models, run.history, learning.generator, state, "prefix.pt")
+        kept.save(run, learning, name="prefix.pt")
     learning.finish()
     run.models.append(freeze(learning.student))
-    kept.save(run.models, run.history, learning.generator)
-
-
-def _restore(run: Run, saved: SavedState | None, student: Network, stages: Sequence[Task]) -> None:
-    """Put what was saved of history and models into the run, and the newest into the student."""
-    if saved is None:
-        return
-    with saved.restoring():
-        run.history.extend(saved.history(run.config))
-        for stage, state in zip(stages, saved["models"], strict=False):
-            learned = stage if get_method(run.config.method).learns_later else stages[0]
-            student.grow_head(learned.end_label - student.num_classes)
-            load_state(student, state)
-            run.models.append(freeze(student))
+    kept.save(run, learning, finished=True)
 
 
 class TaskTraining:
@@ -255,7 +182,8 @@ class TaskTraining:
         precision: Precision,
         generator: torch.Generator,
     ):
-        task, device = tasks[-1], generator.device
+        task, self.selection = Selection.begin(config, tasks, student)
+        device = generator.device
         if teacher is not None and config.teacher_statistics == "batch":
             teacher = copy.deepcopy(teacher).train()
         self.student, self.teacher, self.config = student, teacher, config
@@ -266,41 +194,24 @@ class TaskTraining:
         )
         self.index, self.epoch = task.index, 0
         self.epochs = config.epochs_to_run(task.index)
-        self.selection = None
-        if config.selection == "test":
-            images = join([t.test_images for t in tasks])
-            labels = torch.cat([t.test_labels for t in tasks])
-        elif config.selection == "held_out":
-            task, images, labels = hold_out(task, config.held_out, config.seed)
-        if config.selection != "last":
-            self.selection = Selection(images.to(device), labels.to(device))
-            self.selection.measure(student)  # before the first epoch too, as the published code
-
         self.images, self.labels = task.train_images.to(device), task.train_labels.to(device)
-        terms = self.method.term_names(teacher is not None)
-        self.names = ("loss", *terms, "spread")
-        # Of each name its mean, and the share of images in whose steps it was finite.
-        self.totals = torch.zeros(2 * len(self.names), device=device)
+        self.totals = Totals(self.method.term_names(teacher is not None), len(self.labels), device)
         batch = self.images[:: max(1, len(self.images) // config.batch_size)][: config.batch_size]
         self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
         networks = [student] if teacher is None else [student, teacher]
-        state = StepState(networks, self.totals, self.optimizer, precision.scaler, generator)
+        state = StepState(networks, self.totals.sums, self.optimizer, precision.scaler, generator)
         # A graph cannot read a file.
         graph = "false" if isinstance(self.images, StoredImages) else config.cuda_graph
         self.step = Steps(self.eager_step, state, graph, len(self.labels))
 
     def eager_step(self, batch: Tensor) -> None:
         """Learn the images with these indices (int64 ``[B]``), and add up what was measured."""
-        config, labels = self.config, self.labels[batch]
+        config, networks, labels = self.config, (self.student, self.teacher), self.labels[batch]
         images = augment(self.images[batch], config.crop_padding, config.flip, self.generator)
-        networks = self.student, self.teacher
         terms, features = training_step(
             *networks, self.optimizer, images, labels, self.method, config, self.precision
         )
-        loss, spread = sum(terms.values()), feature_spread(features)
-        numbers = torch.stack([loss, *terms.values(), spread])  # type: ignore[list-item] # no 0
-        measured = torch.cat([numbers, numbers.isfinite().to(numbers)])
-        self.totals.add_(measured, alpha=len(batch) / len(self.labels))
+        self.totals.add(terms, features)
 
     def run_epoch(self, bar: tqdm | None = None) -> dict[str, float]:
         """Learn all images once, and return the epoch's record.
@@ -312,21 +223,18 @@ class TaskTraining:
         rate = learning_rate(config, self.index, self.epoch)
         set_learning_rate(self.optimizer, rate)
         self.student.train()
-        self.totals.zero_()
+        self.totals.sums.zero_()
         device = self.labels.device
         order = torch.randperm(len(self.labels), device=device, generator=self.generator)
         for batch in order.split(config.batch_size):  # the last, smaller batch is kept
             self.step(batch)
             if bar is not None:
                 bar.update()
-        # The only place where the host waits for the device: once an epoch.
-        *values, finite = torch.stack([*self.totals, all_finite(self.student)]).tolist()
-        halves = values[: len(self.names)], values[len(self.names) :]
-        means, shares = (dict(zip(self.names, half, strict=True)) for half in halves)
+        means, shares, finite = self.totals.read(self.student)
         record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
         self.epoch += 1
         last = self.epoch == self.epochs
-        healthy = self.health.check(record, bool(finite), last, shares)
+        healthy = self.health.check(record, finite, last, shares)
         # A prefix looks when the whole run does.
         ends = self.epoch == config.schedule_length(self.index)
         if self.selection and healthy and (ends or self.epoch % config.select_every == 0):
@@ -342,46 +250,6 @@ class TaskTraining:
         if self.selection:
             self.student.load_state_dict(self.selection.state)
 
-    def progress_bar(self, title: str | None) -> tqdm:
-        """Return a bar that counts steps, from those done on; without a title, a hidden one."""
-        steps = math.ceil(len(self.labels) / self.config.batch_size)
-        size = dict(total=steps * self.epochs, initial=steps * self.epoch, unit="step")
-        return tqdm(desc=title, **size) if title else tqdm(disable=True, **size)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that another object of the same arguments needs to go on from here."""
-        best = self.selection
-        return {
-            "epoch": self.epoch,
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict(),
-            "best": {"recall": best.recall, "state": best.state} if best else {},
-        }
-
-    def load_state_dict(
-        self, state: dict[str, Any], history: Sequence[dict[str, float]] = ()
-    ) -> None:
-        """Go on from what ``state_dict`` returned, after the epochs in ``history``.
-
-        Raises:
-            ValueError: if it does not fit this task.
-        """
-        before = [record for record in history if record["task"] == self.index]
-        if state["epoch"] != len(before) or not 0 < state["epoch"] < self.epochs:
-            raise ValueError(f"it is in epoch {state['epoch']}, its history has {len(before)}")
-        if self.selection:
-            load_state(self.student, state["best"]["state"])
-            checks.number("best_recall", state["best"]["recall"], at_least=0, at_most=1)
-            self.selection.recall = state["best"]["recall"]
-            self.selection.state = state["best"]["state"]
-        load_state(self.student, state["student"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.precision.scaler.load_state_dict(state["scaler"])
-        for record in before:
-            self.health.note(record)
-        self.epoch = state["epoch"]
-
 
 def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:
     """Return the learning rate for one epoch of one task."""
@@ -394,30 +262,3 @@ def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:
         return start * (share / rise if share < rise else falling)
     epochs = [m if m >= 1 else m * length for m in config.milestones]
     return start * 0.1 ** sum(epoch >= milestone for milestone in epochs)
-
-
-def add_head_rows(
-    student: Network, teacher: Network | None, task: Task, config: TrainConfig
-) -> None:
-    """Give the student's head a row for each class of a new task, as the config says."""
-    first = config.init_from if teacher is None else None
-    if first and (saved := init_head(first, len(task.classes))) is not None:
-        student.head.grow(saved)
-        with torch.no_grad():
-            student.head.weight.copy_(saved)  # to normalise once more would move the last bits
-    elif teacher is not None and config.head_init == "class_means":
-        student.head.grow(_class_means(teacher, task))
-    else:
-        rows = torch.Generator().manual_seed(1000 * config.seed + task.index)
-        student.grow_head(len(task.classes), rows)
-
-
-@torch.no_grad()
-def _class_means(teacher: Network, task: Task, batch_size: int = 512) -> Tensor:
-    """Sum of each new class's unit features, as the teacher sees it: ``[new classes, D]``."""
-    device = teacher.head.weight.device
-    batches = task.train_images.split(batch_size)
-    features = torch.cat([unit_length(teacher(batch.to(device))[0]) for batch in batches])
-    labels = task.train_labels.to(device) - task.first_label
-    sums = torch.zeros(len(task.classes), features.shape[1], device=device)
-    return sums.index_add_(0, labels, features)

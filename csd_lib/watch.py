@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from csd_lib import TrainingError
+from csd_lib.config import TrainConfig
+from csd_lib.data import Task, hold_out
 from csd_lib.engine import Precision
 from csd_lib.model import Network
 from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed, recall_at_k
-from csd_lib.stored import StoredImages
+from csd_lib.stored import StoredImages, join
+
+if TYPE_CHECKING:
+    from csd_lib.train import TaskTraining
 
 
 class Health:
@@ -94,6 +101,45 @@ class Health:
         return not self.collapsed
 
 
+def progress_bar(learning: TaskTraining, title: str | None) -> tqdm:
+    """Return a bar that counts a task's steps from those done on; without a title, a hidden one."""
+    steps = math.ceil(len(learning.labels) / learning.config.batch_size)
+    size = dict(total=steps * learning.epochs, initial=steps * learning.epoch, unit="step")
+    return tqdm(desc=title, **size) if title else tqdm(disable=True, **size)
+
+
+class Totals:
+    """Adds up what an epoch's steps measure, on the device, so that the host never waits.
+
+    Args:
+        names: of the loss terms.
+        images: of an epoch.
+        device: of the numbers.
+    """
+
+    def __init__(self, names: Sequence[str], images: int, device: torch.device):
+        self.names, self.images = ("loss", *names, "spread"), images
+        # Of each name its mean, and the share of images in whose steps it was finite.
+        self.sums = torch.zeros(2 * len(self.names), device=device)
+
+    def add(self, terms: dict[str, Tensor], features: Tensor) -> None:
+        """Take a step into account: its weighted loss terms, and its features ``[B, D]``."""
+        values = [*terms.values()]
+        numbers = torch.stack([sum(values[1:], values[0]), *values, feature_spread(features)])
+        measured = torch.cat([numbers, numbers.isfinite().to(numbers)])
+        self.sums.add_(measured, alpha=len(features) / self.images)
+
+    def read(self, student: Network) -> tuple[dict[str, float], dict[str, float], bool]:
+        """Return means and finite shares by name, and whether the student is finite.
+
+        The only place where the host waits for the device: once an epoch.
+        """
+        *values, finite = torch.stack([*self.sums, all_finite(student)]).tolist()
+        halves = values[: len(self.names)], values[len(self.names) :]
+        means, shares = (dict(zip(self.names, half, strict=True)) for half in halves)
+        return means, shares, bool(finite)
+
+
 def all_finite(student: Network) -> Tensor:
     """Return a bool ``[]`` on the student's device: are all its weights and statistics finite?"""
     return torch.stack([value.isfinite().all() for value in student.state_dict().values()]).all()
@@ -106,6 +152,26 @@ class Selection:
         self.images, self.labels = images, labels
         self.recall = -1.0
         self.state: dict[str, Tensor] = {}
+
+    @classmethod
+    def begin(
+        cls, config: TrainConfig, tasks: Sequence[Task], student: Network
+    ) -> tuple[Task, Selection | None]:
+        """Return what is left of the last task to learn from, and the selection of its config.
+
+        As in the published code the student is measured before its first epoch too.
+        """
+        task, device = tasks[-1], student.head.weight.device
+        if config.selection == "last":
+            return task, None
+        if config.selection == "test":  # of all tasks, as published
+            images = join([t.test_images for t in tasks])
+            labels = torch.cat([t.test_labels for t in tasks])
+        else:
+            task, images, labels = hold_out(task, config.held_out, config.seed)
+        best = cls(images.to(device), labels.to(device))
+        best.measure(student)
+        return task, best
 
     def measure(self, student: Network) -> float:
         """Measure the student now, and keep a copy if it is better than every one before."""

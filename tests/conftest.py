@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # The longest first, so that at the end no process works alone on one of them.
 LONG = (
-    "test_runs_alone_from_a_fresh_kernel",
+    "runs_alone_from_a_fresh_kernel",
     "test_reproduce",
     "test_map_is_fitted_once",
     "kill",

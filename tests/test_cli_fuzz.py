@@ -13,6 +13,7 @@ import pytest
 
 import csd_lib.datasets
 import csd_lib.experiment
+import csd_lib.prepare
 import csd_lib.train
 from csd_lib import __main__, commands, download, paths
 from csd_lib.config import TrainConfig
@@ -61,7 +62,7 @@ def cli(monkeypatch, tmp_path, digits, capsys):
         return digits if name == "digits" else started()
 
     monkeypatch.setattr(csd_lib.train, "TaskTraining", started)
-    for module in (csd_lib.train, csd_lib.datasets):
+    for module in (csd_lib.prepare, csd_lib.datasets):
         monkeypatch.setattr(module, "load_dataset", load)
     monkeypatch.setattr(ledger, "load_images", started)
     monkeypatch.setitem(sys.modules, "submitit", sys)  # it would be asked for later

@@ -16,7 +16,7 @@ import pytest
 import torch
 from pretend_gpu import OnGpu, pretend_gpu
 
-from csd_lib import InputError, TrainingError, drift, engine, runs, steps
+from csd_lib import InputError, TrainingError, drift, engine, networks, runs, steps
 from csd_lib import train as training
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
@@ -334,9 +334,9 @@ def same_random_numbers(graph, step, learning):
 
 
 def no_sums(graph, step, learning):
-    kept = learning.totals.clone()
+    kept = learning.totals.sums.clone()
     step()
-    learning.totals.copy_(kept)
+    learning.totals.sums.copy_(kept)
 
 
 def one_tensor_overwritten(graph, step, learning):
@@ -575,7 +575,7 @@ def test_losses_and_head_are_in_true_float32_when_convolutions_are_in_tf32(
 
     monkeypatch.setattr(torch.Tensor, "backward", watched)
     monkeypatch.setitem(
-        training.make_network.__globals__["NETWORKS"],
+        networks.NETWORKS,
         "resnet",
         lambda config, mean, std: Network(config.depth, 0, len(mean), mean, std, config.seed),
     )

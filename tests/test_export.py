@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from csd_lib import InputError
+from csd_lib import InputError, identity
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
 from csd_lib.export import CARD, CITATION, _without_places, export, load_exported, render_card
@@ -70,7 +70,7 @@ def test_a_card_says_in_its_header_and_text_what_the_record_says(record):
         expected = average(getattr(record.matrix, part))
         assert values[f"Recall@1, {name}"] == pytest.approx(expected, abs=1e-4)
         assert f"average {100 * expected:.1f}" in text
-    for name, value in record.config.key().items():
+    for name, value in identity.key(record.config).items():
         assert f"| {name} | `{value}` |" in text
     assert record.date in text and "469,904 parameters" in text
 
@@ -102,7 +102,7 @@ def test_what_is_published_names_no_folder_of_this_machine():
     places = dict(dataset="/home/anna/pets", weights="/home/anna/w.pt", init_from="/home/anna/m.pt")
     config = TrainConfig(**places)
     public = _without_places(config)
-    assert "anna" not in str(public) and public.key() == config.key()
+    assert "anna" not in str(public) and identity.key(public) == identity.key(config)
     assert (public.dataset, public.weights, public.init_from) == ("./pets", "w.pt", "m.pt")
     assert _without_places(TrainConfig()) == TrainConfig()
     archive = _without_places(TrainConfig(dataset="/home/anna/pets.npz"))

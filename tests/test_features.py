@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from csd_lib import InputError, __main__, datasets, features, networks, paths
+from csd_lib import InputError, __main__, datasets, features, identity, networks, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
@@ -208,9 +208,9 @@ def test_what_a_preset_names_later_does_not_change_what_was_written_down():
     """Preset class once had tasks of equal length, and its records say None."""
     old = TrainConfig(dataset="cifar100", preset="class", later_epochs=25)
     stored = {**asdict(old), "later_epochs": None}
-    read = TrainConfig.from_stored(stored)
+    read = identity.from_stored(stored)
     assert read == old and read.schedule_length(1) == 25
     assert TrainConfig(dataset="cifar100", preset="class").schedule_length(1) == 8
     plain = TrainConfig(dataset="digits")
-    assert TrainConfig.from_stored(asdict(plain)) == plain and plain.later_epochs is None
+    assert identity.from_stored(asdict(plain)) == plain and plain.later_epochs is None
     assert TrainConfig(dataset="cifar100", preset="class", epochs=2).schedule_length(1) == 2

@@ -25,14 +25,16 @@ ORDER = [
         "losses",
         "model",
         "networks",
+        "retrieval",
         "methods",
         "config",
+        "identity",
+        "engine",
+        "prepare",
         "runs",
-        "retrieval",
         "features",
     ),
     *(
-        "engine",
         "steps",
         "watch",
         "train",
@@ -118,6 +120,14 @@ def test_every_module_has_its_place():
         "integrations.__init__",
     }
     assert modules - packages == set(ORDER)
+
+
+def test_the_science_is_an_afternoons_reading():
+    science = ("data", "model", "losses", "methods", "config", "train", "retrieval", "drift")
+    texts = [files_of(module)[0].read_text() for module in science]
+    assert sum(len(text.splitlines()) for text in texts) <= 1700
+    functions = [n for t in texts for n in ast.walk(ast.parse(t)) if isinstance(n, ast.FunctionDef)]
+    assert len(functions) > 50 and max(f.end_lineno - f.lineno + 1 for f in functions) <= 60
 
 
 @pytest.mark.parametrize("module", ORDER)

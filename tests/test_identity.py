@@ -14,7 +14,17 @@ import torch
 import warm
 
 import csd_lib.train as training
-from csd_lib import InputError, checks, datasets, engine, losses, model, retrieval, runs
+from csd_lib import (
+    InputError,
+    checks,
+    datasets,
+    engine,
+    identity,
+    losses,
+    model,
+    prepare,
+    retrieval,
+)
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import load_run, run_experiment, run_name
 from csd_lib.fingerprint import KEPT_CODES, fingerprint
@@ -107,7 +117,7 @@ CHANGES = {
         m, training, "augment", lambda f: lambda images, *a: f(images, *a).roll(1, dims=3)
     ),
     "the split": lambda m: patched(
-        m, training, "class_incremental_split", lambda f: lambda d, n, **_: f(d, n, seed=5)
+        m, prepare, "class_incremental_split", lambda f: lambda d, n, **_: f(d, n, seed=5)
     ),
     "the optimiser": lambda m: patched(
         m, training, "make_optimizer", lambda f: lambda n, s, decay, *a: f(n, s, 1.01 * decay, *a)
@@ -184,10 +194,10 @@ REFACTORINGS = {
     ],
     "csd_lib/config.py": [
         (
-            "    device: str = setting(\n",
+            "    device: str = setting(",
             "    sharpness: float = setting(1.0, checks.number, at_least=0)\n"
             '    """A new setting, with a default that changes nothing."""\n'
-            "    device: str = setting(\n",
+            "    device: str = setting(",
         )
     ],
     "csd_lib/methods.py": [
@@ -398,7 +408,7 @@ def test_a_term_of_ones_own_that_changed_is_another_run(digits, tmp_path):
 
 
 def test_a_first_task_of_other_images_is_refused(digits, swapped, tmp_path):
-    train(QUICK.first_task(), swapped, folder=tmp_path, progress=False)
+    train(identity.first_task(QUICK), swapped, folder=tmp_path, progress=False)
     with pytest.raises(InputError, match="other images or labels"):
         train(QUICK, digits, first_task=tmp_path, progress=False)
 
@@ -412,18 +422,20 @@ def test_settings_that_do_not_matter_do_not_make_another_run():
         TrainConfig(method="fine-tuning", preset="clean", milestones=()),
     ]
     assert len({run_name(config, "data") for config in same}) == 1
-    assert TrainConfig(method="lwf", kd_temperature=3.0).key() != TrainConfig(method="lwf").key()
+    assert identity.key(TrainConfig(method="lwf", kd_temperature=3.0)) != identity.key(
+        TrainConfig(method="lwf")
+    )
     first, other = TrainConfig(method="initial"), TrainConfig(method="initial", head_init="random")
-    assert first.key() == replace(other, later_learning_rate=0.5).key()
+    assert identity.key(first) == identity.key(replace(other, later_learning_rate=0.5))
 
 
 def test_an_identity_that_was_stored_before_a_setting_existed_has_its_default():
     stored = json.loads(json.dumps(asdict(TrainConfig())))
     wanted = {"config": dict(stored), "data": "a", "fingerprint": "b"}
     del stored["network"]
-    assert runs.difference({**wanted, "config": stored}, wanted) == ""
+    assert identity.difference({**wanted, "config": stored}, wanted) == ""
     stored["gone"] = 1
-    assert "not have: gone" in runs.difference({**wanted, "config": stored}, wanted)
+    assert "not have: gone" in identity.difference({**wanted, "config": stored}, wanted)
 
 
 def test_runs_of_a_kit_with_one_more_term_are_read_by_one_without_it(digits, tmp_path):
@@ -482,11 +494,13 @@ def test_a_method_of_ones_own_that_cannot_learn_is_refused_at_once(recipe, words
 
 
 def test_a_config_names_what_was_changed_for_nothing():
-    assert TrainConfig(method="csd", lambda_csd=5.0, seed=3, epochs=4).unread() == []
-    assert TrainConfig(dataset="cifar100", preset="class", later_epochs=25).unread() == []
-    unread = TrainConfig(method="lwf", lambda_csd=5.0, stop_at_epoch=99, select_every=3).unread()
+    assert identity.unread(TrainConfig(method="csd", lambda_csd=5.0, seed=3, epochs=4)) == []
+    assert identity.unread(TrainConfig(dataset="cifar100", preset="class", later_epochs=25)) == []
+    unread = identity.unread(
+        TrainConfig(method="lwf", lambda_csd=5.0, stop_at_epoch=99, select_every=3)
+    )
     assert unread == ["lambda_csd=5.0", "select_every=3", "stop_at_epoch=99"]
-    assert TrainConfig(method="joint", later_learning_rate=0.5).unread() == [
+    assert identity.unread(TrainConfig(method="joint", later_learning_rate=0.5)) == [
         "later_learning_rate=0.5"
     ]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from csd_lib import InputError, runs
+from csd_lib import InputError, identity, networks
 from csd_lib.config import TrainConfig
 from csd_lib.data import merge_tasks
 from csd_lib.engine import Precision
@@ -14,7 +14,8 @@ from csd_lib.experiment import load_run, run_experiment, run_name
 from csd_lib.fingerprint import fingerprint
 from csd_lib.networks import make_network
 from csd_lib.paper import report
-from csd_lib.train import TaskTraining, add_head_rows, split_classes, train
+from csd_lib.prepare import add_head_rows, split_classes
+from csd_lib.train import TaskTraining, train
 
 QUICK = TrainConfig(epochs=2, device="cpu")
 
@@ -101,8 +102,8 @@ def test_its_weights_not_its_path_decide_which_run_it_is(digits, tmp_path, begun
     names = {}
     for name in (first, tmp_path / "again.pt", other, None):
         config = going_on(name) if name else QUICK
-        data = runs.data_hash(config, digits)
-        assert config.key() == QUICK.key()
+        data = identity.data_hash(config, digits)
+        assert identity.key(config) == identity.key(QUICK)
         names.setdefault(run_name(config, data), []).append(data)
     assert [len(found) for found in names.values()] == [2, 1, 1]
     assert run.record.data in next(iter(names.values()))
@@ -120,7 +121,9 @@ def test_its_weights_not_its_path_decide_which_run_it_is(digits, tmp_path, begun
 def test_it_is_not_the_run_that_begins_with_the_same_file_as_weights(digits, begun):
     """Those keep no head, so the two compute other numbers."""
     path = begun(replace(QUICK, seed=7))
-    hashes = {runs.data_hash(replace(QUICK, **{s: path}), digits) for s in ("weights", "init_from")}
+    hashes = {
+        identity.data_hash(replace(QUICK, **{s: path}), digits) for s in ("weights", "init_from")
+    }
     assert len(hashes) == 2
     assert fingerprint(going_on(path), 1, 8) == fingerprint(QUICK, 1, 8)
 
@@ -202,4 +205,4 @@ def test_safetensors_is_named_with_its_extra_where_it_is_missing(tmp_path, monke
     path = tmp_path / "model.safetensors"
     path.touch()
     with pytest.raises(InputError, match=r"pip install 'csd-lib\[export\]'"):
-        runs.init_sha256(str(path))
+        networks.init_sha256(str(path))

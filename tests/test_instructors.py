@@ -19,7 +19,7 @@ import torch
 import warm
 from test_checkers import WRONG
 
-from csd_lib import losses
+from csd_lib import identity, losses
 from csd_lib.config import TrainConfig
 from csd_lib.course.checkers import CHECKERS
 from csd_lib.paper import ledger, report
@@ -182,7 +182,9 @@ def test_measured_numbers_are_those_of_the_records():
     for method, start in product(("lwf", "csd"), ("random", "class_means")):
         settings = dict(dataset="cifar100", preset="class", precision="amp", head_init=start)
         known = TrainConfig(method=method, **settings)
-        seeds = [r for r in records if r.config.key("seed") == known.key("seed")]
+        seeds = [
+            r for r in records if identity.key(r.config, "seed") == identity.key(known, "seed")
+        ]
         assert len(seeds) == 3
         for kind in ("own", "seen"):
             mean = 100 * np.mean([getattr(r.matrix, kind)[-1] for r in seeds])

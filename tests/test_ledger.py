@@ -16,7 +16,7 @@ from disturbed import hold
 from made_up import quick_fingerprint, record
 from warm import PROCESSES, Python
 
-from csd_lib import InputError, files, losses
+from csd_lib import InputError, files, identity, losses
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
 from csd_lib.experiment import run_name
@@ -455,19 +455,21 @@ def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compa
     computed_once, name
 ):
     records = experiment_records(name, baselines=comparison.BASELINES)
-    wanted = {json.dumps(found.config.key("seed"), sort_keys=True) for found in records}
+    wanted = {json.dumps(identity.key(found.config, "seed"), sort_keys=True) for found in records}
     for tasks in paper.EXPERIMENTS[name].tasks:
         (group,) = comparison.paper_groups([r for r in records if r.config.tasks == tasks])
         tables = {table.name: table for table in comparison.tables(group)}
         table = tables.pop(name)
         others = {*paper.EXPERIMENTS, ""} - {name}  # of the baselines, and of variants shared
         assert tables.keys() <= others and not table.missing
-        shown = [json.dumps(row[0].config.key("seed"), sort_keys=True) for row in table.rows]
+        shown = [
+            json.dumps(identity.key(row[0].config, "seed"), sort_keys=True) for row in table.rows
+        ]
         assert len(shown) == len(set(shown))
         configs = paper.EXPERIMENTS[name].configs(
             (0,), only_tasks=tasks, dataset=data_of(name), depth=8
         )
-        variants = {json.dumps(config.key("seed"), sort_keys=True) for config in configs}
+        variants = {json.dumps(identity.key(config, "seed"), sort_keys=True) for config in configs}
         assert variants <= {*shown} <= wanted
         if paper.EXPERIMENTS[name].fine_grained is None:
             methods = {row[0].config.method for row in table.rows}
@@ -482,7 +484,10 @@ def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compa
 def test_a_variant_that_was_not_run_is_named_once(computed_once, name):
     missing = paper.EXPERIMENTS[name].configs((0,), dataset=data_of(name), depth=8)[1]
     records = experiment_records(
-        name, lambda c: c.tasks == missing.tasks and c.key("seed") != missing.key("seed")
+        name,
+        lambda c: (
+            c.tasks == missing.tasks and identity.key(c, "seed") != identity.key(missing, "seed")
+        ),
     )
     (group,) = groups = comparison.paper_groups(records)
     tables = {table.name: table for table in comparison.tables(group)}
@@ -490,7 +495,7 @@ def test_a_variant_that_was_not_run_is_named_once(computed_once, name):
     if name == "eq8":  # what is left is CSD, which Table 1 has
         assert tables.keys() == {"table1"} and f"{paper.EXPERIMENTS[name].title}: no run" in text
         return
-    assert [config.key() for config in tables[name].missing] == [missing.key()]
+    assert [identity.key(config) for config in tables[name].missing] == [identity.key(missing)]
     assert text.count(f"not run: {tables[name].label(missing)}\n") == 1
     assert text.count("not run: ") == sum(1 for table in tables.values() if table.missing)
 
@@ -651,7 +656,7 @@ def test_reproduce_in_two_processes_shares_the_cells(own_folders, digits):
     for found in records:  # an epoch that was trained twice has two lines
         history = own_folders / "runs" / found.folder.name / "history.jsonl"
         assert len(history.read_text().splitlines()) == len(found.history)
-    wanted = [c for config in configs for c in (config, config.first_task()) if c]
+    wanted = [c for config in configs for c in (config, identity.first_task(config)) if c]
     expected = {run_name(config, digits.sha256()) for config in wanted}
     found = {folder.name for folder in (own_folders / "runs").iterdir()}
     assert found == expected, "nothing was moved aside, and first tasks are shared"

@@ -53,7 +53,7 @@ def test_the_test_that_must_notice_it_exists(name):
     assert DEFECTS[name]["test"]
     for test in DEFECTS[name]["test"]:
         file, function = re.fullmatch(
-            r"(tests/(?:test_|integrations/with_)\w+\.py)::(test_\w+)(?:\[.+\])?", test
+            r"(tests/(?:test_\w+|integrations/with_\w+|chapters)\.py)::(test_\w+)(?:\[.+\])?", test
         ).groups()
         assert f"\ndef {function}(" in (ROOT / file).read_text()
         # It fails after any change of the library until `make notebooks`, so it tells nothing.

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from csd_lib import InputError, networks
+from csd_lib import InputError, identity, networks
 from csd_lib.config import TrainConfig
 from csd_lib.engine import make_optimizer, set_learning_rate
 from csd_lib.experiment import load_run, run_experiment, run_name
 from csd_lib.fingerprint import fingerprint
+from csd_lib.identity import data_hash
 from csd_lib.model import Network, freeze
 from csd_lib.networks import input_size, make_network, network_from_state, weights_sha256
 from csd_lib.paper import report
-from csd_lib.runs import data_hash
 from csd_lib.train import train
 
 CPU = torch.device("cpu")
@@ -221,7 +221,9 @@ def test_weights_of_a_file_are_where_training_begins_and_decide_the_run(digits, 
     path.rename(tmp_path / "moved.pt")
     assert load_run(tmp_path / "run", digits).models  # the weights it began with are not needed
     (moved,) = configs_with(config, tmp_path / "moved.pt")
-    assert moved.key() == config.key() and data_hash(moved, digits) == run.record.data
+    assert (
+        identity.key(moved) == identity.key(config) and data_hash(moved, digits) == run.record.data
+    )
     assert report.are_current([run.record]) == [True]
 
 

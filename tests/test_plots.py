@@ -13,7 +13,7 @@ from csd_lib import InputError
 from csd_lib.course import plots
 from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.model import ResNet
-from csd_lib.paper import figures, ledger
+from csd_lib.paper import figures, ledger, report
 from csd_lib.paper.comparison import paper_groups, tables
 
 CIRCLE = torch.tensor([0.0, 60, 120, 180]).deg2rad()
@@ -95,7 +95,9 @@ def test_every_figure_of_the_library_is_looked_at_here():
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_type_is_readable_from_the_back_row(name, small_texts, digits, two_tasks):
+def test_type_is_readable_from_the_back_row(name, small_texts, digits, two_tasks, monkeypatch):
+    # Whether today's code computes what was recorded takes half a minute, and moves no letter.
+    monkeypatch.setattr(report, "are_current", lambda records: [True] * len(records))
     assert small_texts(FIGURES[name](digits, two_tasks)) == []
 
 

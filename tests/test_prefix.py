@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from csd_lib import InputError, runs
+from csd_lib import InputError, identity, runs
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment, run_name
 from csd_lib.paper import report
@@ -34,8 +34,12 @@ def test_later_tasks_may_be_shorter_and_their_schedule_with_them(digits):
     ]
     rates = [h["learning_rate"] for h in run.history]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-2, 1e-3])
-    assert config.key() != QUICK.key() == replace(QUICK, later_epochs=4).key()
-    assert config.first_task().key() == QUICK.first_task().key(), "they share their first task"
+    assert (
+        identity.key(config) != identity.key(QUICK) == identity.key(replace(QUICK, later_epochs=4))
+    )
+    assert identity.key(identity.first_task(config)) == identity.key(identity.first_task(QUICK)), (
+        "they share their first task"
+    )
 
 
 def test_sgd_is_another_run_with_momentum(digits):
@@ -114,7 +118,9 @@ def test_a_prefix_never_shares_a_row_or_a_table_with_a_whole_run(digits, own_run
     assert len(report.variants(records)) == 2
     text = report.render(records)
     assert "of which only the first 2 were run: a prefix" in text
-    assert replace(QUICK, stop_at_epoch=4).key() == QUICK.key(), "it does not stop early"
+    assert identity.key(replace(QUICK, stop_at_epoch=4)) == identity.key(QUICK), (
+        "it does not stop early"
+    )
 
 
 def test_the_rate_of_a_prefix_is_that_of_the_whole_schedule():

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from csd_lib import InputError, TrainingError, commands, grid, sweep
+from csd_lib import InputError, TrainingError, commands, grid, identity, sweep
 from csd_lib.config import TrainConfig
 from csd_lib.paper import ledger
 from csd_lib.paper import published as paper
@@ -16,7 +16,7 @@ training = sys.modules["csd_lib.train"]  # csd_lib.train is its function
 
 
 def keys(configs):
-    return [config.key() for config in configs]
+    return [identity.key(config) for config in configs]
 
 
 # --- which cells -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import csd_lib.train as training
-from csd_lib import InputError, TrainingError
+from csd_lib import InputError, TrainingError, identity
 from csd_lib.config import TrainConfig
 from csd_lib.data import augment
 from csd_lib.experiment import run_experiment, run_folder
@@ -691,7 +691,7 @@ def test_looking_at_the_student_after_every_epoch_leaves_the_run_the_same_bits(d
 def test_a_shared_first_task_gives_the_same_bits(digits, tmp_path, method):
     config = TrainConfig(method=method, crop_padding=1, lambda_csd=2.0, **QUICK)
     alone = train(config, digits, progress=False)
-    first = train(config.first_task(), digits, folder=tmp_path / "first", progress=False)
+    first = train(identity.first_task(config), digits, folder=tmp_path / "first", progress=False)
     assert len({id(model) for model in first.models}) == 1 and len(first.models) == 2
     epochs = []
     shared = train(
@@ -709,20 +709,22 @@ def test_a_shared_first_task_gives_the_same_bits(digits, tmp_path, method):
 
 def test_what_cannot_share_a_first_task_does_not():
     for method in ("joint", "initial", "initial-ce"):
-        assert TrainConfig(method=method).first_task() is None
+        assert identity.first_task(TrainConfig(method=method)) is None
     with patch.dict(METHODS, turned=Method("Terms in another order", "triplet+ce+kd")):
-        assert TrainConfig(method="turned").first_task() is None, "other last digits"
+        assert identity.first_task(TrainConfig(method="turned")) is None, "other last digits"
     csd = TrainConfig(method="csd", kd_temperature=3.0, teacher_statistics="batch")
-    assert csd.first_task() == TrainConfig(method="fine-tuning").first_task()
-    assert csd.first_task() != replace(csd, margin=0.5).first_task()
-    assert csd.first_task().method == "initial", "one name for one model"
+    assert identity.first_task(csd) == identity.first_task(TrainConfig(method="fine-tuning"))
+    assert identity.first_task(csd) != identity.first_task(replace(csd, margin=0.5))
+    assert identity.first_task(csd).method == "initial", "one name for one model"
     read_first = Term("mine", TERMS["ce"].compute, settings=("csd_temperature",), distils=False)
     with patch.dict(TERMS, mine=read_first):
-        warmer = TrainConfig(method="ce+csd+mine", csd_temperature=0.5).first_task()
+        warmer = identity.first_task(TrainConfig(method="ce+csd+mine", csd_temperature=0.5))
         assert warmer.csd_temperature == 0.5, "a later term reads it, too"
     with patch.dict(METHODS, {"initial-ce": Method("Not the first task", "ce+kd")}):
-        assert TrainConfig(method="ce+csd").first_task() is None
-    only_ce = [TrainConfig(method=method).first_task() for method in ("ce", "ce+kd", "ce+csd")]
+        assert identity.first_task(TrainConfig(method="ce+csd")) is None
+    only_ce = [
+        identity.first_task(TrainConfig(method=method)) for method in ("ce", "ce+kd", "ce+csd")
+    ]
     assert [first.method for first in only_ce] == ["initial-ce"] * 3 and len({*only_ce}) == 1
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from csd_lib import InputError, checks
+from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.datasets import get_spec
 from csd_lib.methods import METHODS, TERMS, LossSettings, get_method
@@ -61,7 +61,7 @@ class Table:
         if not self.name:
             shared = shared_changes(self.group.records)
             return {"method": describe(config, shared), "recipe": method.recipe}
-        values = {name: str(config.key().get(name, "–")) for name in self.settings}
+        values = {name: str(identity.key(config).get(name, "–")) for name in self.settings}
         return {"method": method.title, "recipe": method.recipe, **values}
 
     def label(self, config: TrainConfig) -> str:
@@ -338,7 +338,7 @@ def _is_varied(config: TrainConfig) -> bool:
 
 
 def _recipe(config: TrainConfig) -> str:
-    return str(sorted(config.key("seed").items()))
+    return str(sorted(identity.key(config, "seed").items()))
 
 
 def _check_table_1(table: Table, gallery: str) -> None:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from csd_lib import InputError, checks
+from csd_lib import InputError, checks, identity
 from csd_lib.files import make_folder
 from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.paper import comparison
@@ -295,7 +295,7 @@ def _name(table: Table) -> tuple[str, str]:
     config, group = table.group.config, table.group
     shared = shared_changes(group.records)
     parts = [table.name or "other", *([] if config.tasks == 2 else [f"{config.tasks}tasks"])]
-    parts += [] if config.dataset == "cifar100" else [config.data_name]
+    parts += [] if config.dataset == "cifar100" else [identity.data_name(config)]
     epochs = f"{config.epochs}epochs"
     if config.stop_at_epoch:
         epochs = f"{config.stop_at_epoch}of{epochs}"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import REPOSITORY, TAG, InputError, TrainingError, checks, paths, runs
+from csd_lib import REPOSITORY, TAG, InputError, TrainingError, checks, identity, paths, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
@@ -41,10 +41,10 @@ from csd_lib.model import Network
 from csd_lib.networks import network_from_state, read_state
 from csd_lib.paper.report import describe
 from csd_lib.paths import results_folder, runs_folder, variable
+from csd_lib.prepare import load_images
 from csd_lib.record import Record, read_records
 from csd_lib.retrieval import embed
 from csd_lib.stored import join
-from csd_lib.train import load_images
 
 # Records that an installed csd_lib brings along, without their models and features. A checkout has
 # no such folder: they are its data/results/.
@@ -110,9 +110,9 @@ class Cell:
     def __init__(self, config: TrainConfig, data: str, fingerprint: str, folder: Path):
         self.config, self.data, self.fingerprint = config, data, fingerprint
         self.run = runs_folder() / run_name(config, data)
-        self.place = folder / config.data_name / run_name(config, data)
+        self.place = folder / identity.data_name(config) / run_name(config, data)
         # None: it shares none, or has trained its own, so it is its own first_run.
-        self.first = None if runs.has_begun(self.run) else config.first_task()
+        self.first = None if runs.has_begun(self.run) else identity.first_task(config)
         self.first_run = runs_folder() / run_name(self.first or config, data)
         method = get_method(config.method)
         stages = 1 if method.joint or not method.learns_later else config.tasks
@@ -131,7 +131,9 @@ class Cell:
 
     def is_of(self, record: Record) -> bool:
         """Say whether a record is this cell's; older ones do not say what their images were."""
-        return record.data in ("", self.data) and record.config.key() == self.config.key()
+        return record.data in ("", self.data) and identity.key(record.config) == identity.key(
+            self.config
+        )
 
     def look_for_record(self) -> None:
         """See whether another process has recorded this cell since."""
@@ -179,12 +181,12 @@ def plan(
             Ten thousand jobs of a sweep must not read ten thousand files each.
     """
     _, channels, *size = dataset.train_images.shape
-    data = runs.data_hash(configs[0], dataset)
+    data = identity.data_hash(configs[0], dataset)
     known: dict[str, str] = {}
     cells = []
     for config in configs:
         config = replace(config, device=str(pick_device(config.device)))
-        recipe = str(config.key("seed", "batch_size"))
+        recipe = str(identity.key(config, "seed", "batch_size"))
         if recipe not in known:
             known[recipe] = fingerprint(config, channels, min(size))
         cells.append(Cell(config, data, known[recipe], Path(folder or results_folder())))
@@ -194,9 +196,9 @@ def plan(
         return cells
     alike: dict[Any, list[Cell]] = {}  # else each record would be compared with each cell
     for cell in cells:
-        alike.setdefault(frozenset(cell.config.key().items()), []).append(cell)
+        alike.setdefault(frozenset(identity.key(cell.config).items()), []).append(cell)
     for record in read_ledger(folder)[0]:
-        for cell in alike.get(frozenset(record.config.key().items()), ()):
+        for cell in alike.get(frozenset(identity.key(record.config).items()), ()):
             if cell.is_of(record) and not cell.is_current:  # else today's code has recorded it
                 cell.record = record
     return cells
@@ -310,7 +312,7 @@ class _Worker:
     def _alone(self, config: TrainConfig, folder: Path) -> ExitStack:
         with only_one(make_folder(folder), "training", wait=False):  # else two would move it
             if (folder / "config.json").exists():
-                runs.set_aside_if_older(folder, runs.identity(config, self.dataset))
+                runs.set_aside_if_older(folder, identity.of_run(config, self.dataset))
         stack = ExitStack()
         stack.enter_context(only_one(make_folder(folder), "training", wait=False))
         return stack

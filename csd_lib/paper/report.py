@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from csd_lib import InputError, TrainingError, checks
+from csd_lib import InputError, TrainingError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.datasets import get_spec
 from csd_lib.fingerprint import fingerprint
@@ -26,8 +26,6 @@ from csd_lib.record import Record, read_records
 from csd_lib.retrieval import (
     RetrievalMatrix,
     average,
-    average_compatibility,
-    average_multi_model,
     backward_transfer,
     forgetting,
 )
@@ -99,7 +97,7 @@ def are_current(records: Sequence[Record]) -> list[bool]:
             type(n) is int and n > 0 for n in shape
         ):
             return False
-        recipe = json.dumps([record.config.key("seed", "batch_size"), shape])
+        recipe = json.dumps([identity.key(record.config, "seed", "batch_size"), shape])
         if recipe not in known:
             try:
                 size = min(shape[1:])
@@ -123,7 +121,9 @@ def grouped(records: Sequence[Record], *without: str) -> list[Group]:
     states = are_current(records)
     newest_last = sorted(zip(records, states, strict=True), key=lambda pair: pair[0].date)
     for record, is_current in newest_last:
-        shared = json.dumps([record.config.settings(*without), record.data], sort_keys=True)
+        shared = json.dumps(
+            [identity.settings(record.config, *without), record.data], sort_keys=True
+        )
         key = (not is_current, record.config.preset, shared)
         counts[key] = counts.get(key, 0) + 1
         groups.setdefault(key, {})[record.key(), record.fingerprint] = record
@@ -164,7 +164,7 @@ def plain_runs(
     chosen = [
         r
         for r in records
-        if (r.config.data_name, r.config.preset, r.config.tasks) == wanted
+        if (identity.data_name(r.config), r.config.preset, r.config.tasks) == wanted
         and not changed_settings(r.config).keys() - {"precision"}
     ]
     newest: dict[str, list[Record]] = {}
@@ -178,8 +178,8 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset's, without those that a headline has."""
     checks.instance("config", config, TrainConfig, "a TrainConfig")
     headline = {name: getattr(config, name) for name in _IN_HEADLINE}
-    usual = TrainConfig(dataset=config.dataset, preset=config.preset, **headline).settings()
-    return {name: value for name, value in config.key().items() if value != usual[name]}
+    usual = identity.settings(TrainConfig(dataset=config.dataset, preset=config.preset, **headline))
+    return {name: value for name, value in identity.key(config).items() if value != usual[name]}
 
 
 def describe(config: TrainConfig, without: Iterable[str] = ()) -> str:
@@ -380,7 +380,7 @@ def _differ_only_in(against: Mapping[str, Any], record: Record, other: Record) -
 
     What a run does not read is not written down, so it cannot be asked what it was.
     """
-    own, others = record.config.key("seed"), other.config.key("seed")
+    own, others = identity.key(record.config, "seed"), identity.key(other.config, "seed")
     has = all(
         _as_list(others[name]) == _as_list(against[name]) for name in against if name in others
     )
@@ -529,3 +529,21 @@ def _listed(values: Iterable[Any], most: int = 10) -> str:
 def _check(name: str, records: Any) -> None:
     if not isinstance(records, list | tuple) or not all(isinstance(r, Record) for r in records):
         raise InputError(f"{name}={checks.shown(records)}: give a list of records")
+
+
+def average_compatibility(old_gallery: np.ndarray) -> float:
+    """Share of pairs of models, an old and a newer one, in which the newer one is compatible.
+
+    It is compatible if it searches the old one's gallery better than the old one itself did (Shen
+    et al., CVPR 2020); averaged over all pairs as in Biondi et al. (TOMM 2023). Equal is not better
+    here; code of that group exists with and without ties. NaN for a single model.
+    """
+    matrix = checks.square("old_gallery", old_gallery)
+    pairs = [(i, j) for i in range(len(matrix)) for j in range(i)]
+    return float(np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])) if pairs else math.nan
+
+
+def average_multi_model(old_gallery: np.ndarray) -> float:
+    """Mean Recall@1 of all models on their own gallery and on all older ones (Biondi et al.)."""
+    matrix = checks.square("old_gallery", old_gallery)
+    return float(np.mean(matrix[np.tril_indices(len(matrix))]))

@@ -121,7 +121,7 @@ def test_a_run_through_avalanche_is_train_step_by_step(digits, monkeypatch, meth
     rates = config.learning_rate, config.later_learning_rate
     with Precision("fp32", torch.device("cpu")).switches():
         for experience, task, rate in zip(benchmark.train_stream, run.tasks, rates, strict=True):
-            csd_lib.train.add_head_rows(network, None, task, config)
+            csd_lib.prepare.add_head_rows(network, None, task, config)
             strategy = Given(
                 model=model,
                 optimizer=adam(rate),

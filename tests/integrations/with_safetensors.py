@@ -8,7 +8,7 @@ import torch
 
 safetensors = pytest.importorskip("safetensors.torch")
 
-from csd_lib import InputError, runs  # noqa: E402
+from csd_lib import InputError, identity  # noqa: E402
 from csd_lib.__main__ import main  # noqa: E402
 from csd_lib.config import TrainConfig  # noqa: E402
 from csd_lib.experiment import run_experiment  # noqa: E402
@@ -50,7 +50,7 @@ def test_training_goes_on_from_both_kinds_of_file_as_one_run(run, digits, tmp_pa
     start = replace(QUICK, tasks=1)
     paths = run.folder / "model-task2.pt", export(run.folder, tmp_path / "out")
     configs = [replace(start, init_from=str(path)) for path in paths]
-    assert len({runs.data_hash(config, digits) for config in configs}) == 1
+    assert len({identity.data_hash(config, digits) for config in configs}) == 1
     first, second = (train(config, digits, progress=False) for config in configs)
     assert same(first.models[-1].state_dict(), second.models[-1].state_dict())
     plain = train(start, digits, progress=False)

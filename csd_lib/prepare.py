@@ -1,0 +1,88 @@
+"""What a run, and each of its tasks, begins with: images, network, and new rows of its head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csd_lib import InputError, checks
+from csd_lib.config import TrainConfig
+from csd_lib.data import Dataset, Task, class_incremental_split
+from csd_lib.datasets import get_spec, load_dataset
+from csd_lib.model import Network
+from csd_lib.networks import init_head, input_size, make_network, try_network
+from csd_lib.numerics import unit_length
+from csd_lib.retrieval import embed
+from csd_lib.stored import StoredImages
+
+
+def load_images(config: TrainConfig, given: Dataset | None = None) -> Dataset:
+    """Load the images of a config: of a folder, in the size that the network's weights want.
+
+    Args:
+        given: images to return instead.
+    """
+    if given is not None:
+        checks.instance("dataset", given, Dataset, "what load_dataset returns")
+        return given
+    if not get_spec(config.dataset).scaled:
+        return load_dataset(config.dataset)
+    return load_dataset(config.dataset, image_size=input_size(config))
+
+
+def check_images(config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse settings that make no sense for these images.
+
+    Raises:
+        InputError: for crops or mirrored copies of what are features, or a CUDA graph of images
+            that stay in their file.
+    """
+    images = dataset.train_images
+    if images.dtype != torch.uint8 and (config.crop_padding or config.flip):
+        raise InputError(
+            f"{dataset.name} holds features, which cannot be cropped or mirrored: choose "
+            f"network='features', or crop_padding=0 and flip=False"
+        )
+    if config.cuda_graph == "true" and isinstance(images, StoredImages):
+        raise InputError(
+            f"cuda_graph=true: the images of {dataset.name} stay in their file, and a graph cannot "
+            f"read it: leave it out"
+        )
+
+
+def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
+    """Split a data set into the tasks of a config."""
+    return class_incremental_split(
+        dataset, config.tasks, seed=config.class_order_seed, first_classes=config.first_classes
+    )
+
+
+def new_student(config: TrainConfig, dataset: Dataset, device: torch.device) -> Network:
+    """Return the network that training begins with, in the memory order of augmented images."""
+    student = make_network(config, dataset.mean, dataset.std).to(device)
+    try_network(student, str(config.network), dataset.train_images)
+    return student.to(memory_format=torch.channels_last)
+
+
+def add_head_rows(
+    student: Network, teacher: Network | None, task: Task, config: TrainConfig
+) -> None:
+    """Give the student's head a row for each class of a new task, as the config says."""
+    first = config.init_from if teacher is None else None
+    if first and (saved := init_head(first, len(task.classes))) is not None:
+        student.head.grow(saved)
+        with torch.no_grad():
+            student.head.weight.copy_(saved)  # to normalise once more would move the last bits
+    elif teacher is not None and config.head_init == "class_means":
+        student.head.grow(_class_means(teacher, task))
+    else:
+        rows = torch.Generator().manual_seed(1000 * config.seed + task.index)
+        student.grow_head(len(task.classes), rows)
+
+
+def _class_means(teacher: Network, task: Task) -> Tensor:
+    """Sum of each new class's unit features, as the teacher sees it: ``[new classes, D]``."""
+    features = unit_length(embed(teacher, task.train_images))
+    labels = task.train_labels.to(features.device) - task.first_label
+    sums = torch.zeros(len(task.classes), features.shape[1], device=features.device)
+    return sums.index_add_(0, labels, features)
