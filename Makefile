@@ -1,12 +1,13 @@
 # make run   run all chapters on the embedded data, write build/*.html, print the results
 # make test  all checks: style, unit tests, solved exercises; one process for each core
-# make chapters  every chapter as make run does, and whether its text says what its outputs show
+# make chapters  all chapters, and whether their texts say what their outputs show
 # make types the type checker, ten seconds
 # make lab   open the notebooks in JupyterLab
 # make colab run the notebooks with Google Colab's packages; this needs a network
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: run test chapters types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
   container mutants clean
@@ -17,11 +18,11 @@ run: $(VENV)/installed
 test: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) tests/test_*.py $(ALSO)
 
 # Each chapter alone, in a fresh kernel and an empty folder, and what it says about its own outputs.
 chapters: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal tests/chapters.py
+	$(PYTEST) tests/chapters.py
 
 # The types of all of csd_lib.
 types: $(VENV)/installed

@@ -439,7 +439,6 @@ def search(queries: Any, gallery: Any, same_images: Any) -> None:
     parts = {"queries": queries} if gallery is queries else {"queries": queries, "gallery": gallery}
     for name, features in parts.items():
         matrix(name, features)
-        finite(name, features)
     if same_images and len(queries) > len(gallery):
         raise InputError(
             f"same_images=True: the gallery has {len(gallery)} images and must begin with those "
@@ -448,8 +447,10 @@ def search(queries: Any, gallery: Any, same_images: Any) -> None:
     if queries.shape[1] != gallery.shape[1]:
         raise InputError(
             f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}: "
-            f"embed both with the same model"
+            f"embed both with the same model, or with models of one feature size"
         )
+    for name, features in parts.items():
+        finite(name, features)
 
 
 def searched_labels(

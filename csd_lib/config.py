@@ -50,8 +50,7 @@ class TrainConfig(LossSettings):
     dataset: str = setting("digits", lambda name, value: get_spec(value))
     """Data set: digits, fashion, cifar100, or the path of a folder of images or an .npz file."""
     image_size: int | None = setting(None, checks.whole, 1, 4096, optional=True, decides="data")
-    """Scale the images of a folder to this height and width (None: as the network's weights want
-    it, or they have one size)."""
+    """Scale a folder's images to this height and width (None: as the network's weights want)."""
     preset: str = setting("clean", checks.text)
     """Where settings left out come from: clean, reference (what the published code does, traps
     included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
@@ -80,7 +79,7 @@ class TrainConfig(LossSettings):
     backbone_rate: float | Default = setting(None, checks.number, at_least=0, at_most=1000)
     """Learning rate of what is below embedding and classifier, as a multiple of theirs (0: frozen;
     None: 1, and 10 in the paper's fine-grained experiments)."""
-    depth: int | Default = setting(None, checks.depth)
+    depth: int | Default = setting(None, checks.whole, 8, 1202)
     """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, else 8)."""
     epochs: int | Default = setting(None, checks.epochs)
     """Epochs per task (None: what the data set and the preset name; 800 for cifar100 as in the
@@ -90,8 +89,8 @@ class TrainConfig(LossSettings):
     stop_at_epoch: int | None = setting(None, checks.epochs, optional=True)
     """Stop each task at this epoch of its schedule (None: at its end). The run is then a prefix of
     the whole one, which can go on from it."""
-    batch_size: int | Default = setting(None, checks.whole, 2, 16_384)
-    """Images a step; the losses compare them (None: 128 for cifar100 as in the paper, else 64)."""
+    batch_size: int | Default = setting(None, checks.whole, 2, 16_384, "losses compare images")
+    """Images per step (None: 128 for cifar100 as in the paper, else 64)."""
     learning_rate: float | Default = setting(None, checks.number, above=0, at_most=100)
     """Learning rate on the first task (None: 1e-3, as in the paper)."""
     later_learning_rate: float | Default = setting(
@@ -132,7 +131,7 @@ class TrainConfig(LossSettings):
     """Share of each class's training images that selection=held_out does not train on."""
     seed: int = setting(0, checks.seed)
     """Decides the initial weights, the order of the images and their augmentation."""
-    device: str = setting("auto", checks.text, decides="machine")
+    device: str = setting("auto", checks.instance, str, "its name, such as cpu", decides="machine")
     """Where to train: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, mps."""
     precision: str = setting("fp32", checks.one_of, ("fp32", "tf32", "amp"))
     """fp32, tf32 (NVIDIA from compute capability 8.0) or amp (bfloat16; float16 on older GPUs)."""
@@ -162,6 +161,8 @@ class TrainConfig(LossSettings):
         whole = [int(m) if m >= 1 else m for m in self.milestones]
         object.__setattr__(self, "milestones", tuple(whole))
         object.__setattr__(self, "cuda_graph", str(self.cuda_graph).lower())
+        if self.network == "resnet":
+            checks.depth("depth", self.depth)
         data.check(self.dataset, self.tasks, self.first_classes, self.image_size)
 
     def schedule_length(self, task: int) -> int:

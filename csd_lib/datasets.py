@@ -46,7 +46,7 @@ def load_dataset(
     spec = get_spec(name)
     if spec.scaled:
         return spec.load(name if is_path(name) else root, image_size)
-    spec.check(name, 1, None, image_size)
+    spec.check_size(name, image_size)
     return spec.load(root)
 
 
@@ -188,17 +188,25 @@ class DatasetSpec:
         Raises:
             InputError: for too many tasks or first classes, or a size of images that have only one.
         """
-        if image_size is not None and not self.scaled:
-            raise InputError(
-                f"image_size={checks.shown(image_size)}: {name} has images of one size: leave it "
-                f"out"
-            )
+        self.check_size(name, image_size)
         classes = self.classes or MAX_CLASSES
         if tasks > classes:
             raise InputError(
                 f"tasks={tasks}: {name} has {classes} classes, and every task needs one"
             )
         checks.first_classes(first_classes, tasks, classes)
+
+    def check_size(self, name: str, image_size: int | None) -> None:
+        """Refuse a size of images that have only one.
+
+        Raises:
+            InputError: if one is given.
+        """
+        if image_size is not None and not self.scaled:
+            raise InputError(
+                f"image_size={checks.shown(image_size)}: {name} has images of one size: leave it "
+                f"out"
+            )
 
 
 # To add a data set: a line here. Its defaults must name all settings of the first of these.

@@ -155,7 +155,6 @@ METHODS = {
     "joint": Method("Joint training", "ce+triplet", joint=True),
 }
 
-
 FIRST_TASK = "initial-"  # before a sum of terms: only the first task is learned, with these
 
 

@@ -12,7 +12,6 @@ from csd_lib.datasets import get_spec, load_dataset
 from csd_lib.model import Network
 from csd_lib.networks import init_head, input_size, make_network, try_network
 from csd_lib.numerics import unit_length
-from csd_lib.retrieval import embed
 from csd_lib.stored import StoredImages
 
 
@@ -80,9 +79,12 @@ def add_head_rows(
         student.grow_head(len(task.classes), rows)
 
 
-def _class_means(teacher: Network, task: Task) -> Tensor:
+@torch.no_grad()
+def _class_means(teacher: Network, task: Task, batch_size: int = 512) -> Tensor:
     """Sum of each new class's unit features, as the teacher sees it: ``[new classes, D]``."""
-    features = unit_length(embed(teacher, task.train_images))
-    labels = task.train_labels.to(features.device) - task.first_label
-    sums = torch.zeros(len(task.classes), features.shape[1], device=features.device)
+    device = teacher.head.weight.device
+    batches = task.train_images.split(batch_size)
+    features = torch.cat([unit_length(teacher(batch.to(device))[0]) for batch in batches])
+    labels = task.train_labels.to(device) - task.first_label
+    sums = torch.zeros(len(task.classes), features.shape[1], device=device)
     return sums.index_add_(0, labels, features)

@@ -16,7 +16,7 @@ import torch
 
 from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset
+from csd_lib.data import Dataset, Task
 from csd_lib.engine import load_optimizer
 from csd_lib.files import (
     Damaged,
@@ -31,14 +31,12 @@ from csd_lib.files import (
     writing,
 )
 from csd_lib.methods import get_method
-from csd_lib.model import freeze
+from csd_lib.model import Network, freeze
 from csd_lib.networks import load_state
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
-    from csd_lib.data import Task
-    from csd_lib.model import Network
     from csd_lib.steps import Decision
     from csd_lib.train import Run, TaskTraining
 
@@ -47,7 +45,7 @@ class SavedState(dict):
     """What a checkpoint holds, and errors that name its file.
 
     Keys: ``identity``; ``models``, the states after the finished tasks; ``history``; ``device`` and
-    ``generator``; and, if it was saved within a task, ``learning``, its ``TaskTraining``'s.
+    ``generator``; and, if it was saved within a task, ``learning``, what was learned of it.
 
     Raises:
         ValueError: if it is not of this kind.
@@ -139,8 +137,8 @@ class RunFolder:
     The newest checkpoint is there, and the one before it in case that is damaged.
     """
 
-    def __init__(self, folder: Path | None, identity: dict[str, Any]):
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: Path | None, decided: dict[str, Any]):
+        self.folder, self.identity = folder, decided
         self._saved_at, self._seconds = -math.inf, 0.0
 
     @classmethod

@@ -54,15 +54,15 @@ def select(images: Tensor | StoredImages, chosen: Tensor) -> Tensor | StoredImag
     return images.select(chosen) if isinstance(images, StoredImages) else images[chosen]
 
 
-def sha256(first: str, parts: Sequence[Tensor | StoredImages]) -> str:
-    """Return the hash of a text and of tensors with their types and shapes: 64 hexadecimal digits.
+HASHED_AT_ONCE = 4096  # images, for those that are in a file
 
-    Images in a file are read 4,096 at a time.
-    """
+
+def sha256(first: str, parts: Sequence[Tensor | StoredImages]) -> str:
+    """Return the hash of a text and of tensors, with their types and shapes."""
     digest = hashlib.sha256(first.encode())
     for part in parts:
         digest.update(repr((part.dtype, tuple(part.shape))).encode())
-        for chunk in part.split(4096):
+        for chunk in part.split(HASHED_AT_ONCE):
             digest.update(chunk.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 

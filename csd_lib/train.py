@@ -161,7 +161,7 @@ def _learn(
 
 
 class TaskTraining:
-    """One task that is being learned: a step, an epoch, and all that is needed to go on from there.
+    """One task that is being learned: a step, an epoch, and all that a checkpoint keeps of it.
 
     Args:
         student: learns the last task; its head has a row for each class so far.

@@ -1,4 +1,4 @@
-"""What watches over a training: whether it is still going well, and which model was the best."""
+"""What watches over a training: how far it is, its sums, whether it goes well, the best model."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ class Totals:
 
     Args:
         names: of the loss terms.
-        images: of an epoch.
+        count: of an epoch's images.
         device: of the numbers.
     """
 
-    def __init__(self, names: Sequence[str], images: int, device: torch.device):
-        self.names, self.images = ("loss", *names, "spread"), images
+    def __init__(self, names: Sequence[str], count: int, device: torch.device):
+        self.names, self.count = ("loss", *names, "spread"), count
         # Of each name its mean, and the share of images in whose steps it was finite.
         self.sums = torch.zeros(2 * len(self.names), device=device)
 
@@ -127,7 +127,7 @@ class Totals:
         values = [*terms.values()]
         numbers = torch.stack([sum(values[1:], values[0]), *values, feature_spread(features)])
         measured = torch.cat([numbers, numbers.isfinite().to(numbers)])
-        self.sums.add_(measured, alpha=len(features) / self.images)
+        self.sums.add_(measured, alpha=len(features) / self.count)
 
     def read(self, student: Network) -> tuple[dict[str, float], dict[str, float], bool]:
         """Return means and finite shares by name, and whether the student is finite.

@@ -20,5 +20,5 @@ def every_cell_passes(notebook, path, mode, runs_folder):
     assert done.returncode == 0, done.stdout[-6000:]
     summary = done.stdout.strip().splitlines()[-1]
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-    assert f"{cells} passed" in summary
-    assert not re.search("skipped|xfailed|xpassed|failed", summary)
+    assert f"{cells} passed" in summary, summary
+    assert not re.search("skipped|xfailed|xpassed|failed", summary), summary

@@ -79,6 +79,7 @@ _WHY_EXEMPT = {
         model.Network.train""",
     "made, or called, by the library only": """
         data.Task data.Dataset.sha256 datasets.DatasetSpec datasets.DatasetSpec.check
+        datasets.DatasetSpec.check_size
         methods.Outputs methods.Term
         methods.Method methods.Method.term_names methods.Method.loss_terms
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun

@@ -463,6 +463,10 @@ def test_augmentation_reaches_the_network(digits, monkeypatch):
     assert set(seen) == {(torch.uint8, 2, True)}
 
 
+def test_only_the_papers_network_has_a_rule_for_its_depth():
+    assert TrainConfig(network="features", depth=18).depth == 18
+
+
 @pytest.mark.parametrize(
     "field, value",
     [

@@ -279,12 +279,12 @@ def paper_figures(groups: Sequence[Group], folder: str | Path) -> list[Path]:
     use_style()
     paths = []
     for table in (table for group in groups for table in tables(group)):
-        title, identity = _name(table)
+        title, drawn = _name(table)
         path = folder / f"{title}.png"
-        if path in paths or (path.exists() and _drawn_from(path) != identity):
-            path = folder / f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.png"
+        if path in paths or (path.exists() and _drawn_from(path) != drawn):
+            path = folder / f"{title}-{hashlib.sha256(drawn.encode()).hexdigest()[:8]}.png"
         figure = paper_against_ours(table) if table.published else first_task_curves(table)
-        figure.savefig(path, dpi=100, metadata={"Description": identity})
+        figure.savefig(path, dpi=100, metadata={"Description": drawn})
         plt.close(figure)
         paths.append(path)
     return paths

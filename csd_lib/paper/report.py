@@ -226,6 +226,24 @@ def table_rows(
     return list(table[0]), [list(cells.values()) for cells in table]
 
 
+def average_compatibility(old_gallery: np.ndarray) -> float:
+    """Share of pairs of models, an old and a newer one, in which the newer one is compatible.
+
+    It is compatible if it searches the old one's gallery better than the old one itself did (Shen
+    et al., CVPR 2020); averaged over all pairs as in Biondi et al. (TOMM 2023). Equal is not better
+    here; code of that group exists with and without ties. NaN for a single model.
+    """
+    matrix = checks.square("old_gallery", old_gallery)
+    pairs = [(i, j) for i in range(len(matrix)) for j in range(i)]
+    return float(np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])) if pairs else math.nan
+
+
+def average_multi_model(old_gallery: np.ndarray) -> float:
+    """Mean Recall@1 of all models on their own gallery and on all older ones (Biondi et al.)."""
+    matrix = checks.square("old_gallery", old_gallery)
+    return float(np.mean(matrix[np.tril_indices(len(matrix))]))
+
+
 def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
     """Columns on searches in galleries that older models have indexed."""
     tables = [t for record in row if (t := record.matrix.old_gallery) is not None and len(t) > 1]
@@ -529,21 +547,3 @@ def _listed(values: Iterable[Any], most: int = 10) -> str:
 def _check(name: str, records: Any) -> None:
     if not isinstance(records, list | tuple) or not all(isinstance(r, Record) for r in records):
         raise InputError(f"{name}={checks.shown(records)}: give a list of records")
-
-
-def average_compatibility(old_gallery: np.ndarray) -> float:
-    """Share of pairs of models, an old and a newer one, in which the newer one is compatible.
-
-    It is compatible if it searches the old one's gallery better than the old one itself did (Shen
-    et al., CVPR 2020); averaged over all pairs as in Biondi et al. (TOMM 2023). Equal is not better
-    here; code of that group exists with and without ties. NaN for a single model.
-    """
-    matrix = checks.square("old_gallery", old_gallery)
-    pairs = [(i, j) for i in range(len(matrix)) for j in range(i)]
-    return float(np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])) if pairs else math.nan
-
-
-def average_multi_model(old_gallery: np.ndarray) -> float:
-    """Mean Recall@1 of all models on their own gallery and on all older ones (Biondi et al.)."""
-    matrix = checks.square("old_gallery", old_gallery)
-    return float(np.mean(matrix[np.tril_indices(len(matrix))]))
