@@ -289,9 +289,12 @@ def test_the_readme_is_one_screen_and_leads_to_every_page():
         assert f"(docs/{page.name})" in text, page.name
 
 
-def test_the_readmes_tables_are_rendered_from_the_records():
-    done = warm.run(ROOT / "tools" / "readme.py", "--check")
-    assert done.returncode == 0, done.stderr
+def test_the_readmes_tables_are_rendered_from_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.setattr(sys, "argv", ["readme.py", "--check"])
+    with pytest.raises(SystemExit) as end:
+        import_module("readme").main()
+    assert end.value.code == 0, end.value.code
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
