@@ -3,6 +3,7 @@
 import inspect
 from unittest.mock import patch
 
+import made_up
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -99,6 +100,17 @@ def test_type_is_readable_from_the_back_row(name, small_texts, digits, two_tasks
     # Whether today's code computes what was recorded takes half a minute, and moves no letter.
     monkeypatch.setattr(report, "are_current", lambda records: [True] * len(records))
     assert small_texts(FIGURES[name](digits, two_tasks)) == []
+
+
+def test_curves_show_the_seeds_that_every_row_has(style):
+    """A line over other seeds than its neighbour's could not be compared with it."""
+    kinds = (("csd", 0), ("csd", 1), ("lwf", 0))
+    found = [made_up.record(method=method, tasks=5, seed=seed) for method, seed in kinds]
+    (table,) = (t for group in paper_groups(found) for t in tables(group) if t.name == "figure3")
+    drawn = figures.first_task_curves(table).axes[0].lines
+    lines = {tuple(np.round(line.get_ydata(), 6)) for line in drawn}
+    one, other, lwf = (tuple(np.round(100 * r.matrix.own[:, 0], 6)) for r in found)
+    assert {one, lwf} <= lines and other not in lines
 
 
 def test_small_type_would_be_found(small_texts):

@@ -200,7 +200,7 @@ def first_task_curves(table: Table) -> Figure:
 
     On the left the gallery stays the same; on the right it grows with every task, which lowers the
     line of a network that forgets nothing. Rows of joint training, which has only a last stage, are
-    lines at its height.
+    lines at its height. If all rows have some seeds in common, only those are drawn.
     """
     checks.instance("table", table, Table, "one of comparison.tables")
     tasks = table.group.config.tasks
@@ -210,6 +210,8 @@ def first_task_curves(table: Table) -> Figure:
         label = config.method if not table.settings and table.name else table.label(config)
         # The longer label: made by other code.
         rows[f"{label}, {row[0].fingerprint or 'older'}" if label in rows else label] = row
+    if seeds := set.intersection(*({r.config.seed for r in row} for row in rows.values())):
+        rows = {n: [r for r in row if r.config.seed in seeds] for n, row in rows.items()}
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True)
     for axis, (gallery, title) in zip(axes, GALLERIES.items(), strict=True):
         values = {
