@@ -1,6 +1,6 @@
 """What makes two runs the same: the settings that are read, the images, and what the code computes.
 
-A name left out of here decides nothing; everything that compares, stores or shares runs asks here.
+Everything that compares, stores or shares runs asks here.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from disturbed import hold
-from made_up import quick_fingerprint, record
+from made_up import record
 from warm import PROCESSES, Python
 
 from csd_lib import InputError, files, identity, losses
@@ -254,11 +254,6 @@ def test_a_record_without_models_says_how_to_get_them(own_folders):
 # --- paper against ours ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def computed_once(monkeypatch):
-    monkeypatch.setattr(report, "fingerprint", quick_fingerprint)
-
-
 def made(method, seed=0, last=(0.6, 0.5), **changes):
     history = ({"task": 0, "epoch": 0, "seconds": 1800.0 + seed},)
     return record(**{"method": method, "seed": seed, "last": last, "history": history, **changes})
@@ -287,7 +282,7 @@ def experiment_records(name, keep=lambda config: True, baselines=(), **changes):
     return [record(config) for config in [*filter(keep, configs), *others]]
 
 
-def test_each_cell_shows_paper_ours_gap_and_a_verdict(computed_once):
+def test_each_cell_shows_paper_ours_gap_and_a_verdict():
     records = [made("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
     records.append(made("csd", 2, (0.641, 0.616)))
     records += [made("lwf", 0, (0.64, 0.564)), made("mmd", 0, (0.5, 0.609))]
@@ -307,12 +302,12 @@ def test_each_cell_shows_paper_ours_gap_and_a_verdict(computed_once):
     "changes",
     [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(weight_decay=0.1)],
 )
-def test_presets_and_settings_never_share_a_table(computed_once, changes):
+def test_presets_and_settings_never_share_a_table(changes):
     groups = comparison.paper_groups([made("csd"), made("lwf", **changes)])
     assert [len(group.records) for group in groups] == [1, 1]
 
 
-def test_a_changed_weight_never_stands_in_the_papers_table(computed_once):
+def test_a_changed_weight_never_stands_in_the_papers_table():
     (group,) = comparison.paper_groups([made("csd"), made("csd", 1, csd_temperature=0.3)])
     table, other = comparison.tables(group)
     assert table.published and [len(row) for row in table.rows] == [1]
@@ -320,12 +315,12 @@ def test_a_changed_weight_never_stands_in_the_papers_table(computed_once):
 
 
 @pytest.mark.parametrize("machine", [dict(device="cuda:1"), dict(cuda_graph=True)])
-def test_the_machine_never_splits_a_table(computed_once, machine):
+def test_the_machine_never_splits_a_table(machine):
     config = TrainConfig(dataset="cifar100", depth=8, seed=1, **machine)
     assert [len(row) for row in table_of([made("csd"), record(config)]).rows] == [2]
 
 
-def test_claims_are_compared_seed_by_seed(computed_once):
+def test_claims_are_compared_seed_by_seed():
     records = [made("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
     records += [made("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
     records += [made("fine-tuning", 0, (0.3, 0.7))]
@@ -350,7 +345,7 @@ def test_an_interval_is_students_and_decides_in_both_directions():
     assert comparison.paired([-0.02, -0.02, -0.03])[2] == "does not"
 
 
-def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds(computed_once):
+def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds():
     """By hand: KD adds 10 points without CSD and 2 with it, on task 1; a seed more adds to both."""
     first = {"ce": 0.50, "ce+kd": 0.60, "ce+csd": 0.70, "ce+kd+csd": 0.72}
     records = [
@@ -379,7 +374,7 @@ def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds(comput
     assert {row["n"] for row in of.values()} == {"2"}
 
 
-def test_the_mean_of_recipes_is_of_the_seeds_that_all_of_them_have(computed_once):
+def test_the_mean_of_recipes_is_of_the_seeds_that_all_of_them_have():
     """Seed 1 was run without CSD alone: there KD adds 30 points, which is no reason to say so."""
     first = {"ce": 0.50, "ce+kd": 0.60, "ce+csd": 0.70, "ce+kd+csd": 0.72}
     records = [made(name, 0, (value, 0.5), depth=8) for name, value in first.items()]
@@ -392,7 +387,7 @@ def test_the_mean_of_recipes_is_of_the_seeds_that_all_of_them_have(computed_once
     assert kd[0][2].startswith("+20.0") and kd[2][2] == "+6.0"
 
 
-def test_variants_are_compared_with_csd_seed_by_seed(computed_once):
+def test_variants_are_compared_with_csd_seed_by_seed():
     records = [made("csd", s, (0.6 + 0.1 * s, 0.5)) for s in (0, 1)]
     records += [made("csd", s, (0.63 + 0.1 * s, 0.5), csd_temperature=0.2) for s in (0, 1, 2)]
     found = {t.name: t for t in comparison.tables(comparison.paper_groups(records)[0])}
@@ -406,14 +401,14 @@ def test_variants_are_compared_with_csd_seed_by_seed(computed_once):
     assert comparison.difference_rows(found["temperature"], "own")[1] == []
 
 
-def test_what_has_no_old_gallery_is_still_compared_in_the_other_columns(computed_once):
+def test_what_has_no_old_gallery_is_still_compared_in_the_other_columns():
     records = [made("csd", s) for s in (0, 1)] + [made("joint", s, (0.7, 0.7)) for s in (0, 1)]
     header, (row,) = comparison.difference_rows(table_of(records), "own")
     row = dict(zip(header, row, strict=True))
     assert row["n"] == "2" and row["average"].startswith("+") and row["old gallery"] == "–"
 
 
-def test_the_old_gallery_stands_beside_the_others_and_has_claims(computed_once):
+def test_the_old_gallery_stands_beside_the_others_and_has_claims():
     def in_old(value, method, seed):
         old = np.array([[0.6, np.nan], [value, 0.5]])
         matrix = made(method).matrix
@@ -429,13 +424,13 @@ def test_the_old_gallery_stands_beside_the_others_and_has_claims(computed_once):
     assert rows_of(older)["CSD"]["old gallery"] == "–"
 
 
-def test_a_shared_first_task_is_not_counted_twice_in_the_hours(computed_once):
+def test_a_shared_first_task_is_not_counted_twice_in_the_hours():
     shared, own = made("initial"), {"task": 1, "epoch": 0, "seconds": 5400.0}
     both = [shared, made("csd", history=(*shared.history, own))]
     assert ", 2.0 hours," in comparison.render_paper(comparison.paper_groups(both))
 
 
-def test_what_was_not_reproduced_is_said(computed_once):
+def test_what_was_not_reproduced_is_said():
     text = comparison.render_paper([])
     for words in ("with preset reference", "preset clean", "Figure 3", "Table 2", "CUB"):
         assert words in text
@@ -445,15 +440,13 @@ def test_what_was_not_reproduced_is_said(computed_once):
     assert "with preset clean" in render(made("csd", fingerprint="other000"))
 
 
-def test_class_preset_is_never_taken_for_the_papers_protocol(computed_once):
+def test_class_preset_is_never_taken_for_the_papers_protocol():
     groups = comparison.paper_groups([made("csd", preset="class")])
     assert "short schedule" in comparison.render_paper(groups)
 
 
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)
-def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compared_with(
-    computed_once, name
-):
+def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compared_with(name):
     records = experiment_records(name, baselines=comparison.BASELINES)
     wanted = {json.dumps(identity.key(found.config, "seed"), sort_keys=True) for found in records}
     for tasks in paper.EXPERIMENTS[name].tasks:
@@ -481,7 +474,7 @@ def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compa
 
 
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)
-def test_a_variant_that_was_not_run_is_named_once(computed_once, name):
+def test_a_variant_that_was_not_run_is_named_once(name):
     missing = paper.EXPERIMENTS[name].configs((0,), dataset=data_of(name), depth=8)[1]
     records = experiment_records(
         name,
@@ -500,7 +493,7 @@ def test_a_variant_that_was_not_run_is_named_once(computed_once, name):
     assert text.count("not run: ") == sum(1 for table in tables.values() if table.missing)
 
 
-def test_what_was_recorded_of_one_experiment_makes_no_table_of_another(computed_once):
+def test_what_was_recorded_of_one_experiment_makes_no_table_of_another():
     for group in comparison.paper_groups(experiment_records("figure5")):
         found = {table.name: table for table in comparison.tables(group)}
         assert len(found["figure5"].rows) == 8 and not found.pop("figure5").missing
@@ -508,9 +501,7 @@ def test_what_was_recorded_of_one_experiment_makes_no_table_of_another(computed_
     assert comparison.tables(comparison.paper_groups([made("csd")])[0])[0].name == "table1"
 
 
-def test_older_codes_rows_never_stand_beside_current_ones_and_make_no_claims(
-    computed_once, tmp_path
-):
+def test_older_codes_rows_never_stand_beside_current_ones_and_make_no_claims(tmp_path):
     older = [made("csd", 0, (0.9, 0.123), fingerprint=text) for text in ("other000", "other111")]
     older += [made("lwf", 0, (0.9, 0.124), fingerprint="")]
     groups = comparison.paper_groups([*older, made("csd"), made("lwf")])
@@ -524,7 +515,7 @@ def test_older_codes_rows_never_stand_beside_current_ones_and_make_no_claims(
     assert len(set(labels)) == 3 and sum("CSD" in label for label in labels) == 2
 
 
-def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own(computed_once):
+def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own():
     mine = {name: Method(f"My {name}", "ce+triplet+fecd") for name in ("one", "two")}
     with patch.dict(METHODS, mine):
         (group,) = comparison.paper_groups([made(name) for name in ("csd", *mine)])
@@ -540,7 +531,7 @@ def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own(comput
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_curves_have_a_panel_for_each_gallery_and_bars_only_of_several_seeds(computed_once, seeds):
+def test_curves_have_a_panel_for_each_gallery_and_bars_only_of_several_seeds(seeds):
     found = [made("csd", seed, tasks=3, last=None) for seed in seeds]
     growing = [replace(r.matrix, seen=r.matrix.own / 2) for r in found]
     found = [replace(r, matrix=matrix) for r, matrix in zip(found, growing, strict=True)]
@@ -554,7 +545,7 @@ def test_curves_have_a_panel_for_each_gallery_and_bars_only_of_several_seeds(com
 
 
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)
-def test_every_experiment_is_drawn_into_files_of_their_own(computed_once, tmp_path, name):
+def test_every_experiment_is_drawn_into_files_of_their_own(tmp_path, name):
     groups = comparison.paper_groups(experiment_records(name))
     paths = figures.paper_figures(groups, tmp_path)
     tables = [table for group in groups for table in comparison.tables(group)]
@@ -563,7 +554,7 @@ def test_every_experiment_is_drawn_into_files_of_their_own(computed_once, tmp_pa
     assert all(path.stat().st_size > 10_000 for path in paths)
 
 
-def test_no_figure_overwrites_one_of_other_records(computed_once, tmp_path):
+def test_no_figure_overwrites_one_of_other_records(tmp_path):
     changes = [{}, {"preset": "class", "epochs": 800}, {"weight_decay": 0.1}, {"data": "1" * 64}]
     changes += [{"precision": "amp"}, {"fingerprint": "other000"}, {"class_order_seed": 1}]
     changes += [{"batch_size": 64}, {"tasks": 5, "last": None}, {"epochs": 3}]
@@ -580,9 +571,7 @@ def test_no_figure_overwrites_one_of_other_records(computed_once, tmp_path):
     assert len(drawn) == len(list((tmp_path / "apart").iterdir())) == len(changes)
 
 
-def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_old(
-    computed_once, tmp_path
-):
+def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_old(tmp_path):
     draw = lambda *r: figures.paper_figures(comparison.paper_groups(r), tmp_path)  # noqa: E731
     assert draw(made("csd")) == draw(made("csd"), made("csd", 1))
     (tmp_path / "somebody.png").write_bytes(b"")

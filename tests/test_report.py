@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from made_up import quick_fingerprint, record, write
+from made_up import record, write
 
 from csd_lib import InputError
 from csd_lib.config import TrainConfig
@@ -23,11 +23,6 @@ from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix
 
 QUICK = dict(epochs=1, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def computed_once(monkeypatch):
-    monkeypatch.setattr(report, "fingerprint", quick_fingerprint)
 
 
 def made(method="csd", seed=0, first_column=(0.9, 0.8), **changes):
