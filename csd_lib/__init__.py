@@ -1,12 +1,11 @@
 """A small kit to learn, teach and check Contrastive Supervised Distillation (CSD).
 
-The science is in nine flat modules, and data flows one way through them::
+The science is in eight flat modules, to be read in this order::
 
-    data -> losses -> model -> methods -> config -> retrieval -> train -> drift
+    data -> losses -> model -> retrieval -> methods -> config -> train -> drift
 
-Beneath them are ``engine``, ``checks`` and ``paths``; beside them is what keeps, fetches and
-prints; ``paper`` holds the paper's tables and figures, ``course`` what only the notebooks need.
-What a researcher needs in a program of one's own is in ``api``.
+What is around them is drawn in docs/design.md. What a researcher needs in a program of one's own
+is in ``api``.
 
 Source of the method: Barletti, Biondi, Pernici, Bruni and Del Bimbo, "Contrastive Supervised
 Distillation for Continual Representation Learning", ICIAP 2021 (arXiv 2205.05476).

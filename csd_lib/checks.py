@@ -491,7 +491,7 @@ def batch(labels: Any = ..., *, temperature: Any = 1.0, margin: Any = 0.0, **mat
         if (value.shape, value.device, value.dtype) != (first.shape, first.device, first.dtype):
             raise InputError(
                 f"{first_name} are {shown(first)} and {name} are {shown(value)}: both must have "
-                f"one shape, dtype and device"
+                f"one shape, dtype and device (what autocast made beside what was stored: .float())"
             )
     if labels is not ...:
         _batch_labels(labels, first)
@@ -531,7 +531,8 @@ def old_logits(student: Any, teacher: Any, temperature: Any) -> None:
     ) or teacher.shape[1] > student.shape[1]:
         raise InputError(
             f"student_logits are {shown(student)} and teacher_logits are {shown(teacher)}: give "
-            f"as many rows, no more columns than the student has, and one dtype and device"
+            f"as many rows, no more columns than the student has, and one dtype and device (what "
+            f"autocast made beside what was stored: .float())"
         )
     number("temperature", temperature, at_least=0.001, at_most=1000)
 
@@ -620,6 +621,21 @@ def dataset(value: Any) -> None:
             f"{shown(value.test_images)}: all images must have one size"
         )
     channels(value.mean, value.std, value.train_images.shape[1])
+
+
+class Declared:
+    """The settings that a loss term names; it can read no others, which would not be recorded."""
+
+    def __init__(self, term: str, settings: Any, names: tuple[str, ...]):
+        self._term, self._settings, self._names = term, settings, names
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._names:
+            raise InputError(
+                f"the loss term {self._term!r} reads the setting {name}: name it in "
+                f"Term(..., settings=({name!r},)), so that it is recorded with each run"
+            )
+        return getattr(self._settings, name)
 
 
 def _batch_labels(labels: Any, matrix: Tensor) -> None:

@@ -411,7 +411,7 @@ def features(
         weights: that it has: published, random, or a file of its state.
         image_size: scale the images to this height and width; default: as the weights want it.
     """
-    from csd_lib.datasets import get_spec, load_dataset
+    from csd_lib.datasets import are_scaled, load_dataset
     from csd_lib.features import save_features
     from csd_lib.networks import input_size, make_network
 
@@ -421,7 +421,7 @@ def features(
     asked: dict[str, Any] = dict(network=network, weights=weights, image_size=image_size)
     config = TrainConfig(dataset="./images", **asked)  # a size is for images that can be scaled
     size = input_size(config)
-    images = load_dataset(what, image_size=size if get_spec(what).scaled else None)
+    images = load_dataset(what, image_size=size if are_scaled(what) else None)
     save_features(images, make_network(config, images.mean, images.std), into, size)
     print(
         f"{into}: train with --dataset {os.path.join('.', into)} --network features --embedding 512"

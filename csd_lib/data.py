@@ -136,7 +136,7 @@ def class_incremental_split(
     for index, classes in enumerate(groups):
         parts: dict[str, Any] = {}
         for part in ("train", "test"):
-            labels = label_of_class[getattr(dataset, f"{part}_labels")]
+            labels = label_of_class[getattr(dataset, f"{part}_labels").long()]
             chosen = (labels >= first) & (labels < first + len(classes))
             parts[f"{part}_images"] = select(getattr(dataset, f"{part}_images"), chosen)
             parts[f"{part}_labels"] = labels[chosen]

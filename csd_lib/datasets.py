@@ -55,6 +55,11 @@ def is_path(name: Any) -> bool:
     return isinstance(name, str) and ("/" in name or "\\" in name or name.endswith(".npz"))
 
 
+def are_scaled(name: str) -> bool:
+    """Say whether images are brought to a size as they load: those of a folder, not arrays."""
+    return get_spec(name).scaled and not name.endswith(".npz")
+
+
 def get_spec(name: str) -> DatasetSpec:
     """Look a data set up by name; images of one's own have one entry for all.
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from csd_lib import InputError, checks, identity, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
-from csd_lib.files import make_folder, only_one, read_tensors
+from csd_lib.files import make_folder, only_one, read_json_lines, read_tensors
 from csd_lib.fingerprint import fingerprint
 from csd_lib.model import Network
-from csd_lib.networks import network_from_state
+from csd_lib.networks import network_from_state, state_sha256
 from csd_lib.paths import runs_folder
 from csd_lib.prepare import load_images, split_classes
 from csd_lib.record import Record
@@ -116,9 +117,14 @@ def run_experiment(
         path = folder / "results.json"
         if not path.exists():  # else train has seen that they are this run's
             steps = folder / "steps.jsonl"
-            lines = steps.read_text().splitlines() if steps.exists() else []
-            _measure(run, dataset, wanted, lines).write(path)
+            taken = read_json_lines(steps) if steps.exists() else []
+            _measure(run, dataset, wanted, taken).write(path)
         record = Record.read(path)
+    if record.models and record.models != _hashes(run.models):
+        raise InputError(
+            f"{path} was measured on other models than {folder / 'checkpoint.pt'} holds: move one "
+            f"of the two away"
+        )
     return FinishedRun(
         run.config, run.tasks, run.models, run.history, record.matrix, record, folder
     )
@@ -135,7 +141,8 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
         dataset: its images; default: loads ``config.dataset``.
 
     Raises:
-        InputError: if there is no finished run, or these are other images.
+        InputError: if there is no finished run, these are other images, or a model is missing or
+            not the one that was measured.
     """
     checks.instance("folder", folder, (str, Path), "the folder of a run")
     folder = Path(folder)
@@ -146,18 +153,10 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     record = Record.read(folder / "results.json")
     config = record.config
     dataset = load_images(config, dataset)
-    if dataset.sha256() != record.data.split("+")[0]:
+    if record.data and dataset.sha256() != record.data.split("+")[0]:
         raise InputError(f"{folder} is a run on other images or labels than {dataset.name}'s here")
     tasks = split_classes(dataset, config)
-    models = []
-    for number in range(1, len(tasks) + 1):
-        path = folder / f"model-task{number}.pt"
-        if not path.exists():  # joint training has one model, the initial model stays what it is
-            continue
-        models.append(_load_model(config, path))
-    if not models:
-        raise InputError(f"{folder} has kept no models: train it again in another folder")
-    models += [models[-1]] * (len(record.matrix.own) - len(models))
+    models = [_load_model(record, number) for number in range(1, _learned(config) + 1)]
     _, channels, *size = dataset.train_images.shape
     today = fingerprint(config, channels, min(size))
     if record.fingerprint not in ("", today):
@@ -167,8 +166,13 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
             f"compute with today's code",
             stacklevel=2,
         )
-    lines = (folder / "history.jsonl").read_text().splitlines()
-    history = [json.loads(line) for line in lines]
+    history = read_json_lines(folder / "history.jsonl")
+    if len(history) != sum(map(config.epochs_to_run, range(len(models)))):
+        raise InputError(
+            f"{folder / 'history.jsonl'} has only {len(history)} epochs: run the same training "
+            f"again, which writes all of them anew"
+        )
+    models += [models[-1]] * (len(record.matrix.own) - len(models))  # the initial model stays
     return FinishedRun(config, tasks, models, history, record.matrix, record, folder)
 
 
@@ -176,24 +180,38 @@ def last_model(record: Record) -> Network:
     """Return the last model of a finished run, frozen. Its images are not needed.
 
     Raises:
-        InputError: if its folder has kept no models.
+        InputError: if its folder has not kept it.
     """
-    stages = range(record.config.tasks, 0, -1)
-    paths = [record.folder / f"model-task{n}.pt" for n in stages] if record.folder else []
-    for path in paths:
-        if path.exists():
-            return _load_model(record.config, path)
-    raise InputError(f"{record.folder} has kept no models: train it again in another folder")
+    return _load_model(record, _learned(record.config))
 
 
-def _load_model(config: TrainConfig, path: Path) -> Network:
+def _learned(config: TrainConfig) -> int:
+    """Return how many models a run has kept, one for each time that it learned."""
+    return config.tasks if config.learns_later() else 1
+
+
+def _hashes(models: Sequence[Network]) -> tuple[str, ...]:
+    return tuple(state_sha256(model.state_dict()) for model in models)
+
+
+def _load_model(record: Record, number: int) -> Network:
+    path = (record.folder or Path()) / f"model-task{number}.pt"
+    if not path.exists():
+        raise InputError(f"{path} is missing: run the same training again, which keeps it anew")
+    state = read_tensors(path)
     try:
-        return network_from_state(config, read_tensors(path))
+        model = network_from_state(record.config, state)
     except ValueError as error:
         raise InputError(f"{path} is not the model of its run: {error}") from error
+    if record.models and _hashes([model]) != record.models[number - 1 : number]:
+        raise InputError(
+            f"{path} is not the model that was measured: run the same training again, which keeps "
+            f"that one anew"
+        )
+    return model
 
 
-def _measure(run: Run, dataset: Dataset, decided: dict[str, str], steps: Sequence[str]) -> Record:
+def _measure(run: Run, dataset: Dataset, decided: dict[str, str], steps: Sequence[Any]) -> Record:
     """Measure a run, and say where and when."""
     device = torch.device(run.config.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -214,7 +232,8 @@ def _measure(run: Run, dataset: Dataset, decided: dict[str, str], steps: Sequenc
         versions=versions,
         threads=torch.get_num_threads(),
         peak_memory_mb=_peak_memory(device),
-        steps=tuple(json.loads(line) for line in steps),
+        steps=tuple(steps),
+        models=_hashes(run.models),
         training_seconds=round(sum(record["seconds"] for record in run.history), 3),
     )
 

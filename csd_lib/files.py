@@ -79,6 +79,8 @@ def make_folder(folder: str | Path) -> Path:
     Raises:
         InputError: if they cannot.
     """
+    if not str(folder):
+        raise InputError("the folder's name is empty: give one, or leave --folder out")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,12 +152,25 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: if it cannot be opened; ``Damaged`` if it is not complete JSON.
     """
+    return _parsed(path, json.loads)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read a file with a line of JSON for each item.
+
+    Raises:
+        InputError: as ``read_json``.
+    """
+    return _parsed(path, lambda text: [json.loads(line) for line in text.splitlines()])
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     with parsing(path):
         if path.stat().st_size > MAX_JSON:
             raise damaged(path, f"it is larger than {MAX_JSON / 1e6:.0f} MB")
         content = path.read_bytes()
     with parsing(path, ValueError, RecursionError):  # json: not JSON or not UTF-8; nested too deep
-        return json.loads(content.decode("utf-8"))
+        return parse(content.decode("utf-8"))
 
 
 def read_tensors(path: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from csd_lib import InputError
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
-from csd_lib.datasets import is_path
+from csd_lib.datasets import get_spec, is_path
 from csd_lib.methods import FIRST_TASK, TERMS, Term, get_method
 from csd_lib.networks import RANDOM, init_sha256, weights_sha256
 
@@ -133,6 +133,11 @@ def from_stored(content: dict[str, Any]) -> TrainConfig:
     known = {part.name for part in fields(TrainConfig)}
     if unknown := sorted(set(content) - known):
         raise InputError(f"it has settings that this kit does not have: {', '.join(unknown)}")
+    try:
+        get_method(content.get("method", "csd"))
+        get_spec(content.get("dataset", "digits"))
+    except InputError as error:
+        raise InputError(f"{error}; if a module of yours adds it, import that first") from error
     config = TrainConfig(**content)
     if content.get("later_epochs") is None and config.later_epochs:
         return replace(config, later_epochs=config.epochs)

@@ -67,7 +67,8 @@ class Term:
         Raises:
             InputError: if what was computed is not one number.
         """
-        value = self.compute(outputs, settings)
+        declared: Any = checks.Declared(self.title, settings, self.settings)
+        value = self.compute(outputs, declared)
         checks.scalar(f"the loss term {self.title!r}", value)
         return getattr(settings, self.weight) * value if self.weight else value
 

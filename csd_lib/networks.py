@@ -214,7 +214,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         {name: (value.dtype, tuple(value.shape)) for name, value in values.items()}
         for values in (model.state_dict(), state)
     )
-    for name in sorted(wanted.keys() | found.keys()):
+    for name in sorted(wanted.keys() | found.keys(), key=str):
         if wanted.get(name) != found.get(name):
             raise ValueError(f"{name} is {found.get(name)}, expected {wanted.get(name)}")
         if not torch.isfinite(state[name]).all():
@@ -338,7 +338,7 @@ def weights_sha256(config: TrainConfig) -> str:
         path = _existing("weights", str(config.weights))
         return hashlib.sha256(path.read_bytes()).hexdigest()
     body = _maker(str(config.network))(config, (0.0,) * 3, (1.0,) * 3)
-    return _numbers_sha256(body.state_dict())
+    return state_sha256(body.state_dict())
 
 
 def init_sha256(path: str) -> str:
@@ -347,10 +347,11 @@ def init_sha256(path: str) -> str:
     Raises:
         InputError: if there is no such file, or it holds no state by name.
     """
-    return _numbers_sha256(dict(sorted(_read_state("init_from", path).items())))
+    return state_sha256(dict(sorted(_read_state("init_from", path).items())))
 
 
-def _numbers_sha256(state: Mapping[str, Tensor]) -> str:
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return a hash of a model's numbers and their names, on whatever device they are."""
     digest = hashlib.sha256()
     for name, value in state.items():
         flat = value.cpu().contiguous().flatten()
@@ -576,7 +577,8 @@ def _existing(setting: str, name: str) -> Path:
 def _read_state(setting: str, name: str) -> Mapping[str, Tensor]:
     content = read_state(_existing(setting, name))
     if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) and value.layout is torch.strided for value in content.values()
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided
+        for name, value in content.items()
     ):
         raise InputError(f"{setting}={name!r} holds no state by name")
     return content

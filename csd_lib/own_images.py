@@ -172,7 +172,8 @@ def describe(found: OwnImages) -> str:
 def _from_folder(path: Path, image_size: int | None, split_seed: int) -> OwnImages:
     class_names, files, labels, given = _list(path)
     stats = [(name, (path / name).stat()) for name in files]
-    listing = [(name, found.st_size, found.st_mtime_ns) for name, found in stats]
+    # A copy may keep the time of a change, as rsync does; that of the inode cannot be set.
+    listing = [(n, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for n, found in stats]
     key = json.dumps([FORMAT, image_size, listing])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     name = path.resolve().name

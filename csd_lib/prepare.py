@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, class_incremental_split
-from csd_lib.datasets import get_spec, load_dataset
+from csd_lib.datasets import are_scaled, load_dataset
 from csd_lib.model import Network
 from csd_lib.networks import init_head, input_size, make_network, try_network
 from csd_lib.numerics import unit_length
@@ -19,14 +21,17 @@ def load_images(config: TrainConfig, given: Dataset | None = None) -> Dataset:
     """Load the images of a config: of a folder, in the size that the network's weights want.
 
     Args:
+        config: says which images, and the size of those of a folder.
         given: images to return instead.
+
+    Raises:
+        InputError: as ``load_dataset``, or for something given that is no data set.
     """
     if given is not None:
         checks.instance("dataset", given, Dataset, "what load_dataset returns")
         return given
-    if not get_spec(config.dataset).scaled:
-        return load_dataset(config.dataset)
-    return load_dataset(config.dataset, image_size=input_size(config))
+    size = input_size(config) if are_scaled(config.dataset) else config.image_size
+    return load_dataset(config.dataset, image_size=size)
 
 
 def check_images(config: TrainConfig, dataset: Dataset) -> None:
@@ -50,10 +55,29 @@ def check_images(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
-    """Split a data set into the tasks of a config."""
-    return class_incremental_split(
+    """Split a data set into the tasks of a config; classes without images are warned of.
+
+    Raises:
+        InputError: as ``class_incremental_split``, and if nothing of a task can be learned, or
+            none of its test images could be found.
+    """
+    tasks = class_incremental_split(
         dataset, config.tasks, seed=config.class_order_seed, first_classes=config.first_classes
     )
+    for task in tasks:
+        for part, least in (("train", 1), ("test", 2)):  # a test image is found by another one
+            labels = getattr(task, f"{part}_labels") - task.first_label
+            counts = torch.bincount(labels, minlength=len(task.classes))
+            where = f"task {task.index + 1} ({', '.join(task.class_names[:10])})"
+            if counts.max() < least:
+                few = "no class with two test images" if counts.any() else f"no {part} images"
+                raise InputError(f"{dataset.name}: {where} has {few}: add some, or leave it out")
+            empty = [task.class_names[place] for place in (counts == 0).nonzero().flatten()]
+            if empty:
+                warnings.warn(
+                    f"{dataset.name}: no {part} images of {', '.join(empty)}", stacklevel=3
+                )
+    return tasks
 
 
 def new_student(config: TrainConfig, dataset: Dataset, device: torch.device) -> Network:

@@ -36,6 +36,7 @@ class Record:
     training_seconds: float = 0.0
     history: tuple[dict[str, float], ...] = ()
     steps: tuple[dict[str, Any], ...] = ()  # on a GPU, how they were taken (``steps.Decision``)
+    models: tuple[str, ...] = ()  # SHA-256 of the numbers of each stage's model
     files: dict[str, str] = field(default_factory=dict)  # kept beside it, with their SHA-256
     folder: Path | None = None  # where it was read
 
@@ -46,11 +47,19 @@ class Record:
         Raises:
             InputError: if it is damaged, or not a record of this kit and its methods.
         """
+        found = cls._read(path)
+        if isinstance(found, str):
+            raise InputError(f"{path} is not a record: {found}")
+        return found
+
+    @classmethod
+    def _read(cls, path: Path) -> Record | str:
+        """Return a record, or say why it is none."""
         content = read_json(path)
         try:
             return cls._parse(content, path.parent)
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not a record: {error}") from error
+            return str(error)
 
     @classmethod
     def _parse(cls, content: dict[str, Any], folder: Path) -> Record:
@@ -62,7 +71,7 @@ class Record:
             "files": dict,
         }
         optional |= {"threads": int, "peak_memory_mb": int, "training_seconds": (int, float)}
-        optional |= {"history": list, "image_shape": list, "steps": list}
+        optional |= {"history": list, "image_shape": list, "steps": list, "models": list}
         if not isinstance(content, dict):
             raise ValueError("it is no dictionary")
         for name, kind in (kinds | optional).items():
@@ -86,7 +95,7 @@ class Record:
         if len(matrix.own) != stages:
             raise ValueError(f"its matrix has {len(matrix.own)} rows, not {stages}")
         others = {name: content[name] for name in optional if name in content}
-        for name in ("history", "image_shape", "steps"):
+        for name in ("history", "image_shape", "steps", "models"):
             others[name] = tuple(others.get(name, ()))
         return cls(
             **others,
@@ -130,14 +139,23 @@ def read_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:
     """Read many records; what cannot be read is named, and does not stop the others.
 
     Returns:
-        The records, and a line for each file that is left out.
+        The records, and a line for each reason why others are left out.
     """
     records, problems = [], []
+    others: dict[str, list[Path]] = {}  # which are no records, by the reason
     for path in paths:
         try:
-            records.append(Record.read(path))
+            found = Record._read(path)
         except InputError as error:
             problems.append(f"left out: {error}")
+            continue
+        if isinstance(found, str):
+            others.setdefault(found, []).append(path)
+        else:
+            records.append(found)
+    for why, alike in others.items():
+        are = "is not a record" if len(alike) == 1 else f"and {len(alike) - 1} more are no records"
+        problems.append(f"left out: {alike[0]} {are}: {why}")
     return records, problems
 
 
@@ -145,6 +163,9 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     rows = values if isinstance(values, list) else []
     if sum(len(row) if isinstance(row, list) else 1 for row in rows) > MAX_ENTRIES:
         raise ValueError(f"its matrix {name} has more than {MAX_ENTRIES} entries")
-    return checks.table(
+    table = checks.table(
         f"its matrix {name}", [[np.nan if v is None else v for v in r] for r in rows]
     )
+    if not (np.isnan(table) | ((table >= 0) & (table <= 1))).all():
+        raise ValueError(f"its matrix {name} has numbers that are no shares from 0 to 1")
+    return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -148,6 +149,9 @@ def recall_at_k(
     for k in ks:
         checks.whole("ks", k, 1)
     counts = wrong_before_right(queries, query_labels, gallery, gallery_labels, same_images)
+    others = None if same_images else gallery
+    if others is not None and torch.equal(queries.cpu().double(), others.cpu().double()):
+        warnings.warn("each query finds itself: same_images=True leaves it out", stacklevel=2)
     counted = counts[counts >= 0]
     if len(counted) == 0:
         raise InputError(

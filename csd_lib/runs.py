@@ -32,7 +32,7 @@ from csd_lib.files import (
 )
 from csd_lib.methods import get_method
 from csd_lib.model import Network, freeze
-from csd_lib.networks import load_state
+from csd_lib.networks import load_state, state_sha256
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -217,7 +217,8 @@ class RunFolder:
             saved = SavedState(read_tensors(path), path)
         except ValueError as error:
             raise InputError(f"prefix={str(path)!r} is no checkpoint: {error}") from error
-        stop = saved["identity"].get("config", {}).get("stop_at_epoch")
+        its = saved["identity"].get("config")
+        stop = its.get("stop_at_epoch") if isinstance(its, dict) else None
         if what := identity.difference(
             saved["identity"], identity.of_run(replace(config, stop_at_epoch=stop), dataset)
         ):
@@ -235,12 +236,13 @@ class RunFolder:
         """Say whether it is time for another checkpoint: they may take up to 5 % of the time."""
         return bool(self.folder) and time.monotonic() - self._saved_at >= 20 * self._seconds
 
-    def write_history(self, history: Sequence[dict[str, float]]) -> None:
-        """Write the history, one line an epoch."""
+    def begin(self, run: Run) -> None:
+        """Write what the run goes on from: its history, one line an epoch, and its models."""
         if self.folder:
-            lines = "".join(json.dumps(record) + "\n" for record in history)
+            lines = "".join(json.dumps(record) + "\n" for record in run.history)
             path = self.folder / "history.jsonl"
             write_atomically(path, lambda partial: partial.write_text(lines))
+            _keep_models(run.models, self.folder)
 
     def append_history(self, record: dict[str, float]) -> None:
         """Add one epoch's line to the history."""
@@ -276,14 +278,10 @@ class RunFolder:
         if not self.folder:
             return
         started = time.monotonic()
-        states = [model.state_dict() for model in run.models]
-        for number, state in enumerate(states, start=1):
-            path = self.folder / f"model-task{number}.pt"
-            if not path.exists():
-                write_tensors(path, state)
+        _keep_models(run.models, self.folder)
         content = {
             "identity": self.identity,
-            "models": states,
+            "models": [model.state_dict() for model in run.models],
             "history": list(run.history),
             "device": learning.generator.device.type,
             "generator": learning.generator.get_state(),
@@ -389,25 +387,39 @@ def set_aside_if_older(folder: Path, wanted: dict[str, Any]) -> None:
     """Move a run away that was made, or begun, by code that computes other numbers.
 
     Runs in folders that are named after their config come here: after a change of the code the
-    same name is wanted again, and nothing must be lost.
+    same name is wanted again, and nothing must be lost. If the code is changed back, so is the run.
     """
     path = folder / "config.json"
     if not path.exists():
         return
     stored = read_json(path)
     if what := identity.difference(stored, wanted):
-        if not what.startswith("code"):
+        if not what.startswith("code") or not str(stored["fingerprint"]).isalnum():
             return  # train says what is wrong
-        aside = folder.with_name(f"{folder.name}-by-{stored['fingerprint']}")
+        aside, back = (
+            folder.with_name(f"{folder.name}-by-{made_by['fingerprint']}")
+            for made_by in (stored, wanted)
+        )
         if aside.exists():
             return
         with only_one(folder, "training"):
             folder.replace(aside)
+            if back.exists():
+                back.replace(folder)
+        now = "the one by today's code is back" if folder.exists() else "this one starts anew"
         warnings.warn(
-            f"{folder.name} was made by {what}. It is kept as {aside.name}, and this one starts "
-            f"anew",
-            stacklevel=3,
+            f"{folder.name} was made by {what}. It is kept as {aside.name}, and {now}", stacklevel=3
         )
+
+
+def _keep_models(models: Sequence[Network], folder: Path) -> None:
+    """Write the file of each model, unless it is there and right."""
+    for number, model in enumerate(models, start=1):
+        path, state = folder / f"model-task{number}.pt", model.state_dict()
+        with suppress(InputError, AttributeError):  # damaged, or no state of a model
+            if path.exists() and state_sha256(read_tensors(path)) == state_sha256(state):
+                continue
+        write_tensors(path, state)
 
 
 def _state_of(learning: TaskTraining) -> dict[str, Any]:
@@ -434,6 +446,7 @@ def _set_state_of(
     if state["epoch"] != len(before) or not 0 < state["epoch"] < learning.epochs:
         raise ValueError(f"it is in epoch {state['epoch']}, its history has {len(before)}")
     if learning.selection:
+        _check_kinds(state["best"], {"recall": float, "state": dict})
         load_state(learning.student, state["best"]["state"])
         checks.number("best_recall", state["best"]["recall"], at_least=0, at_most=1)
         learning.selection.recall = state["best"]["recall"]

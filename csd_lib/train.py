@@ -119,7 +119,7 @@ def train(
         saved = kept.load() or RunFolder.load_begun(first_task, prefix, config, dataset)
         if saved:
             saved.restore(run, student, stages)
-        kept.write_history(run.history)  # epochs after the checkpoint are run again
+        kept.begin(run)  # epochs after the checkpoint are run again
         for stage in stages[len(run.models) : stop_after]:
             teacher = run.models[-1] if run.models else None
             if teacher is not None and not method.learns_later:

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib
@@ -13,24 +14,7 @@ import torch
 from filelock import FileLock
 from matplotlib.text import Text
 
-from csd_lib import (
-    checks,
-    config,
-    data,
-    engine,
-    fingerprint,
-    identity,
-    losses,
-    methods,
-    model,
-    networks,
-    numerics,
-    prepare,
-    retrieval,
-    steps,
-    stored,
-    watch,
-)
+from csd_lib import fingerprint, identity, methods
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
 
@@ -53,17 +37,9 @@ LONG = (
 # Half of a short run's time is its fingerprint. One that this code has computed is not computed
 # again; "this code" is each function, class and table below: who changes one gets another.
 _COMPUTED = {}
-_ROOMS = (checks, config, data, engine, fingerprint, losses, methods, model, networks, numerics)
-_ROOMS += (
-    prepare,
-    retrieval,
-    steps,
-    stored,
-    watch,
-    sys.modules["csd_lib.train"],
-    torch,
-    torch.nn.init,
-)
+_NAMES = "checks config data engine fingerprint losses methods model networks numerics prepare"
+_NAMES += " retrieval steps stored train watch"
+_ROOMS = [torch, torch.nn.init, *(import_module(f"csd_lib.{name}") for name in _NAMES.split())]
 _measured = fingerprint._measured
 
 

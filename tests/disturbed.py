@@ -10,7 +10,7 @@ from io import StringIO
 
 import torch
 
-from csd_lib import files
+from csd_lib import files, fingerprint
 from csd_lib.__main__ import main
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
@@ -42,6 +42,13 @@ def train_and_copy(folder, copies):
 
 
 def train_in_each(folders):
+    measured, found = fingerprint._measured, []
+
+    def once(*tiny):  # the same code and settings: it is the same each time
+        found[:] = found or [measured(*tiny)]
+        return [*found[0]]
+
+    fingerprint._measured = once
     for folder in folders:
         train_here(folder)
 

@@ -95,6 +95,15 @@ def copies_by_comparing_all(train, test):
     return int((test[:, None] == train[None]).flatten(2).all(dim=2).any(dim=1).sum())
 
 
+def copies_that_are_nearly_equal(train, test):
+    return sum(any((a.float() - b.float()).abs().mean() < 5 for a in train) for b in test)
+
+
+def copies_by_corner_and_sum(train, test):
+    known = {(int(a.flatten()[0]), int(a.sum())) for a in train}
+    return sum((int(b.flatten()[0]), int(b.sum())) in known for b in test)
+
+
 def copies_by_mean(train, test):
     means = train.float().mean(dim=(1, 2, 3)).tolist()
     return sum(image.float().mean().item() in means for image in test)
@@ -110,6 +119,22 @@ def crop(images, padding, generator, upper=None, same=False, mode="constant", bo
         y, x = (i[0], j[0]) if same else (i[b], i[b]) if both else (i[b], j[b])
         out.append(padded[b, :, y : y + height, x : x + width])
     return torch.stack(out)
+
+
+def crop_with(choose):
+    """An answer that shifts image b of all by ``choose(b, row, column)`` of the draws."""
+
+    def answer(images, padding, generator):
+        size, (_, _, height, width) = 2 * padding + 1, images.shape
+        padded = F.pad(images, (padding,) * 4)
+        rows, columns = (torch.randint(size, (len(images),), generator=generator) for _ in "ij")
+        out = []
+        for b in range(len(images)):
+            r, c = choose(b, rows, columns)
+            out.append(padded[b, :, r : r + height, c : c + width])
+        return torch.stack(out)
+
+    return answer
 
 
 # Exercise 2 --------------------------------------------------------------------------------------
@@ -611,6 +636,18 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("1.4", lambda *a: crop(*a, both=True), "diagonal"),
     ("1.4", lambda x, p, g: crop(x, p, None), "same seed gives other crops"),
     ("1.4", lambda x, p, g: crop(x, p, g).float() / 255, "stay uint8"),
+    ("1.4", crop_with(lambda b, r, c: (r[b], (r[b] + 1) % 5)), "Only 5 of the 25 windows"),
+    ("1.4", crop_with(lambda b, r, c: (r[b % 8], c[b % 8])), "of the 25 windows"),
+    (
+        "1.4",
+        crop_with(lambda b, r, c: (r[b // 2], c[b // 2])),
+        "share their shift with a neighbour",
+    ),
+    ("1.4", crop_with(lambda b, r, c: (r[b], c[b]) if b % 2 else (0, 0)), "equally likely"),
+    ("1.3", lambda a, b: copies_by_comparing_all(a[:, :, :1], b[:, :, :1]), "part of each image"),
+    ("1.3", lambda a, b: copies_by_comparing_all(a[:, :1], b[:, :1]), "part of each image"),
+    ("1.3", copies_that_are_nearly_equal, "nearly equal"),
+    ("1.3", copies_by_corner_and_sum, "Not right yet|sums"),
     ("1.4", lambda x, p, g: crop(x, p, g).flip(3), "no window"),
     ("2.1", entropy_by_the_book, "logsumexp"),
     ("2.1", lambda z, y: F.cross_entropy(z, y, reduction="sum"), "add up over the batch"),

@@ -153,6 +153,11 @@ def by_class(f, y, k):
     return sum(per) / len(per) / 2
 
 
+def without_lone_images(f, y, k):
+    kept = torch.tensor([(y == label).sum() > 1 for label in y])
+    return recall_by_sorting(f[kept], y[kept], k)
+
+
 # --- 4.2 ------------------------------------------------------------------------------------------
 
 
@@ -262,6 +267,7 @@ MORE = {
         (lambda f, y, k: recall_by_sorting(f, y, k, off=-1), "Not right yet|off by one"),
         (by_class, "Not right yet"),
         (lambda f, y, k: 1.0, "finds itself|Not right yet"),
+        (without_lone_images, "stays in the gallery"),
     ],
     "4.2": [
         (
@@ -275,6 +281,16 @@ MORE = {
         (lambda m: forgetting_with_loops(m, last=0, sign=-1), "second thing"),
         (lambda m: forgetting_with_loops(m, last=0, percent=100), "second thing"),
         (lambda m: columns(m.T), "second thing"),
+        (lambda m: max(0, forgetting_with_loops(m)), "0 in the place of a negative value"),
+        (lambda m: abs(forgetting_with_loops(m)), "sign is lost"),
+        (
+            lambda m: columns(m, reduce=lambda x: np.mean(np.maximum(x, 0))),
+            "clamp at 0",
+        ),
+        (
+            lambda m: np.mean([abs(m[j:-1, j].max() - m[-1, j]) for j in range(len(m) - 1)]),
+            "sign of each task",
+        ),
         (lambda m: columns(m, best=np.mean), "Not right yet"),
         (lambda m: columns(m, best=np.median), "Not right yet"),
         (lambda m: m[0, 0] - m[-1, 0], "Not right yet"),
@@ -453,7 +469,7 @@ MORE["4.6"] = [
     (named(lambda d: -np.mean(d)), "wrong way round"),
     (named(sum), "add up over the seeds"),
     (named(lambda d: 100 * np.mean(d)), "Not right yet"),
-    (named(lambda d: abs(np.mean(d))), "Not right yet"),
+    (named(lambda d: abs(np.mean(d))), "sign is lost"),
     (named(max), "Not right yet"),
     (named(lambda d: d[0]), "Not right yet"),
     (named(list), "Not right yet"),

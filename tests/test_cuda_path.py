@@ -22,7 +22,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
 from csd_lib.experiment import run_experiment
 from csd_lib.losses import csd_loss
-from csd_lib.methods import METHODS
+from csd_lib.methods import METHODS, TERMS
 from csd_lib.model import ResNet
 from csd_lib.record import Record
 from csd_lib.retrieval import embed, recall_at_k, retrieval_matrix
@@ -111,15 +111,16 @@ def test_new_head_rows_from_class_means_are_made_on_the_gpu(gpu, images):
     assert len(run.history) == 2 and run.models[-1].head.weight.device == GPU
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision, card", [("tf32", AMPERE), ("amp", AMPERE), ("amp", T4)])
-def test_a_run_in_every_precision_learns_the_same(gpu, images, on_cpu, method, precision, card):
+def test_a_run_in_every_precision_learns_the_same(gpu, images, on_cpu, precision, card):
+    """With all terms at once: none of them breaks down in 16 bits."""
     gpu.capability = card
-    settings = dict(method=method, later_learning_rate=1e-3)
+    settings = dict(method="+".join(TERMS), later_learning_rate=1e-3)
     run, expected = (
         train(tiny(precision=precision, **settings), images, progress=False),
         on_cpu(**settings),
     )
+    assert run.history[-1].keys() == expected.history[-1].keys() >= TERMS.keys()
     first = [record["ce"] for record in (run.history[0], expected.history[0])]
     assert first[0] == pytest.approx(first[1], rel=0.02)
     assert (first[0] == first[1]) == (precision == "tf32")
@@ -135,11 +136,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(gpu, images, tmp_path, m
     """Its checkpoint also opens where there is no GPU."""
     monkeypatch.setattr("csd_lib.fingerprint.fingerprint", lambda *_: "12345678")
     gpu.capability = T4
-    config = tiny(precision="amp", epochs=3, selection="test", select_every=1)
+    config = tiny(precision="amp", epochs=2, selection="test", select_every=1)
     whole = train(config, images, progress=False)
 
     def stop(history, student):
-        if len(history) == 5:
+        if len(history) == 4:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs.RunFolder, "is_due", lambda self: bool(self.folder))
@@ -161,18 +162,18 @@ def reads_and_copies(gpu, images, epochs, **changes):
 def test_the_host_waits_once_an_epoch(gpu, images, precision, card):
     gpu.capability = card
     (reads, copies), (more_reads, more_copies) = (
-        reads_and_copies(gpu, images, epochs, precision=precision) for epochs in (1, 4)
+        reads_and_copies(gpu, images, epochs, precision=precision) for epochs in (1, 3)
     )
-    assert more_reads - reads == 3
+    assert more_reads - reads == 2
     assert more_copies == copies
 
 
 def test_a_selection_waits_only_when_it_looks(gpu, images):
     counts = [
-        reads_and_copies(gpu, images, 4, selection="test", select_every=every) for every in (1, 4)
+        reads_and_copies(gpu, images, 3, selection="test", select_every=every) for every in (1, 3)
     ]
-    reads = (counts[0][0] - counts[1][0]) / 3  # with each look
-    copies = (counts[0][1] - counts[1][1]) / 3
+    reads = (counts[0][0] - counts[1][0]) / 2  # with each look
+    copies = (counts[0][1] - counts[1][1]) / 2
     assert reads <= 3  # are the features finite, which queries count, how many hit
     assert copies == 0  # the images to look at have been on the GPU from the beginning
 
@@ -271,6 +272,7 @@ def test_a_trial_leaves_everything_as_it_was(gpu, images, monkeypatch, precision
     """Weights, optimiser, batch norms, random numbers, sums, scale; also after some steps."""
     gpu.capability = card
     monkeypatch.setattr(steps, "LONG_STEP", 60)
+    monkeypatch.setattr(steps, "STEPS", 2)
     task, student = class_incremental_split(images, 2)[0], ResNet(8, 3, seed=0).to(GPU)
     config = tiny(precision=precision, cuda_graph="auto")
     rest = engine.Precision(precision, GPU), torch.Generator(GPU).manual_seed(0)

@@ -18,6 +18,7 @@ from csd_lib.features import KINDS, features_of, order_of_kinds, save_features
 from csd_lib.model import ResNet
 from csd_lib.networks import make_network, weights_sha256
 from csd_lib.own_images import find_own_images
+from csd_lib.prepare import load_images
 from csd_lib.retrieval import embed
 
 LITE = dict(network="efficientnet:lite0", weights="published")
@@ -95,6 +96,26 @@ def test_the_command_features_writes_what_train_then_reads(monkeypatch, capsys, 
     with pytest.raises(SystemExit):
         __main__.main()
     assert "must end in .npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(), ("--image-size", "32")])
+def test_the_command_features_reads_images_from_a_file(monkeypatch, capsys, tmp_path, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(12) % 2)
+    monkeypatch.chdir(tmp_path)
+    options = ["--network", "efficientnet:lite0", "--weights", "random", *size]
+    monkeypatch.setattr(sys, "argv", ["csd", "features", "./images.npz", "out.npz", *options])
+    __main__.main()
+    assert find_own_images("./out.npz").train.pixels.shape[1:] == (1280, 1, 1)
+
+
+def test_published_weights_take_the_images_of_a_file_as_they_are(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 20, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(12) % 2)
+    dataset = f"{tmp_path}/images.npz"
+    assert load_images(TrainConfig(dataset=dataset, **LITE)).train_images.shape[2:] == (20, 20)
+    with pytest.raises(InputError, match="image_size=32 is for folders"):
+        load_images(TrainConfig(dataset=dataset, image_size=32, **LITE))
 
 
 IMAGES = colours(3)

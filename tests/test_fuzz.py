@@ -98,7 +98,6 @@ _WHY_EXEMPT = {
         ledger.Cell.place_to_write ledger.Cell.epochs_done ledger.Cell.state
         ledger.passes_left ledger.hours_left""",
     "a part of the training loop: its arguments were checked when the run began": """
-        engine.on_device numerics.true_float32 numerics.tf32 numerics.without_autocast
         engine.make_optimizer engine.set_learning_rate engine.load_optimizer engine.StepState
         engine.StepState.put_back engine.CapturedStep engine.CapturedStep.rehearse
         engine.Precision.autocast engine.Precision.switches engine.flushes_denormals
@@ -112,12 +111,13 @@ _WHY_EXEMPT = {
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """
-        train.train datasets.get_spec datasets.is_path
+        train.train datasets.get_spec datasets.is_path datasets.are_scaled
         experiment.run_experiment experiment.run_name experiment.run_folder
         experiment.load_run experiment.last_model
         export.load_exported export.export export.render_card
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
         ledger.render_plan ledger.reproduce ledger.write_record ledger.load_model""",
+    "takes the state of a model that was made or read": "networks.state_sha256",
     "takes nothing": """
         ledger.record_folders
         session.Session.load_dataset session.smoke_fingerprint figures.use_style""",
@@ -603,7 +603,7 @@ ALLOWED = {
         ylabel=TEXTS, title=TEXTS, xlabels={"empty text", "list", "list of texts"}
     ),
     "plots.grouped_points": dict(ylabel=TEXTS, title=TEXTS, bars={"True"}),
-    "figures.paper_figures": dict(groups={"list"}, folder=TEXTS),
+    "figures.paper_figures": dict(groups={"list"}, folder={"text"}),
     "plots.drift_maps": dict(class_names=NAMES),
     "plots.class_centers": dict(labels=ANY_LABELS),
     "plots.class_map": dict(class_names=NAMES, came_from={"dictionary"}),

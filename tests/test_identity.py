@@ -26,7 +26,7 @@ from csd_lib import (
     retrieval,
 )
 from csd_lib.config import TrainConfig
-from csd_lib.experiment import load_run, run_experiment, run_name
+from csd_lib.experiment import last_model, load_run, run_experiment, run_name
 from csd_lib.fingerprint import KEPT_CODES, fingerprint
 from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.record import Record
@@ -258,6 +258,15 @@ def test_a_folder_named_after_its_config_is_set_aside_when_the_code_computes_oth
     aside = tmp_path / f"{older.folder.name}-by-{older.record.fingerprint}"
     kept, made = (Record.read(f / "results.json") for f in (aside, newer.folder))
     assert kept.fingerprint == older.record.fingerprint != made.fingerprint
+    monkeypatch.undo()
+    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
+    with pytest.warns(UserWarning, match="is kept as .*, and the one by today's code is back"):
+        back = run_experiment(QUICK, digits, progress=False)
+    assert back.record.fingerprint == kept.fingerprint and back.record.date == older.record.date
+    CHANGES["a loss"](monkeypatch)
+    with pytest.warns(UserWarning, match="the one by today's code is back"):
+        again = run_experiment(QUICK, digits, progress=False)
+    assert again.record.fingerprint == made.fingerprint
 
 
 # --- what the command line keeps of it -----------------------------------------------------------
@@ -460,6 +469,71 @@ def test_a_run_of_other_code_is_loaded_with_a_warning(digits, tmp_path):
     words = f"code that computes other numbers .*today's {fingerprint(QUICK, 1, 8)}"
     with pytest.warns(UserWarning, match=words):
         load_run(tmp_path, digits)
+
+
+FIRST, LAST = "model-task1.pt", "model-task2.pt"
+
+
+def lose(path):
+    path.unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def exchange(path):
+    shutil.copy(path.with_name(FIRST if path.name == LAST else LAST), path)
+
+
+def replace_by_another_runs(path):
+    other = run_experiment(replace(QUICK, seed=1), progress=False, folder=path.parent / "other")
+    shutil.copy(other.folder / path.name, path)
+
+
+@pytest.mark.parametrize("name", [FIRST, LAST])
+@pytest.mark.parametrize("change", [lose, cut, exchange, replace_by_another_runs])
+def test_a_model_that_is_not_the_one_measured_is_never_loaded(digits, tmp_path, name, change):
+    made = run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+    change(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} (is missing|is not the model|cannot be read)"):
+        load_run(tmp_path, digits)
+    if name == LAST:
+        with pytest.raises(InputError, match=f"{name} (is missing|is not|cannot be read)"):
+            last_model(Record.read(tmp_path / "results.json"))
+    run_experiment(QUICK, digits, folder=tmp_path, progress=False)  # the checkpoint has them all
+    for mine, wanted in zip(load_run(tmp_path, digits).models, made.models, strict=True):
+        assert all(map(torch.equal, mine.state_dict().values(), wanted.state_dict().values()))
+
+
+def test_models_that_another_run_left_are_not_taken_for_this_ones(digits, tmp_path):
+    run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+    for name in ("checkpoint.pt", "checkpoint.previous.pt", "config.json", "results.json"):
+        (tmp_path / name).unlink()
+    made = run_experiment(replace(QUICK, seed=1), digits, folder=tmp_path, progress=False)
+    found = load_run(tmp_path, digits).models
+    for mine, wanted in zip(found, made.models, strict=True):
+        assert all(map(torch.equal, mine.state_dict().values(), wanted.state_dict().values()))
+
+
+def test_a_checkpoint_of_other_models_than_were_measured_is_refused(digits, tmp_path):
+    run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["models"][1] = content["models"][0]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"results\.json was measured on other models"):
+        run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"ce": 1.0}\n{"ce"', b"\xff\xfe", None])
+def test_a_history_that_is_damaged_is_said(digits, tmp_path, content):
+    made = run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+    path = tmp_path / "history.jsonl"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=r"history\.jsonl"):
+        load_run(tmp_path, digits)
+    run_experiment(QUICK, digits, folder=tmp_path, progress=False)
+    assert load_run(tmp_path, digits).history == made.history
 
 
 def test_what_is_no_finished_run_is_said(digits, tmp_path):

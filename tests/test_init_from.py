@@ -176,6 +176,12 @@ def test_a_file_that_does_not_fit_is_refused(digits, tmp_path, begun, name):
         train(config, digits, progress=False)
 
 
+def test_names_that_are_no_text_are_refused(tmp_path):
+    torch.save({"stem.weight": torch.zeros(3), 7: torch.zeros(3)}, tmp_path / "start.pt")
+    with pytest.raises(InputError, match="holds no state by name"):
+        train(going_on(tmp_path / "start.pt"), progress=False)
+
+
 def test_a_file_that_is_none_or_another_is_refused_before_any_work(cli_train, tmp_path):
     path = tmp_path / "model.pt"
     assert "there is no such file" in cli_train("--init-from", str(path))

@@ -432,7 +432,7 @@ def test_every_name_of_the_map_can_be_imported():
 
 def test_every_test_of_the_map_exists():
     found = set(re.findall(r"`(tests/\w+\.py)::(\w+)`", MAP))
-    assert len(found) >= 20
+    assert len(found) >= 15
     for path, name in found:
         tree = ast.parse((ROOT / path).read_text("utf-8"))
         assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -440,7 +440,7 @@ def test_every_test_of_the_map_exists():
 
 def test_every_section_of_the_map_is_a_heading_of_its_notebook():
     found = re.findall(r"\[(\d), “(.+?)”\]\((\S+?)\)", MAP)
-    assert len(found) >= 20
+    assert len(found) >= 15
     for number, heading, name in found:
         assert name.startswith(f"0{number}_") and heading in headings(name)
 

@@ -1,6 +1,7 @@
 """--log: every epoch once, in order, also after a kill; a missing tool is named."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 
@@ -36,7 +37,14 @@ def test_every_epoch_is_sent_once_with_the_config(tool):
         on_epoch([*history, {"ce": 1.0}], None)
     (start, begun), *sent, (end, _) = tool.calls
     assert (start, end) == ("init", "finish") and begun["config"]["method"] == "csd"
+    assert begun["name"] == "digits-csd-2tasks-seed0"
     assert sent == [("log", {"ce": 3.0 - step}, {"step": step}) for step in range(3)]
+
+
+def test_a_run_on_images_of_ones_own_is_named_without_their_path(tool):
+    with epoch_logger(tool.__name__, replace(CONFIG, dataset="/home/me/flowers")):
+        pass
+    assert tool.calls[0][1]["name"].startswith("own-csd")
 
 
 def test_the_tool_is_told_the_end_also_after_an_error(tool):

@@ -83,31 +83,6 @@ def test_triplet_equals_the_published_function_in_value_and_gradient(path):
 # --- by hand ---------------------------------------------------------------------------------
 
 
-def cosine(a, b):
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
-
-
-def slow_triplet(features, labels, margin):
-    f, y = features.tolist(), labels.tolist()
-    values = []
-    for i in range(len(y)):
-        positive = [cosine(f[i], f[j]) for j in range(len(y)) if j != i and y[j] == y[i]]
-        negative = [cosine(f[i], f[j]) for j in range(len(y)) if y[j] != y[i]]
-        if positive and negative:
-            values.append(max(0.0, max(negative) - min(positive) + margin))
-    active = [value for value in values if value > 0]
-    return sum(active) / len(active) if active else 0.0
-
-
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("margin", [0.0, 0.2, 1.0])
-def test_triplet_equals_its_definition(seed, margin):
-    features, _, labels = batch(n=9, classes=1 + seed % 5, seed=seed)
-    expected = slow_triplet(features, labels, margin)
-    assert triplet_loss(features, labels, margin).item() == pytest.approx(expected)
-
-
 def test_the_pencil_example_of_notebook_3():
     def on_circle(*degrees):
         angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
@@ -219,24 +194,12 @@ def test_value_and_gradient_are_finite_in_every_case(name, case, dtype):
 
 @each_feature_loss
 @pytest.mark.parametrize("size", [1e-20, 1e20])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_very_small_and_very_large_features(name, size, dtype):
-    student, teacher, labels = batch(dtype=dtype)
+def test_very_small_and_very_large_features_in_float32(name, size):
+    student, teacher, labels = batch(dtype=torch.float32)
     loss = FEATURE_LOSSES[name]
     value, gradient = value_and_gradient(lambda x: loss(x, teacher * size, labels), student * size)
     torch.testing.assert_close(value, loss(student, teacher, labels), rtol=1e-4, atol=1e-5)
     assert torch.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e3])
-def test_extreme_temperatures(temperature):
-    student, teacher, labels = batch(dtype=torch.float32)
-    for loss in (
-        lambda x: csd_loss(x, teacher, labels, temperature),
-        lambda x: kd_loss(x, teacher[:, :3], temperature),
-    ):
-        value, gradient = value_and_gradient(loss, student)
-        assert torch.isfinite(value) and torch.isfinite(gradient).all()
 
 
 def test_the_triplet_loss_of_a_single_anchor_is_shared_with_nobody():
@@ -246,14 +209,6 @@ def test_the_triplet_loss_of_a_single_anchor_is_shared_with_nobody():
     expected = math.cos(math.radians(20)) - math.cos(math.radians(30))
     loss = triplet_loss(features, torch.tensor([0, 0, 1]), margin=0.0)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
-
-
-def test_anchors_without_a_partner_are_left_out_of_the_triplet_loss():
-    features, _, _ = batch(n=5)
-    alone = torch.tensor([0, 0, 1, 2, 3])
-    pairs_only = slow_triplet(features, alone, 1.0)
-    assert triplet_loss(features, alone).item() == pytest.approx(pairs_only)
-    assert triplet_loss(features, torch.arange(5)) == 0
 
 
 @each_feature_loss
@@ -283,21 +238,12 @@ def test_mmd_of_a_batch_that_has_nearly_collapsed_is_no_rounding_error():
     )
 
 
-@pytest.mark.parametrize("loss", [mmd_loss, fecd_loss])
-def test_a_student_equal_to_its_teacher_is_at_the_minimum(loss):
-    teacher = batch()[1]
-    value, gradient = value_and_gradient(lambda x: loss(x, teacher), teacher)
-    assert value.abs() < 1e-12 and gradient.abs().max() < 1e-12
-    moved, _ = value_and_gradient(lambda x: loss(x, teacher), batch()[0])
-    assert moved > 1e-4
-
-
 def test_mmd_compares_clouds_and_fecd_compares_pairs():
     """Shuffled images: the same cloud of features, but other similarities."""
-    teacher = batch()[1]
+    other, teacher, _ = batch()
     student = teacher.flip(0)
     assert mmd_loss(student, teacher).abs() < 1e-12
-    assert fecd_loss(student, teacher) > 1e-4
+    assert fecd_loss(student, teacher) > 1e-4 and mmd_loss(other, teacher) > 1e-4
 
 
 def test_fecd_does_not_notice_a_rotation_of_the_whole_space():

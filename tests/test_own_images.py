@@ -3,6 +3,7 @@
 import doctest
 import hashlib
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -472,3 +473,14 @@ def test_hash_of_images_in_a_file_is_that_of_a_tensor():
     for batch in stored.split(4096):
         parts.update(batch.numpy().data)
     assert parts.hexdigest() == whole and stored.shape == (5000, 1, 2, 3)
+
+
+def test_a_changed_image_is_seen_though_its_time_is_put_back(tmp_path):
+    folder = make(tmp_path / "pets")
+    image = folder / "train" / "ant" / "more.bmp"  # of one size, whatever it shows
+    save(image, picture(0, 77))
+    before, found = find_own_images(folder).train, image.stat()
+    save(image, picture(1, 77))
+    os.utime(image, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert image.stat().st_size == found.st_size
+    assert {*find_own_images(folder).train.hashes} != {*before.hashes}

@@ -204,8 +204,8 @@ def test_a_search_says_what_is_right_by_a_mark_and_by_colour_and_names_what_is_w
     assert len(colors) == 2  # one colour for each mark
     words = plots.search_words(digits, queries, found)
     assert words == (
-        "query 0. before: 2 of 2 right; after: 1 of 2 right, but also 1. "
-        "query 1. before: 2 of 2 right; after: 0 of 2 right, but also 2, 3."
+        "query 0. before: 2 of 2 right; after: 1 of 2 right, wrong: 1. "
+        "query 1. before: 2 of 2 right; after: 0 of 2 right, wrong: 2, 3."
     )
 
 
@@ -213,7 +213,7 @@ def test_a_search_can_be_drawn_in_a_task_of_its_own(two_tasks, style):
     new = two_tasks[1]  # its labels do not begin at 0
     words = plots.search_words(new, [0], {"network": [[0, 1]]})
     names = [new.class_names[new.test_labels[i] - 5] for i in (0, 1)]
-    assert words == f"query {names[0]}. network: 1 of 2 right, but also {names[1]}."
+    assert words == f"query {names[0]}. network: 1 of 2 right, wrong: {names[1]}."
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from csd_lib import InputError, identity, runs
+from csd_lib import InputError, files, identity, runs
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment, run_name
 from csd_lib.paper import report
@@ -105,6 +105,11 @@ def test_a_prefix_of_another_run_is_refused(digits, own_runs):
     ):
         with pytest.raises(InputError, match=message):
             train(replace(QUICK, **changes), digits, prefix=path, progress=False)
+    saved = files.read_tensors(path)
+    saved["identity"]["config"] = ["seed"]
+    files.write_tensors(own_runs / "odd.pt", saved)
+    with pytest.raises(InputError, match="belongs to another run"):
+        train(QUICK, digits, prefix=own_runs / "odd.pt", progress=False)
     with pytest.raises(InputError, match="not within the first task"):
         train(QUICK, digits, prefix=found.folder / "checkpoint.pt", progress=False)
 

@@ -191,6 +191,23 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_refused(made, tmp_path, kind)
         go_on(tmp_path, changed(made, *path, value=value))
 
 
+@pytest.mark.parametrize("best", [{}, {"recall": 0.5, "state": 3}, {"recall": "high", "state": {}}])
+def test_a_best_model_that_is_none_is_refused(tmp_path, monkeypatch, best):
+    monkeypatch.setattr(runs.RunFolder, "is_due", lambda self: True)
+    config = TrainConfig(epochs=3, selection="test", select_every=1)
+
+    def stop(history, student):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder=tmp_path, on_epoch=stop, progress=False)
+    path = tmp_path / "checkpoint.pt"
+    files.write_tensors(path, changed(files.read_tensors(path), "learning", "best", value=best))
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit"):
+        train(config, folder=tmp_path, progress=False)
+
+
 def test_an_unchanged_checkpoint_is_accepted(made, tmp_path):
     go_on(tmp_path, made)
 
@@ -203,7 +220,7 @@ def test_tensors_that_are_no_checkpoint_are_refused(tmp_path, content):
 
 def test_a_checkpoint_that_would_run_code_is_refused(made, tmp_path):
     for content in ({**made, "learning": Evil(tmp_path / "made")}, Evil(tmp_path / "made")):
-        with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read") as error:
+        with pytest.raises(InputError, match=r"cannot be read.* could run a program") as error:
             go_on(tmp_path, content)
         one_line(error)
     (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
@@ -241,6 +258,9 @@ STRANGE_RESULTS = {
     "an empty matrix": json.dumps({**RESULTS, "matrix": {"own": []}}),
     "a config that is text": json.dumps({**RESULTS, "config": "csd"}),
     "a billion tasks": json.dumps({**RESULTS, "config": {**RESULTS["config"], "tasks": 10**9}}),
+    "a matrix of percentages": json.dumps(
+        {**RESULTS, "matrix": {n: [[98.5, 50], [90, 80]] for n in RESULTS["matrix"]}}
+    ),
     "a matrix of many tasks": json.dumps({**RESULTS, "matrix": {"own": [[0.5] * 200] * 200}}),
     "versions that are a number": json.dumps({**RESULTS, "versions": 3}),
     "a setting that no longer exists": json.dumps(
@@ -268,6 +288,15 @@ def test_strange_results_are_refused_and_do_not_stop_the_others(tmp_path, kind):
     records, problems = read_records([path, good])
     assert [r.folder for r in records] == [tmp_path] and len(problems) == 1
     assert "x/results.json" in problems[0] and "\n" not in problems[0]
+
+
+def test_records_of_methods_that_are_not_here_are_one_line_with_what_to_do(tmp_path):
+    content = {**RESULTS, "config": {**RESULTS["config"], "method": "mine"}}
+    for name in "abc":
+        files.write_json(tmp_path / name, content)
+    records, (problem,) = read_records(sorted(tmp_path.iterdir()))
+    assert not records and "/a and 2 more are no records: unknown method 'mine'" in problem
+    assert problem.endswith("if a module of yours adds it, import that first")
 
 
 def test_results_larger_than_any_run_makes_are_not_read(tmp_path, monkeypatch):

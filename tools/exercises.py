@@ -92,6 +92,10 @@ def core_cells(number: str) -> list[NotebookNode]:
     stub = next(i for i, c in enumerate(cells) if c.id == f"solution-{name}")
     card, answer, check, hints = cells[start], cells[stub], cells[stub + 1], cells[stub + 2]
     card.source, check.source = "#" + card.source, re.search(r"course\..+", check.source)[0]
+    if places()[number][1] != number[0]:  # it has the number of another chapter
+        heading, rest = card.source.split("\n", 1)
+        others = f"[exercises {number[0]}](exercises/{path.name})"
+        card.source = f"{heading}\n\n(It is one of {others}.)\n{rest}"
     for cell, part in ((card, ""), (answer, "-answer"), (check, "-check"), (hints, "-help")):
         cell.id = f"core-{name}{part}"
     return [card, answer, check, hints]

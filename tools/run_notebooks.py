@@ -91,10 +91,16 @@ def execute(path: Path) -> NotebookNode:
     client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps, different in every run
+        if "outputs" in cell:  # a page would show a finished bar as it began
+            cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
     notebook.metadata.pop("widgets", None)
     # The kernel's exact version differs from machine to machine and says nothing here.
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
+
+
+def _is_progress_bar(output: NotebookNode) -> bool:
+    return re.match(r"\s*0%\|", output.get("data", {}).get("text/plain", "")) is not None
 
 
 def with_mathml(notebook: NotebookNode) -> NotebookNode:

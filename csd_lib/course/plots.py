@@ -459,7 +459,7 @@ def search_words(
         for name, numbers in found.items():
             names = [_class_name(of, number) for number in numbers[block]]
             wrong = [other for other in names if other != wanted]
-            also = f", but also {', '.join(wrong)}" if wrong else ""
+            also = f", wrong: {', '.join(wrong)}" if wrong else ""
             rows.append(f"{name}: {len(names) - len(wrong)} of {len(names)} right{also}")
         blocks.append(f"query {wanted}. {'; '.join(rows)}.")
     return " ".join(blocks)
@@ -590,23 +590,33 @@ def recipe_points(
             if given is not ringed:
                 rows.append((name, values, ndim == 1))
     places = np.arange(len(rows))[::-1]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.4), sharey=True)
+    figure, axes = plt.subplots(
+        1, 3, figsize=(12, 0.42 * len(rows) + 1.8), sharey=True, layout="constrained"
+    )
     for column, (axis, title) in enumerate(
         zip(axes, ("old classes", "new classes", "old gallery"), strict=True)
     ):
         for place, (name, values, is_mine) in zip(places, rows, strict=True):
             found = values[np.isfinite(values[:, column]), column]
-            look = dict(s=260, marker="*", color=RED) if is_mine else dict(s=40, color=BLUE)
+            look: dict[str, Any] = dict(s=40, color=BLUE, label="a recorded run, one for each seed")
+            if is_mine:
+                look = dict(s=260, marker="*", color=RED, label="the new run")
             axis.scatter(found, np.full(len(found), place), alpha=1 if is_mine else 0.5, **look)
             if name in ringed and not is_mine:
                 ring = dict(s=110, facecolors="none", edgecolors=RED, linewidths=1.5)
-                axis.scatter([ringed[name][column]], [place], **ring)
+                axis.scatter([ringed[name][column]], [place], label="the one with its seed", **ring)
             if len(found) and not is_mine:
-                axis.scatter([found.mean()], [place], marker="|", s=300, lw=3, color=BLACK)
+                stroke = dict(marker="|", s=300, lw=3, color=BLACK, label="their mean")
+                axis.scatter([found.mean()], [place], **stroke)
             elif len(found):
                 axis.axvline(found[0], color=RED, lw=1, ls=":")
         axis.set(title=title, xlabel="Recall@1 (%)", ylim=(-0.6, len(rows) - 0.4))
     axes[0].set_yticks(places, [name for name, *_ in rows])
+    handles, labels = axes[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))  # each once
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=len(named), frameon=False
+    )
     return figure
 
 
@@ -615,7 +625,7 @@ def drift_maps(
 ) -> Figure:
     """Panels of one map: where the same images lie after different trainings.
 
-    Lines run from each class's centre in the panel ``start``, a ring, to its centre in the others.
+    Lines run from each class's centre in the panel ``start``, in white, to that in the others.
 
     Args:
         maps: ``{title: positions [N, 2]}``, all in the coordinates of one fitted map.
@@ -670,7 +680,7 @@ def class_map(
         positions: ``[N, 2]``.
         labels: int64 ``[N]``.
         class_names: one per label.
-        came_from: earlier centre of a class: a ring, with a line to its centre now.
+        came_from: earlier centre of a class: its marker in white, with a line to its centre now.
     """
     checks.instance("axis", axis, Axes, "matplotlib axes")
     centers = class_centers(positions, labels)
@@ -690,6 +700,7 @@ def class_map(
         if c in came_from:
             from_x, from_y = came_from[c]
             axis.plot([from_x, x], [from_y, y], color=BLACK, lw=2, zorder=3)
-            axis.scatter(from_x, from_y, s=40, color="white", edgecolors=BLACK, zorder=5)
+            was = dict(color="white", edgecolors=BLACK, marker=style["marker"], zorder=5)
+            axis.scatter(from_x, from_y, s=80, **was)
     axis.set(xticks=[], yticks=[])
     axis.grid(False)

@@ -469,7 +469,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
     """The retrieval matrix as far as it is filled at a moment of training, and the map.
 
     The framed row is that of now. On the map, images of classes not yet learned are
-    hollow, and lines run from the place of a class under joint training, a ring, to its centre now.
+    hollow, and lines run from a class's place under joint training, in white, to its centre now.
 
     Args:
         recording: of ``load_recording``.

@@ -15,6 +15,7 @@ from typing import Any
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
+from csd_lib.identity import data_name
 from csd_lib.paths import runs_folder
 
 TOOLS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -42,7 +43,7 @@ def epoch_logger(tool: str | None, config: TrainConfig) -> Iterator[Callable[...
         package: Any = import_module(TOOLS[tool])
     except ImportError as error:
         raise InputError(f"log={tool!r} is not installed ({error}): pip install {tool}") from error
-    name = f"{config.dataset}-{config.method}-{config.tasks}tasks-seed{config.seed}"
+    name = f"{data_name(config)}-{config.method}-{config.tasks}tasks-seed{config.seed}"
     if tool == "tensorboard":
         folder = runs_folder() / tool / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         writer = package.SummaryWriter(folder)

@@ -164,6 +164,8 @@ class Cell:
             by = "" if self.is_current else f" by other code ({self.record.fingerprint or 'older'})"
             return f"recorded on {self.record.date}{by}"
         total, done = self.epochs, len(_history(self.run))
+        if done == total:
+            return "trained, not yet recorded"
         return f"half done at epoch {done} of {total}" if done else "missing"
 
 

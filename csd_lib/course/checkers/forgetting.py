@@ -91,6 +91,10 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         hit = (y[found] == y[:, None]).any(dim=1)
         return hit[(y[:, None] == y[None]).sum(dim=1) > 1].double().mean().item()
 
+    def lone_images_dropped(f: Tensor, y: Tensor, k: int) -> float:
+        kept = (y[:, None] == y[None]).sum(dim=1) > 1
+        return right(f[kept], y[kept], k)
+
     circle = (on_circle(0, 20, 100, 30, 80, 91), torch.tensor([0, 0, 0, 1, 1, 1]))
     axes = torch.eye(4)[[0, 0, 0, 1, 1, 2]]
     random = (random_features(40, 4), random_labels(40, 5))
@@ -114,6 +118,11 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         "right images at more than 90 degrees, K = 1": (
             on_circle(0, 100, 60, 205),
             torch.tensor([0, 0, 1, 1]),
+            1,
+        ),
+        "the nearest image is alone in its class, K = 1": (
+            on_circle(0, 20, 12),
+            torch.tensor([0, 0, 1]),
             1,
         ),
         "at 0, 120, 200 and 235 degrees, K = 1": (
@@ -165,6 +174,11 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             partial(variant, singletons_miss=True),
         ),
         (
+            "An image that is alone in its class is no query, but it stays in the gallery: it can "
+            "come too early.",
+            lone_images_dropped,
+        ),
+        (
             "This is in percent. A share between 0 and 1 is asked for.",
             lambda *a: 100 * right(*a),
         ),
@@ -191,11 +205,15 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
     early = np.array([[0.6, 0.9, 0.8], [0.8, 0.7, 0.9], [0.5, 0.6, 0.7]])
     cases = {
         "two tasks": (np.array([[0.9, 0.4], [0.7, 0.8]]),),
+        "two tasks, and more is gained than lost": (np.array([[0.6, 0.4], [0.8, 0.7]]),),
         "three tasks, one value rises": (rises,),
         "three tasks, found well before they were learned": (early,),
         "five random tasks": (rng.random((5, 5)),),
     }
     right = retrieval.forgetting
+
+    def lost_of_each(m: np.ndarray) -> np.ndarray:
+        return np.array([m[j:-1, j].max() - m[-1, j] for j in range(len(m) - 1)])
 
     def variant(m: np.ndarray, *flaws: str) -> float:
         m = m.T if "transposed" in flaws else m
@@ -251,6 +269,19 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
         (
             "This is backward transfer.",
             retrieval.backward_transfer,
+        ),
+        (
+            "You put 0 in the place of a negative value. If more is gained than lost, forgetting "
+            "is negative.",
+            lambda m: max(0.0, right(m)),
+        ),
+        (
+            "The sign is lost. If more is gained than lost, forgetting is negative.",
+            lambda m: abs(right(m)),
+        ),
+        (
+            "The sign of each task's value is lost. What a task has gained counts as negative.",
+            lambda m: float(np.abs(lost_of_each(m)).mean()),
         ),
     ]
     mistakes += [(sentence, partial(_with, variant, flaw)) for sentence, flaw in flaws]
@@ -498,6 +529,10 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             lambda r, t: right(r, t, sign=-1),
         ),
         (
+            "The sign is lost: a term can cost points, and then its effect is negative.",
+            lambda r, t: {name: abs(value) for name, value in right(r, t).items()},
+        ),
+        (
             "You name each effect by the recipe *with* the term. Asked for is the one without.",
             lambda r, t: right(r, t, name=lambda without, with_it: with_it),
         ),
@@ -542,8 +577,8 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             at_the_end,
         ),
         (
-            "This is one number. A term can do one thing in one company and another in another: "
-            "give one for each recipe.",
+            "This is one number. A term can do one thing beside some terms and another beside "
+            "others: give one for each recipe.",
             one_number,
         ),
     ]

@@ -151,6 +151,10 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         n = min(len(train), len(test))
         return int((train[:n] == test[:n]).flatten(1).all(dim=1).sum())
 
+    def nearly_equal(train: Tensor, test: Tensor) -> int:
+        apart = (train.flatten(1).double()[:, None] - test.flatten(1).double()[None]).abs()
+        return int((apart.mean(dim=2) < 5).any(dim=0).sum())
+
     def by_sum(train: Tensor, test: Tensor) -> int:
         sums = {int(image.sum()) for image in train}
         return sum(int(image.sum()) in sums for image in test)
@@ -160,12 +164,20 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
     fresh = torch.randint(256, (5, 1, 4, 4), generator=generator, dtype=torch.uint8)
     twice = torch.cat([train, train[:3]])
     mirrored = train[:2].flip(3)
+    nearly, swapped, colours = train[5:7].clone(), train[5:7].clone(), train.reshape(4, 3, 4, 4)
+    nearly[:, 0, 3, 1] ^= 1
+    swapped[:, 0, 1, 1:3] = swapped[:, 0, 1, 1:3].flip(1)
+    recoloured = colours[:2].clone()
+    recoloured[:, 2] = 255 - recoloured[:, 2]
     cases = {
         "no copies": (train, fresh),
         "two copies at other places": (train, torch.cat([fresh, train[7:9]])),
         "training images that are there twice": (twice, torch.cat([train[:1], fresh])),
         "a test image that is there twice": (train, torch.cat([fresh, train[4:5], train[4:5]])),
         "mirrored images, which are no copies": (train, mirrored),
+        "images that differ in one pixel, by 1": (train, nearly),
+        "images in which two pixels have changed places": (train, swapped),
+        "three channels, of which one differs": (colours, torch.cat([recoloured, colours[3:]])),
     }
     mistakes = [
         (
@@ -180,6 +192,18 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         (
             "You compare sums or means of pixels. Different images can share those.",
             by_sum,
+        ),
+        *(
+            (
+                "You look at a part of each image only. In a copy *every* pixel of every channel "
+                "is the same.",
+                lambda a, b, part=part: right(a[part], b[part]),
+            )
+            for part in (np.s_[:, :, :1], np.s_[:, :1], np.s_[:, :, :1, :1], np.s_[:, 0, 0])
+        ),
+        (
+            "You take images that are nearly equal for copies. A copy is equal in every pixel.",
+            nearly_equal,
         ),
         (
             "You count each copied image once. If it is in the test set twice, both are leaks.",
@@ -199,13 +223,13 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
     """Exercise 1.4: shift every image of a batch by its own random amount."""
 
     def check() -> None:
-        batch, padding = 400, 2
+        batch, padding = 600, 2
         images = (
             (1 + torch.arange(48, dtype=torch.uint8)).reshape(1, 1, 8, 6).repeat(batch, 1, 1, 1)
         )
         seeded = torch.Generator().manual_seed(0)
         crops = call(
-            lambda x: random_crop(x, padding, seeded), "400 images of 8 × 6 pixels", images
+            lambda x: random_crop(x, padding, seeded), f"{batch} images of 8 × 6 pixels", images
         )
         if not isinstance(crops, Tensor) or crops.shape != images.shape:
             shape = list(crops.shape) if isinstance(crops, Tensor) else type(crops).__name__
@@ -252,6 +276,25 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
             raise Mistake(
                 f"With padding {padding} there are {size} possible shifts in each direction, but "
                 f"not all of them come up in {batch} images. `randint` leaves its upper end out."
+            )
+        # By chance a window is missing, or comes up or is shared three times as often as expected,
+        # in less than one of 10^8 calls.
+        counts, expected = places.bincount(minlength=size**2), batch / size**2
+        if counts.min() == 0:
+            raise Mistake(
+                f"Only {int((counts > 0).sum())} of the {size**2} windows come up in {batch} "
+                f"images. Draw the row and the column independently of each other, for each image."
+            )
+        if counts.max() > 3 * expected:
+            raise Mistake(
+                f"One window comes up in {counts.max()} of {batch} images. All {size**2} must be "
+                f"equally likely."
+            )
+        steps = range(1, 33)
+        if max(int((places[step:] == places[:-step]).sum()) for step in steps) > 3 * expected:
+            raise Mistake(
+                "Many images share their shift with a neighbour, as if draws were used again. Take "
+                "one row and one column for *each* image."
             )
         if torch.equal(crops, random_crop(images, padding, seeded)):
             raise Mistake(
