@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import get_spec, is_path
@@ -130,6 +130,7 @@ def from_stored(content: dict[str, Any]) -> TrainConfig:
     Raises:
         InputError: for a setting that does not exist, or a value that is none.
     """
+    checks.instance("config", content, dict, "settings by name")
     known = {part.name for part in fields(TrainConfig)}
     if unknown := sorted(set(content) - known):
         raise InputError(f"it has settings that this kit does not have: {', '.join(unknown)}")

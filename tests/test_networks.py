@@ -287,8 +287,8 @@ def test_without_weights_the_statistics_are_the_data_sets_and_grey_images_are_ta
 
 def test_a_network_of_a_library_trains_and_its_classifier_is_gone(digits):
     pytest.importorskip("torchvision")
-    images = digits.train_images[::40].repeat(1, 1, 4, 4)
-    labels = digits.train_labels[::40]
+    chosen = torch.cat([(digits.train_labels == c).nonzero()[:3, 0] for c in range(10)])
+    images, labels = digits.train_images[chosen].repeat(1, 1, 4, 4), digits.train_labels[chosen]
     parts = dict(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     dataset = replace(digits, **parts)
     config = TrainConfig(network=LIBRARY, embedding=8, method="fine-tuning", **QUICK)
