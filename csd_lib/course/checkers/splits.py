@@ -14,6 +14,10 @@ from csd_lib import data
 from csd_lib.course.checkers.cases import random_labels
 from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
 
+PART_ONLY = (
+    "You look at a part of each image only. In a copy *every* pixel of every channel is the same."
+)
+
 
 def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> Verdict:
     """Exercise 1.1: the position of each class in the class order."""
@@ -194,11 +198,7 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
             by_sum,
         ),
         *(
-            (
-                "You look at a part of each image only. In a copy *every* pixel of every channel "
-                "is the same.",
-                lambda a, b, part=part: right(a[part], b[part]),
-            )
+            (PART_ONLY, lambda a, b, part=part: right(a[part], b[part]))
             for part in (np.s_[:, :, :1], np.s_[:, :1], np.s_[:, :, :1, :1], np.s_[:, 0, 0])
         ),
         (
