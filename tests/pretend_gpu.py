@@ -22,7 +22,6 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode, enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten
@@ -73,6 +72,18 @@ class OnGpu(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:
         return f"OnGpu({tuple(self.shape)}, {self.dtype}, {self.where})"
+
+
+def _each(values: Any, function: Any) -> Any:
+    """Return the same tuples, lists and dicts with the function's value for each of their leaves.
+
+    Torch's own way knows more containers, and takes half of the time of all tests here.
+    """
+    if isinstance(values, (tuple, list)):
+        return type(values)([_each(value, function) for value in values])
+    if isinstance(values, dict):
+        return {name: _each(value, function) for name, value in values.items()}
+    return function(values)
 
 
 class Generator(torch.Generator):
@@ -183,8 +194,8 @@ class PretendGpu(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return args[0].where
         kwargs = kwargs or {}
-        flat = tree_flatten((args, kwargs))[0]
-        tensors = [value for value in flat if isinstance(value, torch.Tensor)]
+        tensors: list[torch.Tensor] = []
+        _each((args, kwargs), lambda v: isinstance(v, torch.Tensor) and tensors.append(v))
         on_gpu = [value for value in tensors if isinstance(value, OnGpu)]
         asked = kwargs.get("device")
         target = torch.device(asked or (on_gpu[0].where if on_gpu else CPU))
@@ -203,7 +214,7 @@ class PretendGpu(TorchDispatchMode):
             is_gpu = isinstance(value, torch.device) and value.type == "cuda"
             return CPU if is_gpu else value
 
-        host_args, host_kwargs = tree_map(to_host, (args, kwargs))
+        host_args, host_kwargs = _each((args, kwargs), to_host)
         # Autograd records the operation on the numbers, so that there is something to run backward.
         with enable_reentrant_dispatch() if on_gpu else contextlib.nullcontext():
             if func is aten.cudnn_batch_norm.default:  # the only kernel here that a CPU lacks
@@ -219,7 +230,7 @@ class PretendGpu(TorchDispatchMode):
                 return value.detach() if on_gpu else value
             return shells[id(value)] if id(value) in shells else OnGpu(value, target)
 
-        return tree_map(to_gpu, result)
+        return _each(result, to_gpu)
 
     def _watch(self, func, target, tensors, on_gpu, args) -> None:
         """Refuse what a GPU refuses, and count or refuse what makes the host wait or copy."""

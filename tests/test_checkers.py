@@ -104,6 +104,17 @@ def copies_by_corner_and_sum(train, test):
     return sum((int(b.flatten()[0]), int(b.sum())) in known for b in test)
 
 
+def copies_in_grey(train, test):
+    return copies_by_comparing_all(*(x.float().mean(1, keepdim=True) for x in (train, test)))
+
+
+def copies_by_histogram(train, test):
+    known = [torch.bincount(a.flatten(), minlength=256) for a in train]
+    return sum(
+        any(torch.equal(torch.bincount(b.flatten(), minlength=256), a) for a in known) for b in test
+    )
+
+
 def copies_by_mean(train, test):
     means = train.float().mean(dim=(1, 2, 3)).tolist()
     return sum(image.float().mean().item() in means for image in test)
@@ -637,17 +648,20 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("1.4", lambda x, p, g: crop(x, p, None), "same seed gives other crops"),
     ("1.4", lambda x, p, g: crop(x, p, g).float() / 255, "stay uint8"),
     ("1.4", crop_with(lambda b, r, c: (r[b], (r[b] + 1) % 5)), "Only 5 of the 25 windows"),
-    ("1.4", crop_with(lambda b, r, c: (r[b % 8], c[b % 8])), "of the 25 windows"),
-    (
-        "1.4",
-        crop_with(lambda b, r, c: (r[b // 2], c[b // 2])),
-        "share their shift with a neighbour",
-    ),
-    ("1.4", crop_with(lambda b, r, c: (r[b], c[b]) if b % 2 else (0, 0)), "equally likely"),
+    ("1.4", crop_with(lambda b, r, c: (r[b % 8], c[b % 8])), r"i \+ 8 has the same shift"),
+    ("1.4", crop_with(lambda b, r, c: (r[b % 300], c[b % 300])), r"i \+ 300 has the same shift"),
+    ("1.4", crop_with(lambda b, r, c: (r[b // 2], c[b // 2])), r"i \+ 1 has the same shift"),
+    ("1.4", crop_with(lambda b, r, c: (0, 0) if b % 10 else (r[b], c[b])), "equally likely"),
+    ("1.4", crop_with(lambda b, r, c: (0, 0) if b % 10 == 0 else (r[b], c[b])), "equally likely"),
+    ("1.4", crop_with(lambda b, *rc: [(x[b] + x[b - 1]) // 2 for x in rc]), "equally likely"),
     ("1.3", lambda a, b: copies_by_comparing_all(a[:, :, :1], b[:, :, :1]), "part of each image"),
     ("1.3", lambda a, b: copies_by_comparing_all(a[:, :1], b[:, :1]), "part of each image"),
     ("1.3", copies_that_are_nearly_equal, "nearly equal"),
-    ("1.3", copies_by_corner_and_sum, "Not right yet|sums"),
+    ("1.3", lambda a, b: copies_by_comparing_all(a[:, :, -1:], b[:, :, -1:]), "part of each image"),
+    ("1.3", lambda a, b: copies_by_comparing_all(a[:, :, :2], b[:, :, :2]), "to the last row"),
+    ("1.3", copies_by_corner_and_sum, "sums or means"),
+    ("1.3", copies_in_grey, "sums or means"),
+    ("1.3", copies_by_histogram, "not where they are"),
     ("1.4", lambda x, p, g: crop(x, p, g).flip(3), "no window"),
     ("2.1", entropy_by_the_book, "logsumexp"),
     ("2.1", lambda z, y: F.cross_entropy(z, y, reduction="sum"), "add up over the batch"),
@@ -757,6 +771,7 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("5.3", lambda f, g: torch.eye(f.shape[1]), "identity"),
     ("1.1", replace_in_place, "replaced again"),
     ("1.1", lambda y, o: relabel_with_a_loop(y, o).float(), "float32, but torch.int64"),
+    ("1.1", lambda y, o: relabel_with_a_loop(y, o).int(), "int32, but torch.int64"),
     ("1.2", lambda o, t: split_by_repeated_cutting(range(len(o)), t), "not the class order"),
     ("1.4", lambda x, p, g: crop(x, p, torch.Generator().manual_seed(0)), "Every call gives"),
     ("1.4", lambda x, p, g: crop(x, p, g, upper=p + 1), "twice the padding"),
@@ -792,11 +807,7 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("3.2", lambda *a: csd_with_itself(*a, above=True), "among its own positives, above"),
     ("3.2", lambda *a: csd_with_itself(*a, above=False), "divide by their number"),
     ("4.2", lambda m: forgetting_with_loops(m.T), "changed places"),
-    (
-        "4.2",
-        lambda m: np.mean([max(0, m[j:-1, j].max() - m[-1, j]) for j in range(len(m) - 1)]),
-        "clamp",
-    ),
+    ("4.2", forgetting_without_gains, "clamp"),
     ("4.3", lambda *a: gallery_with_loops(*a, scale=False), "cosine"),
     ("5.3", lambda f, g: rotation(f - f.mean(0), g - g.mean(0)), "better rotation exists"),
     ("5.3", lambda f, g: rotation(unit(f), unit(g)), "better rotation exists"),

@@ -227,10 +227,12 @@ def records():
     ]
 
 
+@functools.cache
 def groups():
     return comparison.paper_groups(records())
 
 
+@functools.cache
 def components():
     """Two recipes of the experiment figure5, which differ in one term."""
     configs = [TrainConfig(method=method, dataset="cifar100") for method in ("ce", "ce+kd")]
@@ -238,8 +240,15 @@ def components():
     return comparison.tables(comparison.paper_groups(made)[0])[-1]
 
 
+@functools.cache
 def table():
     return comparison.tables(groups()[0])[0]
+
+
+@functools.cache
+def axis():
+    """One for all calls of a test, which take much less time than a new one."""
+    return plt.figure().add_subplot()
 
 
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -376,14 +385,14 @@ CALLS = {
         number_format=".2f",
         outlined=MATRIX > 0.5,
         limits=(0, 1),
-        axis=plt.figure().add_subplot(),
+        axis=axis(),
     ),
     "plots.unit_circle": lambda: dict(
         groups={"student": circle(), "teacher": circle()},
         labels=LABELS,
         arrows=circle(),
         class_names=["a", "b"],
-        axis=plt.figure().add_subplot(),
+        axis=axis(),
     ),
     "plots.training_curves": lambda: dict(history=HISTORY),
     "plots.LiveCurves": lambda: dict(seconds=1.0),
@@ -418,7 +427,7 @@ CALLS = {
     ),
     "plots.class_centers": lambda: dict(positions=circle().numpy(), labels=LABELS),
     "plots.class_map": lambda: dict(
-        axis=plt.figure().add_subplot(),
+        axis=axis(),
         positions=circle().numpy(),
         labels=LABELS,
         class_names=["a", "b"],
@@ -684,6 +693,7 @@ def nothing_long(monkeypatch, tmp_path):
     monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("CSD_MODE", raising=False)
     monkeypatch.chdir(tmp_path)
+    axis.cache_clear()
     yield
     plt.close("all")
 

@@ -239,71 +239,45 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         own = torch.eye(len(y), dtype=torch.bool)
         return torch.cat([torch.zeros_like(own), own], dim=1)
 
-    def class_members(y: Tensor) -> Tensor:
-        itself = torch.eye(len(y), 2 * len(y), dtype=torch.bool)
-        return (y[:, None] == y.repeat(2)) & ~itself
+    def itself(y: Tensor) -> Tensor:
+        return torch.eye(len(y), 2 * len(y), dtype=torch.bool)
 
-    def teachers_only(y: Tensor) -> Tensor:
-        return class_members(y) & (torch.arange(2 * len(y)) >= len(y))
-
-    def and_itself(y: Tensor) -> Tensor:
+    def same_class(y: Tensor) -> Tensor:
         return y[:, None] == y.repeat(2)
 
-    def one_too_many(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        positive = class_members(y)
-        each = with_positives(s, t, y, temp, class_members, reduce=False)
-        return (each * positive.sum(1) / (positive.sum(1) + 1)).mean()
+    def class_members(y: Tensor) -> Tensor:
+        return same_class(y) & ~itself(y)
 
-    def one_teacher(y: Tensor) -> Tensor:
-        return class_members(y) & (torch.arange(2 * len(y)) < len(y)) | own_only(y)
+    def teachers(y: Tensor) -> Tensor:
+        return torch.arange(2 * len(y)) >= len(y)
 
-    def with_positives(
+    def contrast(
+        a: Tensor, b: Tensor, positive: Tensor, below: Tensor, temp: float, more: int = 0
+    ) -> Tensor:
+        cosines = unit_length(a) @ unit_length(b).T / temp
+        log_below = cosines.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
+        return -(((cosines - log_below) * positive).sum(1) / (positive.sum(1) + more)).mean()
+
+    def among_both(
         s: Tensor,
         t: Tensor,
         y: Tensor,
         temp: float,
-        chosen: Callable[[Tensor], Tensor],
-        own_below: bool = True,
-        reduce: bool = True,
+        positive: Callable[[Tensor], Tensor] = class_members,
+        below: Callable[[Tensor], Tensor] = lambda y: ~itself(y),
+        more: int = 0,
     ) -> Tensor:
-        similarity = unit_length(s) @ unit_length(torch.cat([s, t])).T / temp
-        below = ~torch.eye(len(y), 2 * len(y), dtype=torch.bool)
-        if not own_below:
-            below &= ~own_only(y)
-        log_below = similarity.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
-        positive = chosen(y)
-        each = -(((similarity - log_below) * positive).sum(1) / positive.sum(1))
-        return each.mean() if reduce else each
+        return contrast(s, torch.cat([s, t]), positive(y), below(y), temp, more)
 
     def supcon(f: Tensor, y: Tensor, temp: float) -> Tensor:
-        similarity = unit_length(f) @ unit_length(f).T / temp
-        itself = torch.eye(len(y), dtype=torch.bool)
-        log_below = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
-        positive = (y[:, None] == y) & ~itself
-        return -(((similarity - log_below) * positive).sum(1) / positive.sum(1)).mean()
+        others = ~torch.eye(len(y), dtype=torch.bool)
+        return contrast(f, f, (y[:, None] == y) & others, others, temp)
 
     def only_teachers(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        log_p = (unit_length(s) @ unit_length(t).T / temp).log_softmax(dim=1)
-        positive = y[:, None] == y
-        return -((log_p * positive).sum(1) / positive.sum(1)).mean()
-
-    def only_students(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        return supcon(s, y, temp)
-
-    def over_negatives(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        s, t = unit_length(s), unit_length(t)
-        similarity = s @ torch.cat([s, t]).T / temp
-        same_class = y[:, None] == y.repeat(2)[None]
-        positive = same_class & ~torch.eye(len(y), 2 * len(y), dtype=torch.bool)
-        below = similarity.masked_fill(same_class, -torch.inf).logsumexp(dim=1, keepdim=True)
-        return -(((similarity - below) * positive).sum(dim=1) / positive.sum(dim=1)).mean()
+        return contrast(s, t, y[:, None] == y, torch.tensor(True), temp)
 
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        similarity = unit_length(t) @ unit_length(s).T / temp
-        itself = torch.eye(len(y), dtype=torch.bool)
-        below = similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
-        positive = y[:, None] == y[None]
-        return -(((similarity - below) * positive).sum(dim=1) / positive.sum(dim=1)).mean()
+        return contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
 
     mistakes: Mistakes = [
         *(
@@ -317,11 +291,11 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         ),
         (
             "The anchor is among its own positives, above the line. Leave it out there, too.",
-            lambda s, t, y, temp: with_positives(s, t, y, temp, and_itself),
+            partial(among_both, positive=same_class),
         ),
         (
             "You count the anchor among its positives when you divide by their number.",
-            one_too_many,
+            partial(among_both, more=1),
         ),
         (
             "You add up over the batch. Take the mean over the anchors.",
@@ -330,16 +304,16 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         (
             "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
             "of the anchor's class are.",
-            lambda s, t, y, temp: with_positives(s, t, y, temp, own_only),
+            partial(among_both, positive=own_only),
         ),
         (
             "Your positives are teachers only. The other students of the class are positives, too.",
-            lambda s, t, y, temp: with_positives(s, t, y, temp, teachers_only),
+            partial(among_both, positive=lambda y: same_class(y) & teachers(y)),
         ),
         (
             "Your positives are students, and of the teachers only the anchor's own. All teachers "
             "of the class are.",
-            lambda s, t, y, temp: with_positives(s, t, y, temp, one_teacher),
+            partial(among_both, positive=lambda y: class_members(y) & ~teachers(y) | own_only(y)),
         ),
         (
             "You compare with the teachers only. The other students belong to the comparison, "
@@ -349,12 +323,12 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         (
             "You compare with students only, above the line and below. The teachers belong to the "
             "comparison.",
-            only_students,
+            lambda s, t, y, temp: supcon(s, y, temp),
         ),
         (
             "Your sum below the line leaves the anchor's own teacher out. Only the anchor itself "
             "is left out.",
-            lambda s, t, y, temp: with_positives(s, t, y, temp, class_members, own_below=False),
+            partial(among_both, below=lambda y: ~itself(y) & ~own_only(y)),
         ),
         (
             "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
@@ -382,7 +356,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         (
             "Your sum below the line holds only images of other classes. Everything but the anchor "
             "itself belongs there, positives too.",
-            over_negatives,
+            partial(among_both, below=lambda y: ~same_class(y)),
         ),
         (
             "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "

@@ -87,9 +87,7 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         both = shared(old, new, k)
         return (both / (2 * k - both)).mean().item()
 
-    def right(old: Tensor, new: Tensor, k: int) -> float:
-        return drift.neighborhood_overlap(old, new, k)
-
+    right = drift.neighborhood_overlap
     old = random_features(30, 6)
     new = old + 0.8 * random_features(30, 6, seed=1)
     turn = torch.linalg.qr(random_features(6, 6, seed=2))[0]

@@ -23,9 +23,7 @@ from csd_lib.numerics import unit_length
 
 def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
     """Exercise 2.1: cross entropy from its definition."""
-
-    def right(logits: Tensor, labels: Tensor) -> Tensor:
-        return losses.cross_entropy(logits, labels)
+    right = losses.cross_entropy
 
     def chosen(log_p: Tensor, labels: Tensor) -> Tensor:
         return log_p[torch.arange(len(labels)), labels]
@@ -40,7 +38,6 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
             torch.tensor([0, 1]),
         ),
     }
-    log_softmax = F.log_softmax
     mistakes = [
         (
             "The minus sign is missing: logarithms of probabilities are negative, and the loss "
@@ -54,7 +51,7 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
         ),
         (
             "Your softmax runs over the batch (`dim=0`). It should run over the classes, `dim=1`.",
-            lambda z, y: -chosen(log_softmax(z, dim=0), y).mean(),
+            lambda z, y: -chosen(F.log_softmax(z, dim=0), y).mean(),
         ),
         (
             "You use the logarithm to base 2. The loss is defined with the natural one.",
@@ -69,7 +66,7 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
         (
             "You take the mean of the probabilities first and the logarithm afterwards. The "
             "logarithm belongs to each image.",
-            lambda z, y: -chosen(log_softmax(z, dim=1), y).exp().mean().log(),
+            lambda z, y: -chosen(F.log_softmax(z, dim=1), y).exp().mean().log(),
         ),
     ]
     hints = {
@@ -90,6 +87,9 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
 def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
     """Exercise 2.2: the batch-hard triplet loss."""
 
+    def above_0(each: Tensor) -> Tensor:
+        return each.sum() / (each > 0).sum().clamp_min(1)
+
     def variant(
         features: Tensor,
         labels: Tensor,
@@ -98,7 +98,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         hardest_positive: bool = True,
         hardest_negative: bool = True,
         sign: int = 1,
-        over_all: bool = False,
+        reduce: Callable[[Tensor], Tensor] = above_0,
         power: float = 0,
     ) -> Tensor:
         scaled = unit_length(features) if normalize else features
@@ -114,21 +114,24 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
                 p = positive.min() if hardest_positive else positive.max()
                 n = negative.max() if hardest_negative else negative.min()
                 found.append(F.relu(sign * (n - p) + margin))
-        if not found:
-            return torch.zeros(())
-        each = torch.stack(found)
-        return each.mean() if over_all else each.sum() / (each > 0).sum().clamp_min(1)
+        return reduce(torch.stack(found)) if found else torch.zeros(())
 
-    def over_triplets(f: Tensor, y: Tensor, margin: float, above_0: bool) -> Tensor:
+    def over_triplets(
+        f: Tensor, y: Tensor, margin: float, reduce: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         similarity = unit_length(f) @ unit_length(f).T
         same = y[:, None] == y
         positive = same & ~torch.eye(len(y), dtype=torch.bool)
         loss = F.relu(similarity[:, None, :] - similarity[:, :, None] + margin)
-        found = loss[positive[:, :, None] & ~same[:, None, :]]
-        return found.sum() / (found > 0).sum().clamp_min(1) if above_0 else found.mean()
+        return reduce(loss[positive[:, :, None] & ~same[:, None, :]])
 
     def with_zeros(
-        f: Tensor, y: Tensor, margin: float, where: str, lonely: bool, over_all: bool
+        f: Tensor,
+        y: Tensor,
+        margin: float,
+        where: str,
+        lonely: bool,
+        reduce: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Multiply by masks: ``where`` says of which one the zeros compete."""
         similarity, same = unit_length(f) @ unit_length(f).T, y[:, None] == y
@@ -140,15 +143,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         if where != "positives":
             highest = (similarity * ~same).amax(1)
         loss = F.relu(highest - lowest + margin)
-        loss = loss if lonely else loss[positive.any(1) & ~same.all(1)]
-        return loss.mean() if over_all else loss.sum() / (loss > 0).sum().clamp_min(1)
-
-    def number_of_anchors(f: Tensor, y: Tensor, margin: float) -> Tensor:
-        similarity = unit_length(f) @ unit_length(f).T
-        same = y[:, None] == y
-        positive = similarity.masked_fill(~same | torch.eye(len(y)).bool(), torch.inf).amin(1)
-        loss = F.relu(similarity.masked_fill(same, -torch.inf).amax(1) - positive + margin)
-        return (loss > 0).sum().clamp_min(1)
+        return reduce(loss if lonely else loss[positive.any(1) & ~same.all(1)])
 
     pencil = (on_circle(0, 60, 90, 180), torch.tensor([0, 0, 1, 1]))
     alone = (on_circle(0, 30, 70, 150, 200), torch.tensor([0, 0, 1, 1, 2]))
@@ -170,10 +165,10 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
             partial(variant, normalize=False),
         ),
         *(
-            (MASK_TIMES_COSINE, partial(with_zeros, where=where, lonely=lonely, over_all=over_all))
+            (MASK_TIMES_COSINE, partial(with_zeros, where=where, lonely=lonely, reduce=reduce))
             for where in ("both", "positives", "negatives")
             for lonely in (False, True)
-            for over_all in (False, True)
+            for reduce in (above_0, torch.mean)
         ),
         (
             "You took the easiest positive, the most similar one. The hardest positive is the "
@@ -193,16 +188,16 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         (
             "You average over *all* triplets. Each anchor has one only: its hardest positive and "
             "its hardest negative.",
-            partial(over_triplets, above_0=True),
+            partial(over_triplets, reduce=above_0),
         ),
         (
             "You average over *all* triplets, and over those with loss 0. Each anchor has one "
             "only, with its hardest pair, and losses of 0 are left out of the mean.",
-            partial(over_triplets, above_0=False),
+            partial(over_triplets, reduce=torch.mean),
         ),
         (
             "You add up over the anchors. Take the mean over those with a loss above 0.",
-            lambda *a: variant(*a) * number_of_anchors(*a),
+            partial(variant, reduce=torch.sum),
         ),
         (
             "The margin is subtracted. It is added: the negative must be less similar *by m*.",
@@ -216,12 +211,12 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         ("The margin is missing.", lambda f, y, m: variant(f, y, 0.0)),
         (
             "You take the mean over all anchors. Those with loss 0 are left out of the mean.",
-            partial(variant, over_all=True),
+            partial(variant, reduce=torch.mean),
         ),
         (
             "You divide by the size of the batch. Anchors with loss 0, and images that are no "
             "anchor, are left out of the mean.",
-            lambda f, y, m: variant(f, y, m) * number_of_anchors(f, y, m) / len(y),
+            lambda f, y, m: variant(f, y, m, reduce=torch.sum) / len(y),
         ),
         (
             "This is the distance of two features. The exercise compares cosines.",

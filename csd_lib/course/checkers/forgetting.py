@@ -26,6 +26,11 @@ OTHER_TERMS = (
     "You also compare recipes that differ in other terms. Whatever else has changed is then part "
     "of your effect."
 )
+SIGN_IS_LOST = "The sign is lost: a term can cost points, and then its effect is negative."
+ZERO_FOR_A_LOSS = (
+    "You put 0 in the place of a negative value. A term can cost points, and then its effect is "
+    "negative."
+)
 
 
 def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:
@@ -316,9 +321,6 @@ def check_recall_in_gallery(
     def all_query(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
         return right(features, labels, 0, seen, seen)
 
-    def found_itself(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
-        return 1.0
-
     def not_scaled(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
         f, y = features[labels < seen], labels[labels < seen]
         found = (f @ f.T).fill_diagonal_(-torch.inf).argmax(dim=1)
@@ -356,7 +358,7 @@ def check_recall_in_gallery(
         (
             "Every query finds itself: it is part of the gallery and must be left out of its own "
             "search.",
-            found_itself,
+            lambda *a: 1.0,
         ),
         (
             "Ends are not included: `first <= label < end` and `label < seen`.",
@@ -523,14 +525,18 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         "the first term: `ce`": ({"triplet": {0: 70.0}, "ce+triplet": {0: 74.0}}, "ce"),
         "no pair": ({"ce": {0: 90.0}, "ce+kd+csd": {0: 93.0}}, "csd"),
     }
-    mistakes = [
+    mistakes: Mistakes = [
         (
             "The difference is the wrong way round: with the term minus without it.",
             lambda r, t: right(r, t, sign=-1),
         ),
-        (
-            "The sign is lost: a term can cost points, and then its effect is negative.",
-            lambda r, t: {name: abs(value) for name, value in right(r, t).items()},
+        *(
+            (SIGN_IS_LOST, partial(right, reduce=reduce))
+            for reduce in (lambda d: abs(np.mean(d)), lambda d: np.abs(d).mean())
+        ),
+        *(
+            (ZERO_FOR_A_LOSS, partial(right, reduce=reduce))
+            for reduce in (lambda d: max(0.0, np.mean(d)), lambda d: np.maximum(0, d).mean())
         ),
         (
             "You name each effect by the recipe *with* the term. Asked for is the one without.",

@@ -203,7 +203,7 @@ def _wrong_kind(result: Any, expected: Any) -> str | None:
             return f"a {type(result).__name__}, but a tensor is expected"
         if result.shape != expected.shape:
             return f"a tensor of shape {list(result.shape)}, but {list(expected.shape)} is expected"
-        if result.is_floating_point() and not expected.is_floating_point():
+        if result.dtype != expected.dtype and not expected.is_floating_point():
             return f"a tensor of {result.dtype}, but {expected.dtype} is expected"
     elif isinstance(expected, float | int):
         if not isinstance(result, float | int | np.number | Tensor | np.ndarray):

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from csd_lib import data
 from csd_lib.course.checkers.cases import random_labels
-from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
+from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, call, compare, verdict
 
-PART_ONLY = (
+PART_OF_AN_IMAGE = (
     "You look at a part of each image only. In a copy *every* pixel of every channel is the same."
 )
+SUMS_OF_PIXELS = "You compare sums or means of pixels. Different images can share those."
 
 
 def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> Verdict:
@@ -159,18 +160,18 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         apart = (train.flatten(1).double()[:, None] - test.flatten(1).double()[None]).abs()
         return int((apart.mean(dim=2) < 5).any(dim=0).sum())
 
-    def by_sum(train: Tensor, test: Tensor) -> int:
-        sums = {int(image.sum()) for image in train}
-        return sum(int(image.sum()) in sums for image in test)
+    def corner_and_sum(x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0, 0, 0].long(), x.sum((1, 2, 3))], dim=1)
 
     generator = torch.Generator().manual_seed(0)
     train = torch.randint(256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
     fresh = torch.randint(256, (5, 1, 4, 4), generator=generator, dtype=torch.uint8)
     twice = torch.cat([train, train[:3]])
     mirrored = train[:2].flip(3)
-    nearly, swapped, colours = train[5:7].clone(), train[5:7].clone(), train.reshape(4, 3, 4, 4)
-    nearly[:, 0, 3, 1] ^= 1
-    swapped[:, 0, 1, 1:3] = swapped[:, 0, 1, 1:3].flip(1)
+    last_row, swapped, colours = train[5:7].clone(), train[5:7].clone(), train.reshape(4, 3, 4, 4)
+    last_row[:, 0, 3, 1] ^= 1
+    for image, row in zip(swapped, (1, 3), strict=True):
+        image[0, row, 1:3] = image[0, row, 1:3].flip(0)
     recoloured = colours[:2].clone()
     recoloured[:, 2] = 255 - recoloured[:, 2]
     cases = {
@@ -179,11 +180,13 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         "training images that are there twice": (twice, torch.cat([train[:1], fresh])),
         "a test image that is there twice": (train, torch.cat([fresh, train[4:5], train[4:5]])),
         "mirrored images, which are no copies": (train, mirrored),
-        "images that differ in one pixel, by 1": (train, nearly),
+        "images that differ in one pixel of the last row, by 1": (train, last_row),
+        "images that differ in every pixel, by 1": (train, train[5:7] ^ 1),
         "images in which two pixels have changed places": (train, swapped),
         "three channels, of which one differs": (colours, torch.cat([recoloured, colours[3:]])),
+        "three channels that have changed places": (colours, colours[:2].flip(1)),
     }
-    mistakes = [
+    mistakes: Mistakes = [
         (
             "You count pairs. A test image that equals two training images is still one test "
             "image.",
@@ -193,13 +196,23 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
             "You compare the images at the same place of both lists only.",
             same_place,
         ),
+        *(
+            (SUMS_OF_PIXELS, lambda a, b, of=of: right(of(a), of(b)))
+            for of in (lambda x: x.sum((1, 2, 3)), lambda x: x.sum(1), corner_and_sum)
+        ),
         (
-            "You compare sums or means of pixels. Different images can share those.",
-            by_sum,
+            "You compare which values the pixels have, and not where they are.",
+            lambda a, b: right(a.flatten(1).sort(1).values, b.flatten(1).sort(1).values),
         ),
         *(
-            (PART_ONLY, lambda a, b, part=part: right(a[part], b[part]))
-            for part in (np.s_[:, :, :1], np.s_[:, :1], np.s_[:, :, :1, :1], np.s_[:, 0, 0])
+            (PART_OF_AN_IMAGE, lambda a, b, part=part: right(a[part], b[part]))
+            for part in (
+                np.s_[:, :, :1],
+                np.s_[:, :, -1:],
+                np.s_[:, :1],
+                np.s_[:, :, :1, :1],
+                np.s_[:, 0, 0],
+            )
         ),
         (
             "You take images that are nearly equal for copies. A copy is equal in every pixel.",
@@ -215,15 +228,21 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
             lambda a, b: right(b, a),
         ),
     ]
+    hints = {
+        "images that differ in one pixel of the last row, by 1": "Compare *all* pixels, to the "
+        "last row.",
+    }
     praise = "copies are found wherever they are, and each test image counts once."
-    return verdict("1.3", praise, lambda: compare(count_copies, right, cases, mistakes))
+    return verdict(
+        "1.3", praise, lambda: compare(count_copies, right, cases, mistakes, hints=hints)
+    )
 
 
 def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tensor]) -> Verdict:
     """Exercise 1.4: shift every image of a batch by its own random amount."""
 
     def check() -> None:
-        batch, padding = 600, 2
+        batch, padding = 1000, 2
         images = (
             (1 + torch.arange(48, dtype=torch.uint8)).reshape(1, 1, 8, 6).repeat(batch, 1, 1, 1)
         )
@@ -277,24 +296,32 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
                 f"With padding {padding} there are {size} possible shifts in each direction, but "
                 f"not all of them come up in {batch} images. `randint` leaves its upper end out."
             )
-        # By chance a window is missing, or comes up or is shared three times as often as expected,
-        # in less than one of 10^8 calls.
-        counts, expected = places.bincount(minlength=size**2), batch / size**2
-        if counts.min() == 0:
-            raise Mistake(
-                f"Only {int((counts > 0).sum())} of the {size**2} windows come up in {batch} "
-                f"images. Draw the row and the column independently of each other, for each image."
-            )
-        if counts.max() > 3 * expected:
+        # How often a right answer is refused by chance, whatever its order of draws: each of the 25
+        # windows is binomial with n = 1000 and p = 1/25. One of them comes up fewer than 10 times
+        # with 25 * P(X <= 9) = 6e-8, and more than 90 times (2.25 * 40) with 25 * P(X > 90) =
+        # 2e-11. Whether image i + step has the window of image i is binomial with p = 1/25 too,
+        # for any step, and `usual` is never below 1/25: with P(X > 0.29 n), added up over the 500
+        # steps, 2e-80.
+        counts = places.bincount(minlength=size**2)
+        usual = float((counts / batch).square().sum())
+        for step in range(1, batch // 2 + 1):
+            alike = int((places[step:] == places[:-step]).sum())
+            if alike > (usual + 0.25) * (batch - step):
+                raise Mistake(
+                    f"In {alike} of {batch - step} cases image i + {step} has the same shift as "
+                    f"image i, as if draws were used again. Take one row and one column for *each* "
+                    f"image."
+                )
+        if counts.max() > 2.25 * batch / (counts > 0).sum():
             raise Mistake(
                 f"One window comes up in {counts.max()} of {batch} images. All {size**2} must be "
                 f"equally likely."
             )
-        steps = range(1, 33)
-        if max(int((places[step:] == places[:-step]).sum()) for step in steps) > 3 * expected:
+        if counts.min() < 10:
             raise Mistake(
-                "Many images share their shift with a neighbour, as if draws were used again. Take "
-                "one row and one column for *each* image."
+                f"Only {int((counts >= 10).sum())} of the {size**2} windows come up 10 times or "
+                f"more in {batch} images. Draw the row and the column independently of each other, "
+                f"for each image."
             )
         if torch.equal(crops, random_crop(images, padding, seeded)):
             raise Mistake(
