@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -p no:nbval -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: run test chapters types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
   container mutants clean

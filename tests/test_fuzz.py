@@ -681,8 +681,8 @@ def test_every_public_function_is_tried_or_exempt_for_a_reason():
 @pytest.fixture
 def nothing_long(monkeypatch, tmp_path):
     """No training, no download, and no file but in a folder of this test."""
-    monkeypatch.setattr(session, "run_experiment", lambda config, **_: config)
-    stub = SimpleNamespace(models=[model()], tasks=tasks())
+    stub = SimpleNamespace(models=[model()], tasks=tasks(), folder=None)
+    monkeypatch.setattr(session, "run_experiment", lambda *_, **__: stub)
     monkeypatch.setattr(session, "train", lambda *_, **__: stub)
     monkeypatch.setattr(session, "load_dataset", lambda *_: digits())
 

@@ -282,6 +282,7 @@ def experiment_records(name, keep=lambda config: True, baselines=(), **changes):
     return [record(config) for config in [*filter(keep, configs), *others]]
 
 
+@pytest.mark.usefixtures("one_number")
 def test_each_cell_shows_paper_ours_gap_and_a_verdict():
     records = [made("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
     records.append(made("csd", 2, (0.641, 0.616)))
@@ -345,6 +346,7 @@ def test_an_interval_is_students_and_decides_in_both_directions():
     assert comparison.paired([-0.02, -0.02, -0.03])[2] == "does not"
 
 
+@pytest.mark.usefixtures("one_number")
 def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds():
     """By hand: KD adds 10 points without CSD and 2 with it, on task 1; a seed more adds to both."""
     first = {"ce": 0.50, "ce+kd": 0.60, "ce+csd": 0.70, "ce+kd+csd": 0.72}
@@ -445,6 +447,7 @@ def test_class_preset_is_never_taken_for_the_papers_protocol():
     assert "short schedule" in comparison.render_paper(groups)
 
 
+@pytest.mark.usefixtures("one_number")
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)
 def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compared_with(name):
     records = experiment_records(name, baselines=comparison.BASELINES)
@@ -473,6 +476,7 @@ def test_every_experiment_has_a_table_of_its_variants_beside_what_they_are_compa
         assert covered == {id(r) for r in group.records}, "every record is in some table"
 
 
+@pytest.mark.usefixtures("one_number")
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)
 def test_a_variant_that_was_not_run_is_named_once(name):
     missing = paper.EXPERIMENTS[name].configs((0,), dataset=data_of(name), depth=8)[1]
@@ -515,6 +519,7 @@ def test_older_codes_rows_never_stand_beside_current_ones_and_make_no_claims(tmp
     assert len(set(labels)) == 3 and sum("CSD" in label for label in labels) == 2
 
 
+@pytest.mark.usefixtures("one_number")
 def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own():
     mine = {name: Method(f"My {name}", "ce+triplet+fecd") for name in ("one", "two")}
     with patch.dict(METHODS, mine):
@@ -544,6 +549,7 @@ def test_curves_have_a_panel_for_each_gallery_and_bars_only_of_several_seeds(see
         assert any(bars) == (len(seeds) > 1)
 
 
+@pytest.mark.usefixtures("one_number")
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)
 def test_every_experiment_is_drawn_into_files_of_their_own(tmp_path, name):
     groups = comparison.paper_groups(experiment_records(name))
@@ -554,6 +560,7 @@ def test_every_experiment_is_drawn_into_files_of_their_own(tmp_path, name):
     assert all(path.stat().st_size > 10_000 for path in paths)
 
 
+@pytest.mark.usefixtures("one_number")
 def test_no_figure_overwrites_one_of_other_records(tmp_path):
     changes = [{}, {"preset": "class", "epochs": 800}, {"weight_decay": 0.1}, {"data": "1" * 64}]
     changes += [{"precision": "amp"}, {"fingerprint": "other000"}, {"class_order_seed": 1}]
