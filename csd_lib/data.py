@@ -176,23 +176,19 @@ def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Tensor | Stored
     checks.instance("task", task, Task, "one of class_incremental_split's")
     checks.number("share", share, above=0, at_most=0.5)
     checks.seed("seed", seed)
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(task.train_labels), generator=generator)
-    is_held_out = torch.zeros(len(shuffled), dtype=torch.bool)
+    images, labels = task.train_images, task.train_labels
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held = torch.zeros(len(shuffled), dtype=torch.bool)
     for label in range(task.first_label, task.end_label):
-        members = shuffled[task.train_labels[shuffled] == label]
+        members = shuffled[labels[shuffled] == label]
         if len(members) < 3:  # two are held out, for one to be found by the other
             raise InputError(
                 f"held_out: class {label} has only {len(members)} training images, but one must "
                 f"remain beside the two held out: choose selection=last or selection=test"
             )
-        is_held_out[members[: max(2, round(share * len(members)))]] = True
-    rest = replace(
-        task,
-        train_images=select(task.train_images, ~is_held_out),
-        train_labels=task.train_labels[~is_held_out],
-    )
-    return rest, select(task.train_images, is_held_out), task.train_labels[is_held_out]
+        held[members[: max(2, round(share * len(members)))]] = True
+    rest = replace(task, train_images=select(images, ~held), train_labels=labels[~held])
+    return rest, select(images, held), labels[held]
 
 
 def augment(

@@ -25,9 +25,7 @@ def cosine_drift(old: Tensor, new: Tensor, labels: Tensor) -> dict[int, float]:
     checks.pair(old, new)
     checks.labels("labels", labels, len(old))
     moved = 1 - (unit_length(old) * unit_length(new)).sum(dim=1)
-    return {
-        label: moved[labels == label].mean().item() for label in labels.unique(sorted=True).tolist()
-    }
+    return {label: moved[labels == label].mean().item() for label in labels.unique().tolist()}
 
 
 def neighborhood_overlap(old: Tensor, new: Tensor, k: int = 10) -> float:

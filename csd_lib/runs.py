@@ -174,30 +174,15 @@ class RunFolder:
         Raises:
             InputError: if this one cannot go on from it.
         """
-        return cls.load_first_task(first_task, config, dataset) or cls.load_prefix(
-            prefix, config, dataset
-        )
-
-    @classmethod
-    def load_first_task(
-        cls, folder: str | Path | None, config: TrainConfig, dataset: Dataset
-    ) -> SavedState | None:
-        """Return what a run of ``identity.first_task(config)`` has kept in its folder.
-
-        Raises:
-            InputError: if that is nothing, or another run's.
-        """
-        checks.instance("first_task", folder, (str, Path, type(None)), "a path, or None")
-        if folder is None:
-            return None
+        checks.instance("first_task", first_task, (str, Path, type(None)), "a path, or None")
+        if first_task is None:
+            return cls.load_prefix(prefix, config, dataset)
         first = identity.first_task(config)
         if first is None:
-            raise InputError(f"first_task={str(folder)!r}: {config.method} shares its first task")
-        saved = cls(Path(folder), identity.of_run(first, dataset)).load()
+            raise InputError(f"first_task={str(first_task)!r}: {config.method} shares none")
+        saved = cls(Path(first_task), identity.of_run(first, dataset)).load()
         if not saved or "learning" in saved:
-            raise InputError(
-                f"first_task={str(folder)!r} holds no finished run: train that one first"
-            )
+            raise InputError(f"first_task={str(first_task)!r} holds no finished run: train it")
         return saved
 
     @classmethod

@@ -14,8 +14,8 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,13 +25,14 @@ from csd_lib.config import TrainConfig
 from csd_lib.engine import pick_device
 from csd_lib.experiment import run_experiment
 from csd_lib.files import make_folder
-from csd_lib.networks import import_network
+from csd_lib.networks import import_network, optional_module
 from csd_lib.paper import ledger
 from csd_lib.paths import runs_folder, visible_devices
 
 REQUEUES = 10_000  # how often a job that ran into its time limit goes on
 ARRAY = 1000  # jobs; Slurm's limit is 1001 where nobody has changed it
 A_YEAR = 60 * 24 * 365  # minutes; submitit stops a local process after five if nothing is said
+import_submitit = partial(optional_module, "submitit", "sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,8 @@ def send_to_slurm(
     Raises:
         InputError: if there is no Slurm here, or it refuses.
     """
-    submitit, sent = import_submitit(), []  # type: ignore[var-annotated]
+    submitit = import_submitit()
+    sent: list[Any] = []
     try:
         executor = submitit.SlurmExecutor(_new_folder(), max_num_timeout=REQUEUES)
     except RuntimeError as error:
@@ -224,19 +226,3 @@ def _new_folder() -> Path:
     """Make a folder for submitit's files and logs; job numbers of another sweep may come again."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     return make_folder(runs_folder().resolve() / "sweeps" / name)
-
-
-def import_submitit() -> ModuleType:
-    """Import submitit, which is optional.
-
-    Raises:
-        InputError: if it is not installed.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError(
-            f"a sweep starts its processes with submitit, which is not installed ({error}): "
-            f"pip install 'csd-lib[sweep]'"
-        ) from error
-    return submitit

@@ -163,8 +163,7 @@ def start(keep_in_drive: bool = False) -> Session:
     else:
         mode = "class" if has_gpu else "smoke"
         reason = "a CUDA GPU was found" if has_gpu else "no CUDA GPU was found"
-    if mode not in MODES:
-        raise InputError(f"CSD_MODE={mode!r}: choose one of {', '.join(MODES)}")
+    checks.one_of("CSD_MODE", mode, MODES)
     in_colab = "google.colab" in sys.modules
     if in_colab and not has_gpu and variable("CSD_MODE") != "smoke":
         _say_loudly(
