@@ -179,7 +179,9 @@ class RunFolder:
             return cls.load_prefix(prefix, config, dataset)
         first = identity.first_task(config)
         if first is None:
-            raise InputError(f"first_task={str(first_task)!r}: {config.method} shares none")
+            raise InputError(
+                f"first_task={str(first_task)!r}: {config.method} shares none, so leave it out"
+            )
         saved = cls(Path(first_task), identity.of_run(first, dataset)).load()
         if not saved or "learning" in saved:
             raise InputError(f"first_task={str(first_task)!r} holds no finished run: train it")

@@ -247,7 +247,7 @@ def table():
 
 @functools.cache
 def axis():
-    """One for all calls of a test, which take much less time than a new one."""
+    """One for all calls of a test: to make one takes longer than most calls."""
     return plt.figure().add_subplot()
 
 

@@ -299,6 +299,7 @@ PAIRS = (
     (("lwf", "class_means"), ("fine-tuning", "class_means")),
     (("lwf", "class_means"), ("csd", "random")),
     (("csd", "class_means"), ("lwf", "class_means")),
+    (("mmd-kd", "class_means"), ("csd", "class_means")),
 )
 
 
