@@ -4,6 +4,10 @@ The paper's frozen first model has 67.6 on its own classes and 21.7 on new ones.
 features and the head's softmax find, every ten epochs of the first task of the paper's protocol.
 
 python benchmarks/first_task.py --stop-at-epoch 250 --precision amp
+python benchmarks/first_task.py --stop-at-epoch 400 --precision amp --begun runs/cifar100-...
+
+The second goes on from a prefix that ran on another kind of device, which the library refuses since
+random numbers differ there: here they begin anew, and each line says where the run began.
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ from torch import Tensor
 from csd_lib.config import TrainConfig
 from csd_lib.data import Task, class_incremental_split
 from csd_lib.datasets import load_dataset
-from csd_lib.experiment import run_experiment
+from csd_lib.engine import pick_device
+from csd_lib.experiment import load_run, run_experiment
 from csd_lib.model import Network
+from csd_lib.paths import runs_folder
 from csd_lib.retrieval import embed, recall_at_k
+from csd_lib.train import train
 
 
 def effective_rank(features: Tensor) -> float:
@@ -48,6 +55,16 @@ def look(model: Network, tasks: list[Task]) -> dict[str, float]:
     return found
 
 
+def moved_here(run: Path, folder: Path, config: TrainConfig) -> Path:
+    """Copy a run's prefix into a folder as one of this machine, with new random numbers."""
+    saved = torch.load(run / "prefix.pt", weights_only=True, map_location="cpu")
+    generator = torch.Generator(pick_device(config.device)).manual_seed(config.seed)
+    saved |= {"device": generator.device.type, "generator": generator.get_state()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(saved, folder / "prefix.pt")
+    return folder / "prefix.pt"
+
+
 def main() -> None:
     """Train, look, and add a line to the records for every look."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -56,6 +73,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begun", type=Path, help="folder of the prefix to go on from")
     parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     dataset = load_dataset(arguments.dataset)
@@ -66,6 +84,7 @@ def main() -> None:
         precision=arguments.precision,
         stop_at_epoch=arguments.stop_at_epoch,
     )
+    begun = load_run(arguments.begun) if arguments.begun else None
     tasks = class_incremental_split(dataset, 2)
     path = arguments.out / "first_task.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +99,19 @@ def main() -> None:
         found |= {"learning_rate": history[-1]["learning_rate"], "loss": history[-1]["loss"]}
         found |= look(student, tasks) | {"precision": config.precision}
         found["machine"] = machine(student.head.weight.device)
+        if begun:
+            found["began"] = f"{len(begun.history)} epochs on {begun.record.device}"
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
         print(json.dumps(found), flush=True)
 
-    run_experiment(config, dataset, on_epoch=on_epoch, progress=False)
+    if begun is None:
+        run_experiment(config, dataset, on_epoch=on_epoch, progress=False)
+        return
+    on_epoch(begun.history, begun.models[0])
+    folder = runs_folder() / f"first-task-on-from-{begun.folder.name}"
+    prefix = moved_here(begun.folder, folder / "prefix", config)
+    train(config, dataset, folder=folder, prefix=prefix, on_epoch=on_epoch, progress=False)
 
 
 if __name__ == "__main__":

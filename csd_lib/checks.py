@@ -563,14 +563,13 @@ def generator(name: str, value: Any, device: torch.device) -> None:
             raise InputError(f"{name} is on {value.device}: make one on {device}")
 
 
-def images(name: str, value: Any, like: Tensor | None = None, empty: bool = False) -> None:
+def images(name: str, value: Any, like: Tensor | None = None) -> None:
     """Refuse what is no batch of images, uint8 or float32 ``[N, C, H, W]``.
 
     Args:
         name: of the argument.
         value: the images.
         like: a tensor ``[1, C, 1, 1]`` with as many channels, on the same device.
-        empty: allow no images at all.
 
     Raises:
         InputError: if it is not.
@@ -578,7 +577,8 @@ def images(name: str, value: Any, like: Tensor | None = None, empty: bool = Fals
     if (
         not isinstance(value, Tensor | StoredImages)
         or value.dtype not in (torch.uint8, torch.float32)
-        or (value.ndim != 4 or 0 in value.shape[int(empty) :])
+        or value.ndim != 4
+        or 0 in value.shape
         or (value.is_meta and like is None)
     ):
         raise InputError(

@@ -63,9 +63,7 @@ class Precision:
     def __init__(self, name: str, device: torch.device):
         checks.one_of("precision", name, ("fp32", "tf32", "amp"))
         dtype = half_precision(device)
-        if (name == "tf32" and dtype is not torch.bfloat16) or (
-            name == "tf32" and device.type == "cpu"
-        ):
+        if name == "tf32" and (dtype is not torch.bfloat16 or device.type == "cpu"):
             raise InputError(
                 f"precision='tf32' needs an NVIDIA GPU of compute capability 8.0 or more, not "
                 f"{device}: choose fp32"
@@ -280,8 +278,8 @@ class CapturedStep:
         torch.cuda.current_stream().wait_stream(side_stream)
         return static_batch, graph
 
-    def rehearse(self, batch: Tensor, times: int = 3) -> None:
-        """Run the step a few times and leave everything as it was."""
+    def rehearse(self, batch: Tensor) -> None:
+        """Run the step three times and leave everything as it was."""
         with self.state.put_back():
-            for _ in range(times):
+            for _ in range(3):
                 self.step(batch)

@@ -37,7 +37,7 @@ from csd_lib.train import train
 
 MODES = {
     "smoke": "the embedded handwritten digits, seconds a run on any CPU",
-    "clothes": "the embedded photographs of clothes, about ten seconds a run on a CPU",
+    "clothes": "the embedded photographs of clothes, 10 to 20 seconds a run on a CPU",
     "class": "CIFAR-100 with a short schedule, for one GPU and a class hour",
     "paper": "CIFAR-100 with the paper's full protocol, for one GPU and many hours",
 }

@@ -536,10 +536,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _listed(values: Iterable[Any], most: int = 10) -> str:
-    """Name different values in order; of many the first and the last."""
+def _listed(values: Iterable[Any]) -> str:
+    """Name different values in order; of more than ten the first and the last."""
     different = sorted(set(values))
-    if len(different) > most:
+    if len(different) > 10:
         return f"{different[0]} to {different[-1]} ({len(different)} of them)"
     return ", ".join(map(str, different))
 

@@ -28,6 +28,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+RUNS = ROOT / "build" / "colab-runs"
 NOTEBOOKS = [p for f in ("", "solutions") for p in sorted((ROOT / "notebooks" / f).glob("*.ipynb"))]
 
 # Run in the notebook's own kernel, before and after its cells.
@@ -89,7 +90,7 @@ class Runtime:
         """Run a notebook in a kernel of this runtime and return what nbval says.
 
         nbval sees what other runners miss, such as errors inside widgets. What one notebook has
-        trained, the next one in this runtime loads, as from Drive; that saves minutes.
+        trained, the next one loads, as from Drive; that saves minutes.
         """
         nbformat.write(notebook, folder / "notebook.ipynb")
         inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CSD_RESULTS")}
@@ -97,7 +98,7 @@ class Runtime:
             "JUPYTER_PATH": str(self.jupyter),
             "OMP_NUM_THREADS": "1",
             "CSD_MODE": "smoke",
-            "CSD_RUNS": str(self.folder / "runs"),
+            "CSD_RUNS": str(RUNS),
             **settings,
         }
         options = ["--nbval-lax", "--nbval-kernel-name=colab", "--nbval-cell-timeout=300"]
@@ -113,6 +114,7 @@ class Runtime:
 @pytest.fixture(scope="module")
 def runtimes():
     """Two runtimes; who wants one takes it and puts it back."""
+    shutil.rmtree(RUNS, ignore_errors=True)
     made = [Runtime(ROOT / "build" / f"colab-env-{number}") for number in (1, 2)]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(Runtime.make, made))

@@ -33,6 +33,26 @@ assert averages["csd"] > averages["joint"] - 2.5, "CSD comes near joint training
 new_classes = {name: np.mean(values) for name, values in final["new classes"].items()}
 assert new_classes["csd"] > new_classes["fine-tuning"], "ahead on the new classes, too"
 assert pixels > 0.98 and 100 * pixels > averages["csd"], "CSD does not beat the pixels"
+lead = {
+    group: {
+        name: np.mean(values) - np.mean(by_method["initial"]) for name, values in by_method.items()
+    }
+    for group, by_method in clothes.items()
+}
+assert {len(values) for by_method in clothes.values() for values in by_method.values()} == {8}
+session.check("clothes: old classes under fine-tuning", lead["old classes"]["fine-tuning"], -8, 0.5)
+for name in ("lwf", "csd"):
+    session.check(f"clothes: old classes under {name}", lead["old classes"][name], -4.5, 0.2)
+    session.check(f"clothes: new under {name}", lead["new classes"][name], 17, 1)
+    session.check(f"{name} above pixels", np.mean(clothes["average"][name]) - of_pixels, 2, 0.5)
+session.check("clothes: new classes under fine-tuning", lead["new classes"]["fine-tuning"], 17, 0.5)
+session.check("clothes: pixels", of_pixels, 72, 0.5)
+session.check("level", np.mean(clothes["average"]["fine-tuning"]), of_pixels, 0.5)
+from csd_lib.paper.comparison import paired  # noqa: E402
+
+for group, by_method in clothes.items():
+    _, _, verdict = paired(np.subtract(by_method["csd"], by_method["lwf"]).tolist())
+    assert verdict == "undecided", f"{group}: no difference between CSD and LwF"
 accuracy, recall = first_column("accuracy"), first_column("seen")
 for name in accuracy:
     assert accuracy[name][:, 0].min() > 95 and accuracy[name][:, 1].max() < 3, "hardly one digit"
