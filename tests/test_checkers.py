@@ -132,6 +132,10 @@ def crop(images, padding, generator, upper=None, same=False, mode="constant", bo
     return torch.stack(out)
 
 
+def crop_channel_by_channel(images, padding, generator):
+    return crop(images.reshape(-1, 1, 8, 6), padding, generator).reshape(images.shape)
+
+
 def crop_with(choose):
     """An answer that shifts image b of all by ``choose(b, row, column)`` of the draws."""
 
@@ -349,6 +353,12 @@ def frozen(model, copied=True, evaluated=True, stopped=True):
     if stopped:
         for weights in teacher.parameters():
             weights.requires_grad = False
+    return teacher
+
+
+def frozen_with_the_same_buffers(model):
+    teacher = frozen(model)
+    teacher[1].running_mean = model[1].running_mean
     return teacher
 
 
@@ -587,6 +597,15 @@ def teachers(gallery="seen", percent=100, reduce=np.mean):
     }
 
 
+def nudged(numbers, name, points):
+    """A mistake of one test image, in one of the lists."""
+    return numbers | {name: [numbers[name][0] + points, *numbers[name][1:]]}
+
+
+def swapped(numbers):
+    return dict(zip(numbers, [*numbers.values()][::-1], strict=True))
+
+
 def undone(fit=slice(0, None, 2), scale=True, flip=False):
     before, after = [], []
     for seed in Rotated.seeds:
@@ -700,6 +719,12 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("3.2", lambda *a: csd_with_loops(*a).item(), "float, but a tensor"),
     ("3.2", lambda s, t, y, temp: csd_with_loops(s.detach(), t, y, temp), "cut off from the graph"),
     ("3.2", half_detached(csd_with_loops), "part of it detached"),
+    ("1.4", lambda x, p, g: crop(x[:1].expand_as(x), p, g), "one window of one image"),
+    ("1.4", lambda x, p, g: crop(x[:, :1].expand_as(x), p, g), "one window of one image"),
+    ("1.4", crop_channel_by_channel, "one window of one image"),
+    ("1.4", lambda x, p, g: crop(x, 2, g), "With padding 1"),
+    ("1.2", lambda o, t: [*map(len, np.array_split(o, t))], "how many classes"),
+    ("1.2", lambda o, t: [np.int64(len(o) // t)] * t, "how many classes"),
     ("3.3", lambda loss: True, "catches 0 of 11"),
     ("3.3", lambda loss: False, "rejects the right loss"),
     ("3.3", a_test_on(S, T, PAIRS, exact=True), "with a tolerance"),
@@ -710,6 +735,7 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("3.4", lambda m: frozen(m, copied=False), "share their weights"),
     ("3.4", lambda m: frozen(m, evaluated=False), "train mode"),
     ("3.4", lambda m: frozen(m, stopped=False), "ask for gradients"),
+    ("3.4", frozen_with_the_same_buffers, "share their weights"),
     ("3.4", rebuilt, "differ"),
     ("3.4", lambda m: m.state_dict(), "not a network"),
     ("3.5", lambda s, t, y: torch.ones(()), "does not depend on the student"),
@@ -841,6 +867,11 @@ WRONG_NUMBERS = [
     ("3.4b", (teachers(percent=1),), "100 times"),
     ("3.4b", (teachers("own"),), "own classes"),
     ("3.4b", (teachers(reduce=lambda row: row[0]),), "task 1 alone"),
+    ("3.4b", (nudged(teachers(), "batch", 0.3),), "Not right yet.*something else for batch[.]"),
+    ("3.4b", (swapped(teachers()),), "something else for running; batch"),
+    ("3.4b", (teachers() | {"more": [1.0]},), "keys"),
+    ("2.4", (recipes(0), nudged(recipes(1), "triplet", -0.3)), "else for unknown, triplet[.]"),
+    ("5.4", (undone()[0], [value + 0.02 for value in undone()[1]]), "else for after[.]"),
     ("5.4", undone(slice(None)), "on all images"),
     ("5.4", undone(slice(1, None, 2)), "odd half"),
     ("5.4", undone(flip=True), "wrong way round"),
@@ -862,6 +893,32 @@ def test_names_the_mistake_in_wrong_numbers(exercise, answers, words):
     verdict = CHECKERS[exercise](RIGHT_NUMBERS[exercise][0], *answers)
     assert not verdict
     assert re.search(words, verdict.message), verdict.message
+    assert not re.search(r"\d\.\d\d", verdict.message), "it tells what was to be measured"
+
+
+def test_rounded_numbers_are_right():
+    for exercise, digits in (("2.4", 1), ("3.4b", 1), ("5.4", 3)):
+        session, *numbers = RIGHT_NUMBERS[exercise]
+        assert CHECKERS[exercise](session, *(rounded(each, digits) for each in numbers))
+
+
+def rounded(numbers, digits):
+    if isinstance(numbers, dict):
+        return {name: rounded(values, digits) for name, values in numbers.items()}
+    return [round(float(value), digits) for value in numbers]
+
+
+def test_a_test_of_csd_may_name_the_temperature_and_use_float64():
+    def test(loss):
+        args = S.double(), T.double(), PAIRS
+        return a_test_on(*args)(lambda *a: loss(*a[:3], temperature=a[3]))
+
+    verdict = CHECKERS["3.3"](test)
+    assert "rejects" not in verdict.message and "stops with" not in verdict.message
+
+
+def test_a_term_may_be_small():
+    assert CHECKERS["3.5"](lambda s, t, y: 1e-5 * (1 - F.cosine_similarity(s, t.detach())).mean())
 
 
 def test_measuring_checkers_run_nothing_before_the_numbers_are_there():

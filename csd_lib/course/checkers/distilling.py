@@ -385,8 +385,13 @@ def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
     """Exercise 3.3: write a test that the right loss passes and every defect fails."""
 
     def accepts(loss: Callable[..., Tensor]) -> bool:
+        def csd_loss(
+            student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 0.07
+        ) -> Tensor:
+            return loss(student, teacher, labels, temperature)
+
         try:
-            result = call(test, "your test", loss)
+            result = call(test, "your test", csd_loss)
         except Mistake as mistake:
             if "AssertionError" in str(mistake):
                 return False
@@ -405,7 +410,7 @@ def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
 
         if not accepts(losses.csd_loss):
             raise Mistake("Your test rejects the right loss, `losses.csd_loss`.")
-        if not accepts(lambda *a: rounded(*a).float() * (1 + 1e-6)):
+        if not accepts(lambda *a: rounded(*a).to(a[0].dtype) * (1 + 1e-6)):
             raise Mistake(
                 "Your test rejects a right loss that differs by rounding, one part in a million. "
                 "Compare with a tolerance."
@@ -437,8 +442,8 @@ def check_freeze(freeze: Callable[[nn.Module], nn.Module]) -> Verdict:
         teacher = call(freeze_the_original, "a small network", model)
         if not isinstance(teacher, nn.Module):
             raise Mistake(f"It returns {type(teacher).__name__}, not a network: `return` the copy.")
-        shared = {p.data_ptr() for p in model.parameters()} & {
-            p.data_ptr() for p in teacher.parameters()
+        shared = {t.data_ptr() for t in model.state_dict().values()} & {
+            t.data_ptr() for t in teacher.state_dict().values()
         }
         if teacher is model or shared:
             raise Mistake(
@@ -477,8 +482,8 @@ def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
             raise Mistake(f"It returns {shape}, but a loss is a tensor with a single number.")
         if not torch.isfinite(value):
             raise Mistake(
-                f"It returns {value.item()} for random features with the labels 0, 1 and 2. Does "
-                f"count on other labels?"
+                f"It returns {value.item()} for random features with the labels 0, 1 and 2. Is "
+                f"something divided by 0, or does it count on other labels?"
             )
         moving, fixed = student.clone().requires_grad_(), teacher.clone().requires_grad_()
         value = term(moving, fixed, labels)
@@ -498,7 +503,7 @@ def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
                 "random. The same batch should cost the same."
             )
         other_teacher = random_features(12, 6, seed=2)
-        if same(term(student, teacher, labels), term(student, other_teacher, labels)):
+        if torch.equal(term(student, teacher, labels), term(student, other_teacher, labels)):
             raise Mistake("It does not depend on the teacher, so it holds on to nothing.")
         order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
         shuffled = term(student[order], teacher[order], labels[order])

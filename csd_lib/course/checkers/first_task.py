@@ -70,8 +70,9 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
         ),
     ]
     hints = {
-        "logits of 1,000": "`exp` of a large number is infinite. Subtract the largest logit of "
-        "each row first, or use `logsumexp`: the result is the same.",
+        "logits of 1,000": "`exp` of a large number is infinite, and a small number added inside "
+        "the logarithm caps the loss. Subtract the largest logit of each row first, or use "
+        "`logsumexp`: the result is exact.",
         "a row with logits of 1,000 and one with small ones": "Subtract the largest logit of each "
         "*row*, not of the whole batch: the small row then has only zeros below the line. "
         "`logsumexp(dim=1)` does it right.",

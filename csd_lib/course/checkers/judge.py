@@ -102,7 +102,6 @@ def compare(
     cases: Cases,
     mistakes: Mistakes,
     *,
-    tolerance: float = 1e-4,
     hints: dict[str, str] | None = None,
 ) -> None:
     """Compare a learner's function with the right one on every case.
@@ -112,7 +111,6 @@ def compare(
         right: gives the right results.
         cases: arguments by a name that the learner will read; the simplest first.
         mistakes: known mistakes; the first that fits is reported.
-        tolerance: largest difference, absolute and relative, that counts as rounding.
         hints: what to say if no known mistake fits, by the first case that differs.
 
     Raises:
@@ -125,12 +123,12 @@ def compare(
         problem = _wrong_kind(result, expected[name])
         if problem:
             raise Mistake(f"{name}: it returns {problem}.")
-    different = [n for n in cases if not same(results[n], expected[n], tolerance)]
+    different = [n for n in cases if not same(results[n], expected[n])]
     if not different:
         return
     for sentence, wrong in mistakes:
         outcomes = {name: _outcome(wrong, args) for name, args in cases.items()}
-        if all(same(results[name], outcomes[name], tolerance) for name in cases):
+        if all(same(results[name], outcomes[name]) for name in cases):
             raise Mistake(f"{sentence} ({_seen(different[0], results, expected)})")
     first = different[0]
     hint = (hints or {}).get(first, "")
@@ -161,20 +159,31 @@ def compare_gradients(
         raise Mistake("The value is right, but its gradient is not: is a part of it detached?")
 
 
-def same(result: Any, expected: Any, tolerance: float = 1e-4) -> bool:
-    """Tell whether two results are equal up to rounding; NaN equals NaN."""
+def same(
+    result: Any, expected: Any, tolerance: float = 1e-4, relative: float | None = None
+) -> bool:
+    """Tell whether two results are equal up to rounding; NaN equals NaN.
+
+    Args:
+        result, expected: numbers, tensors, or lists and dictionaries of them.
+        tolerance: largest absolute difference that counts as rounding.
+        relative: what is added to it, as a share of the expected value; default: the same number.
+    """
+    relative = tolerance if relative is None else relative
     if isinstance(result, dict) and isinstance(expected, dict):
         keys = result.keys()
         return keys == expected.keys() and all(
-            same(result[k], expected[k], tolerance) for k in keys
+            same(result[k], expected[k], tolerance, relative) for k in keys
         )
     if isinstance(result, list | tuple) and isinstance(expected, list | tuple):
         pairs = zip(result, expected, strict=False)
-        return len(result) == len(expected) and all(same(a, b, tolerance) for a, b in pairs)
+        return len(result) == len(expected) and all(
+            same(a, b, tolerance, relative) for a, b in pairs
+        )
     a, b = numbers_in(result), numbers_in(expected)
     if a is None or b is None:
         return False
-    return a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+    return a.shape == b.shape and np.allclose(a, b, rtol=relative, atol=tolerance, equal_nan=True)
 
 
 def _error(error: BaseException) -> str:

@@ -76,7 +76,9 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
 
     def answer(order: Sequence[int], tasks: int) -> list[tuple[int, ...]] | None:
         groups = split_classes(order, tasks)
-        if isinstance(groups, list | tuple) and any(isinstance(group, int) for group in groups):
+        if isinstance(groups, list | tuple) and any(
+            isinstance(group, int | np.integer) for group in groups
+        ):
             raise Mistake(
                 "You return how many classes each task has. Return the classes themselves, one "
                 "tuple for each task."
@@ -243,9 +245,10 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
 
     def check() -> None:
         batch, padding = 1000, 2
-        images = (
-            (1 + torch.arange(48, dtype=torch.uint8)).reshape(1, 1, 8, 6).repeat(batch, 1, 1, 1)
-        )
+        # The first channel numbers the pixels, the two others the images.
+        pixels = (1 + torch.arange(48)).reshape(1, 1, 8, 6).repeat(batch, 1, 1, 1)
+        names = torch.arange(batch).reshape(batch, 1, 1, 1).expand_as(pixels)
+        images = torch.cat([pixels, 1 + names % 200, 1 + names // 200], dim=1).to(torch.uint8)
         seeded = torch.Generator().manual_seed(0)
         crops = call(
             lambda x: random_crop(x, padding, seeded), f"{batch} images of 8 × 6 pixels", images
@@ -271,6 +274,12 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
                 "the padding, mirrored, or cut in pieces."
             )
         places = match.float().argmax(dim=1)
+        inside = (windows[places] != 0)[:, None]
+        if not torch.equal(crops[:, 1:], images[:, 1:] * inside):
+            raise Mistake(
+                "The three channels of a result do not show one window of one image: cut result i "
+                "from image i, and shift all its channels alike."
+            )
         rows, columns = places // size, places % size
         if len(places.unique()) == 1:
             raise Mistake(
@@ -323,6 +332,10 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
                 f"more in {batch} images. Draw the row and the column independently of each other, "
                 f"for each image."
             )
+        closer = F.pad(images[0, 0], (1,) * 4).unfold(0, 8, 1).unfold(1, 6, 1).reshape(-1, 8, 6)
+        near = random_crop(images, 1, seeded)[:, 0, None]
+        if near.shape[2:] != (8, 6) or not (near == closer).flatten(2).all(dim=2).any(dim=1).all():
+            raise Mistake("With padding 1 images are shifted by more: use the argument `padding`.")
         if torch.equal(crops, random_crop(images, padding, seeded)):
             raise Mistake(
                 "Every call gives the same crops. The seed belongs outside: draw from `generator` "
