@@ -80,7 +80,7 @@ class TrainConfig(LossSettings):
     """Learning rate of what is below embedding and classifier, as a multiple of theirs (0: frozen;
     None: 1, and 10 in the paper's fine-grained experiments)."""
     depth: int | Default = setting(None, checks.whole, 8, 1202)
-    """Layers of the ResNet, 6n + 2 (None: 32 for cifar100, else 8)."""
+    """Layers of the ResNet, 6n + 2 (None: what the data set names; in the paper 32)."""
     epochs: int | Default = setting(None, checks.epochs)
     """Epochs per task (None: what the data set and the preset name; 800 for cifar100 as in the
     paper)."""
@@ -90,29 +90,30 @@ class TrainConfig(LossSettings):
     """Stop each task at this epoch of its schedule (None: at its end). The run is then a prefix of
     the whole one, which can go on from it."""
     batch_size: int | Default = setting(None, checks.whole, 2, 16_384, "losses compare images")
-    """Images per step (None: 128 for cifar100 as in the paper, else 64)."""
+    """Images per step (None: what the data set names; in the paper 128)."""
     learning_rate: float | Default = setting(None, checks.number, above=0, at_most=100)
-    """Learning rate on the first task (None: 1e-3, as in the paper)."""
+    """Learning rate on the first task (None: what data set and preset name; in the paper 1e-3)."""
     later_learning_rate: float | Default = setting(
         None, checks.number, above=0, at_most=100, decides="later"
     )
-    """Learning rate on later tasks (None: 1e-5 for cifar100 as in the paper, 1e-2 for digits, 1e-3
-    for fashion)."""
+    """Learning rate on later tasks (None: what data set and preset name; in the paper 1e-5)."""
     optimizer: str = setting("adam", checks.one_of, ("adam", "sgd"))
     """Optimiser: adam (paper) or sgd with momentum 0.9."""
     milestones: tuple[float, ...] | Default = setting(None, checks.milestones)
     """When to divide the learning rate by 10, in fractions of a task's epochs or, from 1 on, in
-    epochs (None: 0.25 0.5 0.75 for cifar100, the published code's 200, 400, 600 of 800; else
-    never)."""
+    epochs (None: what data set and preset name; for cifar100 0.25 0.5 0.75, the published
+    code's 200, 400, 600 of 800)."""
     schedule: str | Default = setting(None, checks.one_of, ("steps", "one_cycle"))
     """Learning rate over a task: steps (at the milestones; paper) or one_cycle (rises for a fifth
     of the epochs, then falls to zero)."""
     weight_decay: float = setting(5e-4, checks.number, at_least=0, at_most=100)
     """L2 penalty inside the optimiser, on every parameter (paper)."""
     crop_padding: int | Default = setting(None, checks.whole, 0, 64)
-    """Black pixels around an image before the random crop (None: 4 for cifar100, else 0)."""
+    """Black pixels around an image before the random crop (None: what the data set names; 4 for
+    cifar100 and images of one's own)."""
     flip: bool | Default = setting(None, checks.flag)
-    """Mirror images at random (None: True for cifar100, else False)."""
+    """Mirror images at random (None: what the data set names; True for cifar100 and images of one's
+    own, False for digits and fashion)."""
     head_init: str | Default = setting(
         None, checks.one_of, ("random", "class_means"), decides="later"
     )

@@ -31,11 +31,13 @@ def load_dataset(
     Args:
         name: ``"digits"`` (1,797 real handwritten 8x8 digits that scikit-learn ships; no network
             needed), ``"fashion"`` (6,000 photographs of clothes, shoes and bags, 28x28, that the
-            kit ships) or ``"cifar100"`` (60,000 colour images of 32x32); or the path of a folder or
-            an ``.npz`` file (see ``is_path`` and ``own_images.find_own_images``).
-        root: the folder that holds ``cifar100.npz``, or the file itself. Default:
-            ``$CSD_DATA``, else ``data/``. If the file is missing, it is made from the official
-            archive, which is fetched and verified by ``download.fetch_cifar100``.
+            kit ships), ``"cifar100"`` (60,000 colour images of 32x32), ``"kinds"`` (features of
+            these), ``"cub200"`` or ``"dogs"``; or the path of a folder or an ``.npz`` file (see
+            ``is_path`` and ``own_images.find_own_images``).
+        root: for cifar100 and kinds (not read for others): the folder that holds
+            ``cifar100.npz``, or the file itself. Default: ``$CSD_DATA``, else ``data/``. If the
+            file is missing, it is made from the official archive, which is fetched and verified by
+            ``download.fetch_cifar100``.
         image_size: height and width that the images of a folder are scaled to.
 
     Raises:

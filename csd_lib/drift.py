@@ -17,7 +17,8 @@ def cosine_drift(old: Tensor, new: Tensor, labels: Tensor) -> dict[int, float]:
         labels: int64 ``[N]``.
 
     Returns:
-        ``{label: mean of 1 - cos(old, new)}``, 0 if nothing moved, at most 2.
+        ``{label: mean of 1 - cos(old, new)}``, 0 if nothing moved, at most 2. A feature of zeros
+        has no direction and counts as 1.
 
     Raises:
         InputError: for features that are not finite or not of the same images; so do all below.

@@ -48,9 +48,9 @@ CLASSES, TRAIN, TEST = 6, 8, 3  # images a class; the later task has all losses 
 def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
     """Return 8 hexadecimal digits that tell what the code now computes for this recipe.
 
-    Two runs of one recipe belong together if theirs are equal. The seed, the number of epochs, the
-    batch size and the machine do not count: they change the run, not what is computed. What only a
-    GPU does is not seen.
+    Two runs of one recipe belong together if theirs are equal. The seed, the batch size, where it
+    stops and the machine do not count: they change the run, not what is computed. The learning rate
+    of each epoch counts, and with it how many there are. What only a GPU does is not seen.
 
     Args:
         config: of the run.

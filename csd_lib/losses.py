@@ -3,13 +3,13 @@
     L = CE + triplet                        on the first task            (plasticity)
     L = CE + triplet + KD + CSD             on later tasks               (+ stability)
 
-MMD and FECD take the place of CSD in the methods of those names.
+MMD and FECD take the place of KD and CSD in the methods of those names (mmd-kd keeps KD).
 
 Each function takes 2-D float tensors with one image a row and int64 labels, has fixed shapes and
 never asks the device for a value, so it can be captured in a CUDA graph. Gradients are finite
 for every batch, also one without any positive pair. Half precision is computed in float32. Each
 begins with a check that raises InputError, naming the value, for what it cannot be computed for.
-Where the loss is a mean over the images, ``reduction="none"`` returns their values ``[B]`` instead.
+KD, CSD and FECD return one value an image, ``[B]``, with ``reduction="none"``.
 
 "Published code" is the authors' repository NiccoBiondi/ContrastiveSupervisedDistillation. Where
 it differs from the paper, the docstring says so.

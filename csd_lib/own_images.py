@@ -1,7 +1,8 @@
 """Images of one's own: a folder with a folder for each class, or one ``.npz`` file.
 
 Nothing here depends on where the folder lies: images are known by the hash of their pixels. So a
-folder that is moved, or whose files are renamed within their class, is the same data set.
+folder that is moved is the same data set, and one whose files are renamed, as long as their order
+within each class stays.
 
 A folder is decoded once. The pixels are then kept under ``data/own/``, where a memory map reads
 them: a data set may be larger than the memory of the computer.
@@ -109,7 +110,7 @@ def find_own_images(
 
     A folder has a folder for each class, or ``train/`` and ``test/`` with one for each class in
     both. Classes are in the order of their names. Without ``train/`` and ``test/``, a fifth of each
-    class, at least two images, are for testing; equal images are always on the same side.
+    class, at least two images, are for testing; equal images of a class are on the same side.
 
     An ``.npz`` has ``train_images`` uint8 ``[N, H, W, C]`` or ``[N, H, W]``, ``train_labels`` int
     ``[N]`` from 0, ``test_images`` and ``test_labels``; or ``images`` and ``labels``, which are

@@ -260,5 +260,6 @@ def learning_rate(config: TrainConfig, task_index: int, epoch: int) -> float:
         rise = 0.2
         falling = 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
         return start * (share / rise if share < rise else falling)
-    epochs = [m if m >= 1 else m * length for m in config.milestones]
+    # Rounded, or 0.55 of 100 epochs would be a little more than 55.
+    epochs = [m if m >= 1 else round(m * length, 6) for m in config.milestones]
     return start * 0.1 ** sum(epoch >= milestone for milestone in epochs)

@@ -1,4 +1,4 @@
-"""Build the wheel that Google Colab installs: csd_lib, its images, the recorded results: 3 MB.
+"""Build the wheel that Google Colab installs: csd_lib, its images, the recorded results: 5 MB.
 
     python tools/wheel.py            # into build/ (make wheel)
     python tools/wheel.py FOLDER

@@ -91,7 +91,8 @@ class CSDPlugin(SupervisedPlugin):
     Args:
         method: such as ``csd``, ``lwf``, ``mmd``, ``fecd``, or a sum of terms.
         classifier: name of the module whose input is the features.
-        settings: weights, temperatures and margin; default: the kit's, which are the paper's.
+        settings: weights, temperatures and margin; default: the kit's; for triplet, KD and CSD
+            those of the published code.
 
     Attributes:
         teacher: the frozen model, or None on the first experience.

@@ -23,7 +23,7 @@ TOOLS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": 
 
 @contextmanager
 def epoch_logger(tool: str | None, config: TrainConfig) -> Iterator[Callable[..., None] | None]:
-    """Give an ``on_epoch`` for ``train`` and ``run_experiment`` that sends each epoch to a tool.
+    """Enter with an ``on_epoch`` for ``train`` and ``run_experiment`` that sends epochs to a tool.
 
     A run that goes on after a kill sends its earlier epochs again, so that the curves are whole.
     TensorBoard's files are under ``runs/tensorboard``; the others have a project ``csd-kit``.
