@@ -177,9 +177,11 @@ class Notebook:
         latest, still = before, 0
         for _ in range(10 * seconds):  # until the kernel has answered to the last of the keys
             self.page.wait_for_timeout(100)
+            if self.panel.get_by_role("alert").count():
+                break
             latest, last = self.picture(), latest
             still = still + 1 if latest == last else 0
-            if self.panel.get_by_role("alert").count() or (latest != before and still == 10):
+            if latest != before and still >= 10:
                 break
         self.page.wait_for_timeout(500)  # errors for the log come after the picture
         self.check()
