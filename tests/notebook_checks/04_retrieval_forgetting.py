@@ -1,6 +1,8 @@
 # ruff: noqa: F821
 """What chapter 4 says, checked in its own kernel after its last cell."""
 
+from csd_lib.paper.seeds import paired
+
 assert counts == [0, 1, 3, 2, 0, 0]
 for k, quoted in ((1, 3 / 6), (2, 4 / 6), (4, 1)):
     session.check(f"Recall@{k} by hand", by_hand[k], quoted, 1e-9)
@@ -48,8 +50,6 @@ for name in ("lwf", "csd"):
 session.check("clothes: new classes under fine-tuning", lead["new classes"]["fine-tuning"], 17, 0.5)
 session.check("clothes: pixels", of_pixels, 72, 0.5)
 session.check("level", np.mean(clothes["average"]["fine-tuning"]), of_pixels, 0.5)
-from csd_lib.paper.comparison import paired  # noqa: E402
-
 for group, by_method in clothes.items():
     _, _, verdict = paired(np.subtract(by_method["csd"], by_method["lwf"]).tolist())
     assert verdict == "undecided", f"{group}: no difference between CSD and LwF"
