@@ -50,7 +50,7 @@ wheel: $(VENV)/installed
 bundles: $(VENV)/installed
 	$(PY) tools/bundles.py
 
-# Every notebook as on Google Colab, twice; needs a network, for small environments of its own.
+# Every notebook as on Google Colab; needs a network, for small environments of its own.
 colab: $(VENV)/installed
 	$(PY) -m pytest tests/colab/imitation.py
 

@@ -383,6 +383,46 @@ def pairs_table(group: Group) -> str:
     return "\n".join(format_table(["row", "minus", *COLUMNS], rows, markdown=True))
 
 
+def tuned_table(name: str) -> str:
+    """What methods reach with weights chosen for them: on held-out images, and against CSD."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    import tuned
+
+    tries, _ = load_runs(tuned.FOLDER / name)
+    reached = tuned.found(tries)
+    lines = []
+    for method, each in reached.items():
+        shown = [f"**{v:.1f}**" if f == tuned.best(each) else f"{v:.1f}" for f, v in each.items()]
+        lines.append([get_method(method).title, get_method(method).recipe, *shown])
+    header = ["method", "recipe", *(f"× {factor:g}" for factor in tuned.FACTORS)]
+    held_out = format_table(header, lines, markdown=True)
+    records, _ = load_runs(ROOT / "data" / "results" / name)
+    chosen = {method: tuned.best(each) for method, each in reached.items()}
+    rows = {
+        row[0].config.method: row
+        for row in variants(records)
+        if (method := row[0].config.method) in chosen
+        and tuned.is_times(row[0].config, chosen[method])
+    }
+    differences = [
+        [f"{get_method(method).title}, × {chosen[method]:g}", *minus(row, rows["csd"])]
+        for method, row in rows.items()
+        if method != "csd"
+    ]
+    seeds = sorted({r.config.seed for r in tries})
+    where = ", ".join(sorted({f"{r.device}, {r.date}" for r in tries}))
+    title = f"minus CSD, × {chosen['csd']:g}"
+    return "\n".join(
+        [
+            *held_out,
+            "",
+            f"(Seeds {', '.join(map(str, seeds))}; {where}.)",
+            "",
+            *format_table([title, *COLUMNS], differences, markdown=True),
+        ]
+    )
+
+
 def changes_table(group: Group) -> str:
     """What has fewer seeds than Table 1, and LwF for comparison, each minus CSD as it is."""
     rows = {describe(row[0].config, {"precision"}): row for row in variants(group.records)}
@@ -525,6 +565,7 @@ def main() -> None:
         "docs/fashion.md": {
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
+            "tuned": tuned_table("fashion"),
         },
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),

@@ -33,6 +33,6 @@ for name in ("fine-tuning", "lwf"):
 for column in (old, new):
     gap = abs(column["csd"].mean() - column["ce+triplet+csd"].mean())
     assert gap < 1.5, "one of the two terms does nearly all the work"
-assert stuck["fine-tuning"] < 0.2 and stuck["csd"] > 0.4, "the triplet loss is stuck under CSD"
+assert stuck["fine-tuning"] < 0.25 and stuck["csd"] > 0.4, "the triplet loss is stuck under CSD"
 session.check("points lost by gentle fine-tuning", lost_gently, 0, 2)
 assert 1 < lost_plainly < 0.7 * lost["fine-tuning"].mean(), "a good part comes with the triplet"

