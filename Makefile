@@ -9,7 +9,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -p no:nbval -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: run test chapters types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
+.PHONY: run test chapters cpus types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
   container mutants clean
 
 run: $(VENV)/installed
@@ -23,6 +23,12 @@ test: $(VENV)/installed
 # Each chapter alone, in a fresh kernel and an empty folder, and what it says about its own outputs.
 chapters: $(VENV)/installed
 	$(PYTEST) tests/chapters.py
+
+# Chapters and solved exercises with the arithmetic of older CPUs, whose runs have other numbers: what
+# a chapter says must hold with them, too. Half an hour on two cores.
+cpus: $(VENV)/installed
+	ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) tests/chapters.py tests/test_notebooks.py
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) tests/chapters.py tests/test_notebooks.py
 
 # The types of all of csd_lib.
 types: $(VENV)/installed

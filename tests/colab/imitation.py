@@ -2,6 +2,8 @@
 
     make colab
 
+What a chapter says about its own outputs is checked here, too, as in tests/chapters.py.
+
 It makes two small environments under build/, with packages from PyPI, laid over the one that runs
 the tests, and runs two notebooks at a time. Not part of the ordinary tests, which need no network:
 pytest collects this file only by name.
@@ -149,6 +151,9 @@ def outcomes(request, runtimes, wheel, tmp_path_factory):
 def run_and_set_up_again(path, runtimes, wheel, folder):
     """Run a notebook that lies alone in a folder, then its beginning as in a second session."""
     notebook = nbformat.read(path, as_version=4)
+    if path.parent.name == "notebooks":
+        said = HERE.parent / "notebook_checks" / f"{path.stem}.py"
+        notebook.cells.append(new_code_cell(said.read_text("utf-8")))
     notebook.cells.append(new_code_cell(AS_ON_COLAB))
     first = nbformat.from_dict(notebook)
     install = f"{WITHOUT_CSD_LIB}\n%pip install -q --no-deps {wheel}"  # as the badge tells readers
