@@ -28,7 +28,7 @@ from csd_lib.paper.report import load_runs
 from csd_lib.record import Record
 
 FOLDER = Path("data/choosing/tuned")
-RECIPES = ("ce+kd", "lwf", "mmd", "mmd-kd", "fecd", "ce+triplet+csd", "csd")
+RECIPES = ("ce+kd", "lwf", "mmd-kd", "csd")
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
 SHARE = 0.2  # of the training images, held out
 

@@ -238,8 +238,8 @@ def show_source(function: Callable[..., Any]) -> None:
 
 
 def source_hash(notebook: Any) -> str:
-    """Hash of a notebook's cells without their outputs, to tell outputs of older cells."""
-    text = "\0".join(f"{cell.cell_type}\0{cell.source}" for cell in notebook.cells)
+    """Hash of a notebook's code cells without their outputs, to tell outputs of older cells."""
+    text = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -30,7 +30,7 @@ for kind in (own, seen):
     assert min(kind["fine-tuning"]) > max(kind["csd"]) + 5, "CSD loses less with every seed"
 assert np.mean(seen["fine-tuning"]) > np.mean(own["fine-tuning"]), "larger in the large gallery"
 averages = {name: np.mean(values) for name, values in final["average"].items()}
-assert averages["fine-tuning"] < averages["initial"] + 1, "below the frozen network, or level"
+assert abs(averages["fine-tuning"] - averages["initial"]) < 3, "about where the frozen network is"
 assert averages["csd"] > averages["joint"] - 2.5, "CSD comes near joint training"
 new_classes = {name: np.mean(values) for name, values in final["new classes"].items()}
 assert new_classes["csd"] > new_classes["fine-tuning"], "ahead on the new classes, too"

@@ -12,7 +12,7 @@ session.check("CKA after a rotation", rotated_cka, 1, 0.001)
 mean = {name: np.mean(overlap[name]) for name in runs}
 assert mean["initial"] == 1 and 0.5 > mean["csd"] > max(mean["lwf"], mean["fine-tuning"])
 assert np.mean(cka["csd"]) > max(np.mean(cka["lwf"]), np.mean(cka["fine-tuning"]))
-assert max(lost["csd"]) < 1, "no Recall@1 was lost"
+assert np.mean(lost["csd"]) < 0.5, "on average no Recall@1 was lost"
 assert same_class["csd"] > 0.9 > same_class["fine-tuning"], "they are of the same class"
 between = {name: np.mean(values) for name, values in old_gallery.items()}
 own = np.mean([run.matrix.own[0, 0] for run in runs["csd"]])
