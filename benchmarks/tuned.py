@@ -29,7 +29,7 @@ from csd_lib.record import Record
 
 FOLDER = Path("data/choosing/tuned")
 RECIPES = ("ce+kd", "lwf", "mmd-kd", "csd")
-FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHARE = 0.2  # of the training images, held out
 
 
