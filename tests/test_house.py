@@ -110,23 +110,16 @@ def test_a_lower_module_never_imports_a_higher_one(module):
         assert imported_modules(path) & not_lower <= itself
 
 
-def test_the_library_imports_quickly_and_without_plotting_or_umap():
+def test_the_library_imports_no_package_that_is_slow_to_import():
     code = (
-        "import sys, time, torch; start = time.process_time()\n"
-        "import csd_lib.experiment, csd_lib.drift, csd_lib.paper.report\n"
-        "seconds = time.process_time() - start\n"
-        "heavy = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas', "
+        "import sys, csd_lib.experiment, csd_lib.drift, csd_lib.paper.report\n"
+        "slow = {'umap', 'matplotlib', 'torchvision', 'sklearn', 'seaborn', 'pandas', "
         "'pytorch_metric_learning', 'avalanche'}\n"
-        "print(seconds, *heavy & set(sys.modules))"
+        "print(*slow & set(sys.modules))"
     )
     command = [sys.executable, "-c", code]
-    for _ in range(3):  # the first may be slow
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds, *imported = done.stdout.split()
-        assert imported == []
-        if float(seconds) < 0.3:
-            return
-    pytest.fail(f"{seconds} s")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize(
