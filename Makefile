@@ -25,7 +25,7 @@ chapters: $(VENV)/installed
 	$(PYTEST) tests/chapters.py
 
 # Chapters and solved exercises with the arithmetic of older CPUs, whose runs have other numbers: what
-# a chapter says must hold with them, too. Half an hour on two cores.
+# a chapter says must hold with them, too.
 cpus: $(VENV)/installed
 	ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) tests/chapters.py tests/test_notebooks.py
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) tests/chapters.py tests/test_notebooks.py

@@ -386,9 +386,9 @@ def pairs_table(group: Group) -> str:
 def tuned_table(name: str) -> str:
     """What methods reach with weights chosen for them: on held-out images, and against CSD."""
     sys.path.append(str(ROOT / "benchmarks"))
-    import tuned
+    import tuned  # so that the rule by which weights are chosen is written once
 
-    tries, _ = load_runs(tuned.FOLDER / name)
+    tries, _ = load_runs(ROOT / tuned.FOLDER / name)
     reached = tuned.found(tries)
     lines = []
     for method, each in reached.items():
