@@ -1,6 +1,6 @@
 # make run   run all chapters on the embedded data, write build/*.html, print the results
-# make test  all checks: style, unit tests, solved exercises; one process for each core
-# make chapters  all chapters, and whether their texts say what their outputs show
+# make test  style and unit tests; one process for each core
+# make chapters  all chapters and solved exercises, and whether the texts say what the outputs show
 # make types the type checker, ten seconds
 # make lab   open the notebooks in JupyterLab
 # make colab run the notebooks with Google Colab's packages; this needs a network
@@ -20,15 +20,16 @@ test: $(VENV)/installed
 	$(PY) -m ruff format --check .
 	$(PYTEST) tests/test_*.py $(ALSO)
 
-# Each chapter alone, in a fresh kernel and an empty folder, and what it says about its own outputs.
+# Each chapter and solved exercise alone, in a fresh kernel and an empty folder, and what chapters say
+# about their own outputs.
 chapters: $(VENV)/installed
 	$(PYTEST) tests/chapters.py
 
 # Chapters and solved exercises with the arithmetic of older CPUs, whose runs have other numbers: what
 # a chapter says must hold with them, too.
 cpus: $(VENV)/installed
-	ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) tests/chapters.py tests/test_notebooks.py
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) tests/chapters.py tests/test_notebooks.py
+	ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) tests/chapters.py
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) tests/chapters.py
 
 # The types of all of csd_lib.
 types: $(VENV)/installed
@@ -62,7 +63,7 @@ colab: $(VENV)/installed
 
 # The notebooks' controls in a real JupyterLab; needs Debian's chromium, or $CHROMIUM.
 browser: $(VENV)/installed
-	$(PY) -m pytest tests/browser/controls.py
+	$(PY) -m pytest -n 2 tests/browser/controls.py
 
 # The fast tests and a notebook with the oldest and the newest packages that pyproject.toml allows,
 # on every Python that is here; needs a network, and 5 GB for one environment at a time.
@@ -111,13 +112,13 @@ mutants: $(VENV)/installed
 	$(PY) tools/mutants.py --jobs 2
 
 # A torch that is already in the environment, such as a CPU-only build, is kept if it is the version
-# of constraints.txt.
+# of constraints.txt. Python compiles what it imports; pip would compile everything, a minute longer.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else \
 	  "error: this is Python %d.%d, but 3.11 to 3.14 is needed: make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "Installing the packages into $(VENV): some minutes and, with CUDA, 5 GB, once."
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
 	@touch $@
 
 clean:

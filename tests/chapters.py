@@ -1,22 +1,23 @@
-"""Every chapter runs alone, and says what its own outputs show.
+"""Every chapter and solution runs alone, and chapters say what their own outputs show.
 
     make chapters
 
-Not part of the ordinary tests, because `make run` runs all chapters too: pytest collects this file
-only by name.
+Not part of the ordinary tests, because they take minutes, and CI runs each notebook in make colab,
+too: pytest collects this file only by name.
 """
 
 import nbformat
 import pytest
-from gate import CHECKS, NOTEBOOKS, every_cell_passes
+from gate import CHECKS, NOTEBOOKS, SOLUTIONS, every_cell_passes
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_runs_alone_from_a_fresh_kernel_in_an_empty_folder(path, tmp_path, made_once):
-    """What one chapter has trained with ``session.run``, the next one loads; that saves minutes."""
+    """What one has trained with ``session.run``, the next one loads; that saves minutes."""
     notebook = nbformat.read(path, as_version=4)
-    source = (CHECKS / f"{path.stem}.py").read_text("utf-8")
-    notebook.cells.append(nbformat.v4.new_code_cell(source))
+    if path in NOTEBOOKS:
+        source = (CHECKS / f"{path.stem}.py").read_text("utf-8")
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
     shared = "session.run(" in path.read_text("utf-8")
     runs_folder = made_once("runs", lambda folder: None) if shared else tmp_path / "runs"
     every_cell_passes(notebook, tmp_path / path.name, "smoke", runs_folder)

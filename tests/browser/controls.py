@@ -99,6 +99,7 @@ def _wait_for(url, server, log):
 def open_notebook(lab, browser):
     """A function that opens and runs a notebook of the lab's folder."""
     context = browser.new_context(viewport={"width": 1300, "height": 900})
+    context.set_default_timeout(90 * SECONDS)  # a slow machine, and two of these side by side
 
     def opened(name):
         return Notebook(context.new_page(), lab, name)
@@ -116,13 +117,10 @@ class Notebook:
         page.on("pageerror", lambda error: self.errors.append(f"page: {error}"))
         page.on("websocket", lambda socket: socket.on("framereceived", self._listen))
         page.goto(f"{address}/lab/tree/{name}?reset&token={token}")
-        page.locator(".jp-Notebook").wait_for(timeout=90 * SECONDS)
-        for _ in range(30):  # JupyterLab forgets the command while it is still connecting
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            page.wait_for_timeout(2 * SECONDS)
-            if "[ ]:" not in self._prompts() or self.errors:
-                break
+        page.locator(".jp-Notebook").wait_for()
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # or it asks for a kernel
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         for _ in range(480):
             if all(re.search(r"\d", p) for p in self._prompts()) or self.errors:
                 break
@@ -145,6 +143,14 @@ class Notebook:
         if re.search(rb'"msg_type": ?"error"', frame):
             told = re.search(rb'"evalue": ?"([^"]*)', frame)
             self.errors.append(f"kernel: {told and told.group(1).decode()}")
+
+    def log_has_the_error(self):
+        """Say whether the kernel has told of an error; its log follows the alert."""
+        for _ in range(100):
+            if any("kernel: " in error for error in self.errors):
+                return True
+            self.page.wait_for_timeout(100)
+        return False
 
     def check(self):
         """No error in a cell, in place of the picture, in the page or in the kernel."""
@@ -413,11 +419,7 @@ def test_an_error_in_a_callback_turns_this_check_red(lab, open_notebook):
     assert notebook.press("level", "ArrowRight") == "a bar of height 2"
     with pytest.raises(AssertionError, match=r"could not be drawn\. AssertionError: level 3 is"):
         notebook.press("level", "ArrowRight")
-    for _ in range(100):  # the log follows the alert
-        if any("kernel: " in error for error in notebook.errors):
-            break
-        notebook.page.wait_for_timeout(100)
-    assert any("kernel: " in error for error in notebook.errors)
+    assert notebook.log_has_the_error()
     notebook.photograph("error")
 
 
@@ -433,7 +435,7 @@ def test_an_error_behind_a_button_is_shown_and_turns_this_check_red(lab, open_no
         notebook.click("Draw")
     assert notebook.panel.locator("img").count() == 0, "the old picture is not taken for the new"
     assert notebook.button("Draw").is_enabled(), "and one may try again"
-    assert any("kernel: " in error for error in notebook.errors)
+    assert notebook.log_has_the_error()
     notebook.photograph("error_behind_a_button")
 
 

@@ -88,7 +88,7 @@ class Runtime:
         files = (p for p in self.site.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
         return {p.relative_to(self.site): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
-    def run(self, notebook, folder, **settings):
+    def run(self, notebook, folder):
         """Run a notebook in a kernel of this runtime and return what nbval says.
 
         nbval sees what other runners miss, such as errors inside widgets. What one notebook has
@@ -101,7 +101,7 @@ class Runtime:
             "OMP_NUM_THREADS": "1",
             "CSD_MODE": "smoke",
             "CSD_RUNS": str(RUNS),
-            **settings,
+            "CSD_FILES": str(ROOT / "data" / "results"),
         }
         options = ["--nbval-lax", "--nbval-kernel-name=colab", "--nbval-cell-timeout=300"]
         return subprocess.run(
@@ -140,39 +140,32 @@ def outcomes(request, runtimes, wheel, tmp_path_factory):
     chosen = [i.callspec.params["path"] for i in request.session.items if hasattr(i, "callspec")]
     pool = ThreadPoolExecutor(2)
     yield {
-        path: pool.submit(
-            run_and_set_up_again, path, runtimes, wheel, tmp_path_factory.mktemp("notebook")
-        )
+        path: pool.submit(runs_whole, path, runtimes, wheel, tmp_path_factory.mktemp("notebook"))
         for path in chosen
     }
     pool.shutdown(cancel_futures=True)
 
 
-def run_and_set_up_again(path, runtimes, wheel, folder):
-    """Run a notebook that lies alone in a folder, then its beginning as in a second session."""
-    notebook = nbformat.read(path, as_version=4)
+def with_install_cell(cells, wheel):
+    """What a reader runs after a click on the badge, in a runtime without csd_lib."""
+    source = f"{WITHOUT_CSD_LIB}\n%pip install -q --no-deps {wheel}"
+    return new_notebook(cells=[new_code_cell(source), *cells])
+
+
+def runs_whole(path, runtimes, wheel, folder):
+    """Run a notebook that lies alone in a folder, and what it says about its outputs."""
+    cells = nbformat.read(path, as_version=4).cells
     if path.parent.name == "notebooks":
         said = HERE.parent / "notebook_checks" / f"{path.stem}.py"
-        notebook.cells.append(new_code_cell(said.read_text("utf-8")))
-    notebook.cells.append(new_code_cell(AS_ON_COLAB))
-    first = nbformat.from_dict(notebook)
-    install = f"{WITHOUT_CSD_LIB}\n%pip install -q --no-deps {wheel}"  # as the badge tells readers
-    first.cells.insert(0, new_code_cell(install))
-    settings = {"CSD_FILES": str(ROOT / "data" / "results")}
+        cells.append(new_code_cell(said.read_text("utf-8")))
+    notebook = with_install_cell([*cells, new_code_cell(AS_ON_COLAB)], wheel)
     runtime = runtimes.get()
     try:
         runtime.remove_csd_lib()
         before = runtime.files()
-        assert_all_cells_passed(first, runtime.run(first, folder, **settings))
-        after = runtime.files()
-        changed = {name.parts[0] for name, _ in before.items() ^ after.items()}
+        assert_all_cells_passed(notebook, runtime.run(notebook, folder))
+        changed = {name.parts[0] for name, _ in before.items() ^ runtime.files().items()}
         assert changed == {"csd_lib", f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"}
-        set_up = next(
-            n for n, c in enumerate(notebook.cells) if c.source.startswith("# Run this first")
-        )
-        notebook.cells = [*notebook.cells[: set_up + 1], notebook.cells[-1]]
-        assert_all_cells_passed(notebook, runtime.run(notebook, folder, **settings))
-        assert runtime.files() == after, "the second run has installed something"
     finally:
         runtimes.put(runtime)
 
@@ -186,6 +179,18 @@ def assert_all_cells_passed(notebook, printed):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_runs_and_changes_nothing_but_csd_lib(path, outcomes):
     outcomes[path].result()
+
+
+def test_a_second_session_installs_nothing(runtime, wheel, tmp_path):
+    """With the set-up cell, which is the same in every notebook."""
+    cells = nbformat.read(NOTEBOOKS[0], as_version=4).cells
+    (set_up,) = (c for c in cells if c.source.startswith("# Run this first"))
+    first = with_install_cell([set_up], wheel)
+    assert_all_cells_passed(first, runtime.run(first, tmp_path))
+    before = runtime.files()
+    second = new_notebook(cells=[set_up, new_code_cell(AS_ON_COLAB)])
+    assert_all_cells_passed(second, runtime.run(second, tmp_path))
+    assert runtime.files() == before
 
 
 def test_an_error_inside_a_widget_is_seen(runtime, tmp_path):
