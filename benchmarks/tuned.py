@@ -6,6 +6,7 @@ table has, goes into runs on the seeds that the tables have. Several processes m
 same time; each takes free cells.
 
 python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
+python benchmarks/tuned.py digits --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
 """
 

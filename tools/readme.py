@@ -558,6 +558,7 @@ def main() -> None:
             "pairs": pairs_table(papers.group),
             "changes": changes_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
+            "tuned": tuned_table("digits"),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },
