@@ -1,7 +1,7 @@
 """The notebooks' controls, moved by keyboard and mouse in a real JupyterLab: make browser.
 
-Each notebook is opened and run from top to bottom, then every control is moved as a reader would
-do it, and the picture and the numbers of its caption must follow. A screenshot of each is left in
+Each notebook is opened and run down to its control, then the control is moved as a reader would do
+it, and the picture and the numbers of its caption must follow. A screenshot of each is left in
 build/browser/ to be looked at. What others have trained in $CSD_RUNS is not trained again.
 """
 
@@ -45,6 +45,10 @@ def lab(tmp_path_factory):
     folder.mkdir()
     for path in NOTEBOOKS.values():
         notebook = nbformat.read(path, as_version=4)
+        control = max(
+            (n for n, c in enumerate(notebook.cells) if "widgets." in c.source), default=0
+        )
+        del notebook.cells[control + 1 :]  # what comes later runs as on Colab, and is not looked at
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.update(outputs=[], execution_count=None)
