@@ -64,17 +64,9 @@ class Runtime:
         # starts one, too ("text file busy").
         venv.create(self.folder, clear=True, symlinks=True, with_pip=True)
         python = str(self.folder / "bin" / "python")
-        install = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-compile",
-            "--disable-pip-version-check",
-        ]
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         pins = HERE / "requirements.txt"
-        subprocess.run([*install, "--no-deps", "-r", pins], check=True)
+        subprocess.run([*install, "--no-compile", "--no-deps", "-r", pins], check=True)
         behind = self.folder / "behind"
         behind.mkdir()
         for entry in Path(sysconfig.get_path("purelib")).iterdir():
