@@ -8,6 +8,7 @@ same time; each takes free cells.
 python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py digits --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
+python benchmarks/tuned.py cifar100 --preset class --depth 8 --held-out-seeds 100
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from csd_lib.paper.ledger import reproduce
 from csd_lib.paper.report import load_runs
 from csd_lib.record import Record
 
-FOLDER = Path("data/choosing/tuned")
+FOLDER = Path(__file__).parent.parent / "data" / "choosing" / "tuned"
 RECIPES = ("ce+kd", "lwf", "mmd-kd", "csd")
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHARE = 0.2  # of the training images, held out
@@ -45,13 +46,20 @@ def times(config: TrainConfig, factor: float) -> TrainConfig:
 
 def is_times(config: TrainConfig, factor: float) -> bool:
     """Say whether a config is the preset's, but for weights that are times this factor."""
-    usual = TrainConfig(dataset=config.dataset, preset=config.preset, method=config.method)
-    return key(times(usual, factor), "seed") == key(config, "seed")
+    alike = {name: getattr(config, name) for name in ("dataset", "preset", "depth", "method")}
+    return key(times(TrainConfig(**alike), factor), "seed") == key(config, "seed")
 
 
 def factor_of(config: TrainConfig) -> float:
     """Return the factor that ``times`` was called with."""
     return next(factor for factor in FACTORS if is_times(config, factor))
+
+
+def load_tries(config: TrainConfig) -> list[Record]:
+    """Return what has been tried for a data set, a preset and a depth."""
+    records, _ = load_runs(FOLDER / config.dataset)
+    wanted = config.preset, config.depth
+    return [r for r in records if (r.config.preset, r.config.depth) == wanted]
 
 
 def found(records: Iterable[Record]) -> dict[str, dict[float, float]]:
@@ -77,10 +85,12 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--preset", default="clean")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--depth", type=int)
     parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    common = dict(dataset=arguments.dataset, preset=arguments.preset, precision=arguments.precision)
+    names = ("dataset", "preset", "precision", "depth")
+    common = {name: getattr(arguments, name) for name in names}
     tries = [
         times(TrainConfig(**common, method=recipe, seed=seed), factor)
         for seed in arguments.held_out_seeds
@@ -89,7 +99,7 @@ def main() -> None:
     ]
     dataset = load_dataset(arguments.dataset)
     reproduce(tries, FOLDER, dataset=held_out_as_test(dataset, SHARE), progress=False)
-    reached = found(load_runs(FOLDER / arguments.dataset)[0])
+    reached = found(load_tries(tries[0]))
     for method, each in reached.items():
         print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
     chosen = [

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
 from csd_lib.methods import METHODS, get_method
@@ -383,12 +384,12 @@ def pairs_table(group: Group) -> str:
     return "\n".join(format_table(["row", "minus", *COLUMNS], rows, markdown=True))
 
 
-def tuned_table(name: str) -> str:
+def tuned_table(config: TrainConfig) -> str:
     """What methods reach with weights chosen for them: on held-out images, and against CSD."""
     sys.path.append(str(ROOT / "benchmarks"))
     import tuned  # so that the rule by which weights are chosen is written once
 
-    tries, _ = load_runs(ROOT / tuned.FOLDER / name)
+    tries = tuned.load_tries(config)
     reached = tuned.found(tries)
     lines = []
     for method, each in reached.items():
@@ -396,12 +397,13 @@ def tuned_table(name: str) -> str:
         lines.append([get_method(method).title, get_method(method).recipe, *shown])
     header = ["method", "recipe", *(f"× {factor:g}" for factor in tuned.FACTORS)]
     held_out = format_table(header, lines, markdown=True)
-    records, _ = load_runs(ROOT / "data" / "results" / name)
+    records, _ = load_runs(ROOT / "data" / "results" / config.dataset)
     chosen = {method: tuned.best(each) for method, each in reached.items()}
     rows = {
         row[0].config.method: row
         for row in variants(records)
         if (method := row[0].config.method) in chosen
+        and row[0].config.depth == config.depth
         and tuned.is_times(row[0].config, chosen[method])
     }
     differences = [
@@ -558,7 +560,7 @@ def main() -> None:
             "pairs": pairs_table(papers.group),
             "changes": changes_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
-            "tuned": tuned_table("digits"),
+            "tuned": tuned_table(TrainConfig(dataset="digits")),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },
@@ -566,7 +568,7 @@ def main() -> None:
         "docs/fashion.md": {
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
-            "tuned": tuned_table("fashion"),
+            "tuned": tuned_table(TrainConfig(dataset="fashion")),
         },
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),
