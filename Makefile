@@ -59,7 +59,8 @@ bundles: $(VENV)/installed
 
 # Every notebook as on Google Colab; needs a network, for small environments of its own.
 colab: $(VENV)/installed
-	$(PY) -m pytest tests/colab/imitation.py
+	rm -rf build/colab-*
+	$(PY) -m pytest -n 2 tests/colab/imitation.py
 
 # The notebooks' controls in a real JupyterLab; needs Debian's chromium, or $CHROMIUM.
 browser: $(VENV)/installed

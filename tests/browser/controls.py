@@ -1,10 +1,11 @@
 """The notebooks' controls, moved by keyboard and mouse in a real JupyterLab: make browser.
 
-Each notebook is opened and run down to its control, then the control is moved as a reader would do
-it, and the picture and the numbers of its caption must follow. A screenshot of each is left in
+Each notebook is opened, what its control needs is run, and the control is moved as a reader would
+do: the picture and the numbers of its caption must follow. A screenshot of each is left in
 build/browser/ to be looked at. What others have trained in $CSD_RUNS is not trained again.
 """
 
+import ast
 import json
 import os
 import re
@@ -37,6 +38,24 @@ SETTINGS = {
 SECONDS = 1000  # Playwright counts in milliseconds
 
 
+def needed_by_its_control(cells):
+    """The last cell with a control, and those that make what it needs; Colab runs them all."""
+    kept, wanted = [], set()
+    controls = [n for n, cell in enumerate(cells) if "widgets." in cell.source]
+    for cell in reversed(cells[: controls[-1] + 1] if controls else []):
+        if cell.cell_type != "code":
+            continue
+        parts = [*ast.walk(ast.parse(cell.source))]
+        made = {p.name for p in parts if isinstance(p, (ast.FunctionDef, ast.ClassDef))}
+        made |= {p.asname or p.name for p in parts if isinstance(p, ast.alias)}
+        names = [p for p in parts if isinstance(p, ast.Name)]
+        made |= {p.id for p in names if isinstance(p.ctx, ast.Store)}
+        if not kept or made & wanted:
+            kept.append(cell)
+            wanted |= {p.id for p in names}
+    return kept[::-1]
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """JupyterLab on a copy of the notebooks without outputs; yields its folder and its address."""
@@ -45,10 +64,7 @@ def lab(tmp_path_factory):
     folder.mkdir()
     for path in NOTEBOOKS.values():
         notebook = nbformat.read(path, as_version=4)
-        control = max(
-            (n for n, c in enumerate(notebook.cells) if "widgets." in c.source), default=0
-        )
-        del notebook.cells[control + 1 :]  # what comes later runs as on Colab, and is not looked at
+        notebook.cells = needed_by_its_control(notebook.cells)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.update(outputs=[], execution_count=None)

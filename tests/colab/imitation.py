@@ -4,9 +4,9 @@
 
 What a chapter says about its own outputs is checked here, too, as in tests/chapters.py.
 
-It makes two small environments under build/, with packages from PyPI, laid over the one that runs
-the tests, and runs two notebooks at a time. Not part of the ordinary tests, which need no network:
-pytest collects this file only by name.
+Each process of tests makes a small environment under build/, with packages from PyPI, laid over the
+one that runs the tests. Not part of the ordinary tests, which need no network: pytest collects this
+file only by name.
 """
 
 import json
@@ -17,10 +17,8 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 
 import nbformat
 import pytest
@@ -60,8 +58,6 @@ class Runtime:
         return self.folder / "share" / "jupyter"
 
     def make(self):
-        # Links, not copies: a program that was just written cannot be started while another thread
-        # starts one, too ("text file busy").
         venv.create(self.folder, clear=True, symlinks=True, with_pip=True)
         python = str(self.folder / "bin" / "python")
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -113,61 +109,24 @@ class Runtime:
         ).stdout
 
 
-@pytest.fixture(scope="module")
-def runtimes():
-    """Two runtimes; who wants one takes it and puts it back."""
-    shutil.rmtree(RUNS, ignore_errors=True)
-    made = [Runtime(ROOT / "build" / f"colab-env-{number}") for number in (1, 2)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(Runtime.make, made))
-    free = Queue()
-    for runtime in made:
-        free.put(runtime)
-    return free
+@pytest.fixture(scope="session")
+def made(worker_id):
+    """A runtime for each process of tests."""
+    runtime = Runtime(ROOT / "build" / f"colab-env-{worker_id}")
+    runtime.make()
+    return runtime
 
 
 @pytest.fixture
-def runtime(runtimes):
-    taken = runtimes.get()
-    taken.remove_csd_lib()
-    yield taken
-    runtimes.put(taken)
-
-
-@pytest.fixture(scope="module")
-def outcomes(request, runtimes, wheel, tmp_path_factory):
-    """Start all chosen notebooks, two at a time; each outcome can be waited for."""
-    chosen = [i.callspec.params["path"] for i in request.session.items if hasattr(i, "callspec")]
-    pool = ThreadPoolExecutor(2)
-    yield {
-        path: pool.submit(runs_whole, path, runtimes, wheel, tmp_path_factory.mktemp("notebook"))
-        for path in chosen
-    }
-    pool.shutdown(cancel_futures=True)
+def runtime(made):
+    made.remove_csd_lib()
+    return made
 
 
 def with_install_cell(cells, wheel):
     """What a reader runs after a click on the badge, in a runtime without csd_lib."""
     source = f"{WITHOUT_CSD_LIB}\n%pip install -q --no-deps {wheel}"
     return new_notebook(cells=[new_code_cell(source), *cells])
-
-
-def runs_whole(path, runtimes, wheel, folder):
-    """Run a notebook that lies alone in a folder, and what it says about its outputs."""
-    cells = nbformat.read(path, as_version=4).cells
-    if path.parent.name == "notebooks":
-        said = HERE.parent / "notebook_checks" / f"{path.stem}.py"
-        cells.append(new_code_cell(said.read_text("utf-8")))
-    notebook = with_install_cell([*cells, new_code_cell(AS_ON_COLAB)], wheel)
-    runtime = runtimes.get()
-    try:
-        runtime.remove_csd_lib()
-        before = runtime.files()
-        assert_all_cells_passed(notebook, runtime.run(notebook, folder))
-        changed = {name.parts[0] for name, _ in before.items() ^ runtime.files().items()}
-        assert changed == {"csd_lib", f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"}
-    finally:
-        runtimes.put(runtime)
 
 
 def assert_all_cells_passed(notebook, printed):
@@ -177,8 +136,17 @@ def assert_all_cells_passed(notebook, printed):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_runs_and_changes_nothing_but_csd_lib(path, outcomes):
-    outcomes[path].result()
+def test_runs_and_changes_nothing_but_csd_lib(path, runtime, wheel, tmp_path):
+    """A notebook that lies alone in a folder, and what it says about its outputs."""
+    cells = nbformat.read(path, as_version=4).cells
+    if path.parent.name == "notebooks":
+        said = HERE.parent / "notebook_checks" / f"{path.stem}.py"
+        cells.append(new_code_cell(said.read_text("utf-8")))
+    notebook = with_install_cell([*cells, new_code_cell(AS_ON_COLAB)], wheel)
+    before = runtime.files()
+    assert_all_cells_passed(notebook, runtime.run(notebook, tmp_path))
+    changed = {name.parts[0] for name, _ in before.items() ^ runtime.files().items()}
+    assert changed == {"csd_lib", f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"}
 
 
 def test_a_second_session_installs_nothing(runtime, wheel, tmp_path):
