@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import InputError, checks
+from csd_lib import checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, merge_tasks
 from csd_lib.engine import Precision, StepState, check_machine, make_optimizer, set_learning_rate
@@ -106,8 +106,6 @@ def train(
     checks.instance("config", config, TrainConfig, "a TrainConfig")
     if stop_after is not None:
         checks.whole("stop_after", stop_after, 1)
-    if on_epoch is not None and not callable(on_epoch):
-        raise InputError(f"on_epoch={checks.shown(on_epoch)}: give a function, not what it returns")
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
     dataset = load_images(config, dataset)
     check_images(config, dataset)
