@@ -66,8 +66,7 @@ def lab(tmp_path_factory):
         notebook = nbformat.read(path, as_version=4)
         notebook.cells = needed_by_its_control(notebook.cells)
         for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.update(outputs=[], execution_count=None)
+            cell.update(outputs=[], execution_count=None)
         nbformat.write(notebook, folder / path.name)
     if os.environ.get("CSD_RUNS"):
         shutil.copytree(os.environ["CSD_RUNS"], home / "runs")
