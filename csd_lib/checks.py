@@ -167,7 +167,7 @@ def one_of(name: str, value: Any, choices: Iterable[str], where: str = "") -> No
         raise InputError(f"{name}={shown(value)}: choose one of {', '.join(choices)}{where}")
 
 
-def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+def instance(name: str, value: Any, kind: Any, what: str) -> None:
     """Refuse what is of another type; ``what`` says in words what is wanted.
 
     Raises:

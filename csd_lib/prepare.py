@@ -34,7 +34,7 @@ def load_images(config: TrainConfig, given: Dataset | None = None) -> Dataset:
     return load_dataset(config.dataset, image_size=size)
 
 
-def check_images(config: TrainConfig, dataset: Dataset) -> None:
+def _check_images(config: TrainConfig, dataset: Dataset) -> None:
     """Refuse settings that make no sense for these images.
 
     Raises:
@@ -59,8 +59,9 @@ def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
 
     Raises:
         InputError: as ``class_incremental_split``, and if nothing of a task can be learned, or
-            none of its test images could be found.
+            none of its test images could be found; or if settings make no sense for these images.
     """
+    _check_images(config, dataset)
     tasks = class_incremental_split(
         dataset, config.tasks, seed=config.class_order_seed, first_classes=config.first_classes
     )

@@ -19,7 +19,7 @@ from csd_lib.data import Dataset, Task, augment, merge_tasks
 from csd_lib.engine import Precision, StepState, check_machine, make_optimizer, set_learning_rate
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
-from csd_lib.prepare import add_head_rows, check_images, load_images, new_student, split_classes
+from csd_lib.prepare import add_head_rows, load_images, new_student, split_classes
 from csd_lib.runs import RunFolder
 from csd_lib.steps import Steps
 from csd_lib.stored import StoredImages
@@ -106,9 +106,9 @@ def train(
     checks.instance("config", config, TrainConfig, "a TrainConfig")
     if stop_after is not None:
         checks.whole("stop_after", stop_after, 1)
+    checks.instance("on_epoch", on_epoch, Callable | None, "a function")
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
     dataset = load_images(config, dataset)
-    check_images(config, dataset)
     run = Run(config, split_classes(dataset, config), [], [])
     method = get_method(config.method)
     stages = [merge_tasks(run.tasks)] if method.joint else run.tasks

