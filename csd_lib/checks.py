@@ -168,10 +168,10 @@ def one_of(name: str, value: Any, choices: Iterable[str], where: str = "") -> No
 
 
 def instance(name: str, value: Any, kind: Any, what: str) -> None:
-    """Refuse what is of another type; ``what`` says in words what is wanted.
+    """Refuse what is not of a kind, as of ``isinstance``; ``what`` says in words what is wanted.
 
     Raises:
-        InputError: if it is.
+        InputError: if it is not.
     """
     if not isinstance(value, kind):
         raise InputError(f"{name}={shown(value)}: give {what}")

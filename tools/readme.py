@@ -127,8 +127,9 @@ def long_and_large() -> str:
         f"{soak['mb_a_minute_in_the_last_two_thirds']:+.2f} MB a minute "
         f"([`soak.py`](../benchmarks/soak.py))",
         recall_line(100_000),
-        f"`report` of {many['runs']:,} runs: {min(many['seconds'])} s, start of Python included "
-        f"([`many_runs.py`](../benchmarks/many_runs.py))",
+        f"`report` of {many['runs']:,} runs: {min(many['seconds'])} s, "
+        f"the fastest of {len(many['seconds'])}, start of Python "
+        f"included ([`many_runs.py`](../benchmarks/many_runs.py))",
         f"{own['images']:,} images of {own['size']} × {own['size']} from a file of "
         f"{own['file_mb']:,} MB train within {own['peak_mb']:,} MB, {own['own_memory_mb']} MB of "
         f"them not pages of that file ([`own_images.py`](../benchmarks/own_images.py))",
