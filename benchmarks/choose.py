@@ -59,9 +59,9 @@ CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 
-def held_out_as_test(dataset: Dataset, share: float, seed: int = 0) -> Dataset:
+def held_out_as_test(dataset: Dataset, share: float) -> Dataset:
     """Return the data set without its test images: held-out training images are in their place."""
-    task, images, labels = hold_out(class_incremental_split(dataset, 1)[0], share, seed)
+    task, images, labels = hold_out(class_incremental_split(dataset, 1)[0], share, seed=0)
     return replace(
         dataset,
         train_images=task.train_images,

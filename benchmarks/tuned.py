@@ -1,9 +1,9 @@
 """Who holds on best, if each method may choose how hard? With weights chosen on held-out images.
 
 All weights of a method's distillation terms are taken times one factor, the same tries for each
-method. The factor with the highest Recall@1, both tasks' own classes on average, over seeds that no
-table has, goes into runs on the seeds that the tables have. Several processes may run this at the
-same time; each takes free cells.
+method. The factor with the highest Recall@1, both tasks' own classes on average, over seeds that
+no table of results has, goes into runs on the seeds that those tables have. Several processes may
+run this at the same time; each takes free cells.
 
 python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py digits --seeds 0 1 2 3 4 5 6 7

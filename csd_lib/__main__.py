@@ -49,6 +49,10 @@ def _run(stopped_by: list[int]) -> int | str | None:
         if sys.argv[1:] == ["--version"]:
             print(_versions())
             return 0
+        for place, given in enumerate(sys.argv[1:], start=1):
+            if not given or (given.startswith("--") and given.endswith("=")):  # a path would be "."
+                option = given.rstrip("=") or sys.argv[place - 1]
+                raise InputError(f"what follows {option} is empty: give a value, or leave it out")
         from csd_lib.commands import app
 
         called = Path(sys.argv[0]).stem

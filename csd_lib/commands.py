@@ -329,6 +329,8 @@ def report(
         raise InputError(f"--figures {figures} draws the ledger: leave out --folder {folder}")
     if markdown + json + csv > 1:
         raise InputError("choose one of --markdown, --json and --csv")
+    if figures and (json or csv):
+        raise InputError(f"--figures {figures} comes with tables: leave out --json and --csv")
     if against and (json or csv):
         raise InputError("--against makes tables: leave out --json and --csv")
     baseline = read_baseline(against)
@@ -415,8 +417,8 @@ def features(
         image_size: scale the images to this height and width; default: as the weights want it.
     """
     from csd_lib.datasets import are_scaled, load_dataset
-    from csd_lib.features import save_features
-    from csd_lib.networks import input_size, make_network
+    from csd_lib.features import save_features, scaled
+    from csd_lib.networks import input_size, make_network, try_network
 
     if into.suffix != ".npz":
         raise InputError(f"{into} must end in .npz: it will be a data set")
@@ -425,7 +427,9 @@ def features(
     config = TrainConfig(dataset="./images", **asked)  # a size is for images that can be scaled
     size = input_size(config)
     images = load_dataset(what, image_size=size if are_scaled(what) else None)
-    save_features(images, make_network(config, images.mean, images.std), into, size)
+    made = make_network(config, images.mean, images.std)
+    try_network(made, network, scaled(images.train_images[:2], size))
+    save_features(images, made, into, size)
     print(
         f"{into}: train with --dataset {os.path.join('.', into)} --network features --embedding 512"
     )

@@ -9,7 +9,7 @@ from csd_lib import checks
 from csd_lib.checks import setting
 from csd_lib.datasets import MAX_CLASSES, get_spec
 from csd_lib.methods import METHODS, LossSettings, get_method
-from csd_lib.networks import DEFAULTS, RANDOM, check_file, check_name, check_weights
+from csd_lib.networks import DEFAULTS, PUBLISHED, RANDOM, check_file, check_name
 
 # ``int | Default`` is given as an int or left at None, but always read as an int, because a config
 # fills it in when it is made. So Default is None to Python, and nothing to a type checker.
@@ -68,7 +68,7 @@ class TrainConfig(LossSettings):
     """Network: resnet, the paper's for small images; features, for features made elsewhere;
     efficientnet:lite0, torchvision:NAME or timm:NAME; or package.module:Class (None: resnet, or
     what the data set names)."""
-    weights: str | Default = setting(None, check_weights, decides="data")
+    weights: str | Default = setting(None, check_file, RANDOM, PUBLISHED, decides="data")
     """Weights that the network begins with: random, published (by its library), or a file of its
     state (None: random, or what the data set names)."""
     init_from: str | None = setting(None, check_file, optional=True, decides="data")
@@ -178,3 +178,7 @@ class TrainConfig(LossSettings):
         """Say whether there is a second task that is learned after the first."""
         method = get_method(self.method)
         return self.tasks > 1 and method.learns_later and not method.joint
+
+    def times_learned(self) -> int:
+        """Return how often something is learned: once for each task, or only once."""
+        return self.tasks if self.learns_later() else 1

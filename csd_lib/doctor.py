@@ -111,7 +111,7 @@ def forecast(configs: Iterable[TrainConfig], rates: Rates) -> float:
         method, first = get_method(config.method), identity.first_task(config)
         if not method.learns_later:  # it is the first task itself, which others share
             first = config
-        count = config.tasks if config.learns_later() else 1
+        count = config.times_learned()
         key = str(identity.key(first or config))
         for number in range(count):
             share = 1 if method.joint else 1 / config.tasks

@@ -156,7 +156,7 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
     if record.data and dataset.sha256() != record.data.split("+")[0]:
         raise InputError(f"{folder} is a run on other images or labels than {dataset.name}'s here")
     tasks = split_classes(dataset, config)
-    models = [_load_model(record, number) for number in range(1, _learned(config) + 1)]
+    models = [_load_model(record, number) for number in range(1, config.times_learned() + 1)]
     _, channels, *size = dataset.train_images.shape
     today = fingerprint(config, channels, min(size))
     if record.fingerprint not in ("", today):
@@ -182,12 +182,7 @@ def last_model(record: Record) -> Network:
     Raises:
         InputError: if its folder has not kept it.
     """
-    return _load_model(record, _learned(record.config))
-
-
-def _learned(config: TrainConfig) -> int:
-    """Return how many models a run has kept, one for each time that it learned."""
-    return config.tasks if config.learns_later() else 1
+    return _load_model(record, record.config.times_learned())
 
 
 def _hashes(models: Sequence[Network]) -> tuple[str, ...]:

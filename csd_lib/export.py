@@ -100,6 +100,7 @@ def render_card(record: Record, parameters: int) -> str:
     header = [f"{name}: {json.dumps(value)}" for name, value in _metadata(record).items()]
     source = "" if "_" in REPOSITORY.split("/")[0] else f" (https://github.com/{REPOSITORY})"
     limits = "\n".join(f"* {printable(limit)}" for limit in _limits(record))
+    channels = record.image_shape[0] if record.image_shape else "C"
     return f"""---
 {chr(10).join(header)}
 ---
@@ -121,7 +122,7 @@ import csd_lib.api as csd
 from csd_lib.export import load_exported
 
 network, record = load_exported("model")
-features = csd.embed(network, images)  # uint8 images [N, {_channels(record)}, H, W]
+features = csd.embed(network, images)  # uint8 images [N, {channels}, H, W]
 ```
 
 `csd train --init-from model/{SAFETENSORS}` and the settings below goes on training.
@@ -168,10 +169,6 @@ def _training(record: Record) -> str:
 def _name(config: TrainConfig) -> str:
     method = config.method.replace("+", "-")
     return f"csd-kit-{identity.data_name(config)}-{method}-{config.tasks}tasks"
-
-
-def _channels(record: Record) -> object:
-    return record.image_shape[0] if record.image_shape else "C"
 
 
 def _metadata(record: Record) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from tqdm.auto import tqdm
 from csd_lib import checks, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
-from csd_lib.files import make_folder, only_one, write_atomically
+from csd_lib.files import make_folder, only_one, save_arrays, write_atomically
 from csd_lib.model import Network
 from csd_lib.networks import make_network
-from csd_lib.own_images import save_arrays
 from csd_lib.retrieval import embed
 from csd_lib.stored import StoredImages
 
@@ -70,11 +69,16 @@ def features_of(
     network = network.to(memory_format=torch.channels_last)  # it computes the same, but faster
     found = []
     for batch in tqdm(images.split(AT_ONCE), total=-(-len(images) // AT_ONCE), leave=False):
-        if size and batch.shape[2:] != (size, size):
-            scaled = F.interpolate(batch.float(), (size, size), mode="bilinear", antialias=True)
-            batch = scaled.round().clamp(0, 255).to(torch.uint8)
-        found.append(embed(network, batch))
+        found.append(embed(network, scaled(batch, size)))
     return torch.cat(found).cpu().numpy()
+
+
+def scaled(images: Tensor, size: int | None) -> Tensor:
+    """Return uint8 images ``[N, C, H, W]`` with another height and width, or as they are."""
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    found = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return found.round().clamp(0, 255).to(torch.uint8)
 
 
 def save_features(
@@ -87,6 +91,7 @@ def save_features(
     Raises:
         InputError: if nothing can be written there.
     """
+    make_folder(Path(path).parent)  # else half an hour of features could have nowhere to go
     arrays: dict[str, np.ndarray] = {"class_names": np.array(dataset.class_names)}
     for part in ("train", "test"):
         arrays[f"{part}_features"] = features_of(getattr(dataset, f"{part}_images"), network, size)

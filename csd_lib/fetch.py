@@ -5,7 +5,6 @@ Anybody may hand out a file, because its SHA-256 is known before.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import math
 import re
@@ -19,7 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from csd_lib import InputError
-from csd_lib.files import make_folder, only_one, writing
+from csd_lib.files import make_folder, only_one, sha256_of, writing
 from csd_lib.paths import variable
 
 STALL_SECONDS = 30
@@ -87,9 +86,7 @@ def problem_of(path: Path, sha256: str, size: int | None = None) -> str:
     """Return in which way a file is not the one that it should be, or an empty string."""
     if size is not None and (found := size_of(path)) != size:
         return f"has {found:,} bytes instead of {size:,}"
-    with path.open("rb") as file:
-        right = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    return "" if right else "has another SHA-256 than it should"
+    return "" if sha256_of(path) == sha256 else "has another SHA-256 than it should"
 
 
 def size_of(path: Path) -> int:

@@ -7,6 +7,7 @@ is known to fit: a small file can claim to hold 100 GB.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -122,7 +123,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         try:
             write(partial)
             partial.replace(path)
-        except OSError:
+        except BaseException:
             with suppress(OSError):  # half a file only takes space, which may be what is missing
                 partial.unlink()
             raise
@@ -144,6 +145,22 @@ def pack_tensors(content: Any) -> memoryview:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an ``.npz`` under any name, uncompressed, so that a memory map can read it."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    with parsing(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

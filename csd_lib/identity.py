@@ -75,7 +75,7 @@ def key(config: TrainConfig, *without: str) -> dict[str, Any]:
         left_out.add("later_epochs")
     if config.tasks == 1:
         left_out.add("first_classes")
-    learned = range(config.tasks if config.learns_later() else 1)
+    learned = range(config.times_learned())
     if all(config.epochs_to_run(t) == config.schedule_length(t) for t in learned):
         left_out.add("stop_at_epoch")
     left_out |= {"last": {"select_every", "held_out"}, "test": {"held_out"}}.get(
@@ -108,6 +108,12 @@ def unread(config: TrainConfig) -> list[str]:
     names = settings(config).keys() - key(config).keys() - {"preset"}
     if config.learns_later():
         names -= {"later_epochs"}  # as many as the first task's
+    # Names of runs are made from their keys, which keep what has always been in them.
+    if config.schedule == "one_cycle":
+        names |= {"milestones"}
+    method = get_method(config.method)
+    if method.term_names(True) == method.term_names(False):
+        names |= {"teacher_statistics"}
     values = {name: getattr(config, name) for name in sorted(names)}
     return [f"{n}={value}" for n, value in values.items() if value != getattr(usual, n)]
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
-from csd_lib.files import parsing, read_tensors
+from csd_lib.files import parsing, read_tensors, sha256_of
 from csd_lib.model import Network, NormalizedHead, ResNet, freeze
 from csd_lib.stored import StoredImages
 
@@ -73,26 +73,15 @@ def check_name(name: str, value: Any) -> None:
         )
 
 
-def check_weights(name: str, value: Any) -> None:
-    """Refuse what can name no weights; whether there is such a file is seen when they are read.
-
-    Raises:
-        InputError: for what is no text, or an empty one.
-    """
-    if not isinstance(value, str) or not value:
-        raise InputError(
-            f"{name}={checks.shown(value)}: give {RANDOM}, {PUBLISHED}, or the path of a file"
-        )
-
-
-def check_file(name: str, value: Any) -> None:
+def check_file(name: str, value: Any, *others: str) -> None:
     """Refuse what can be no path of a file; whether there is one is seen when it is read.
 
     Raises:
-        InputError: for what is no text, or an empty one.
+        InputError: for what is no text, or an empty one; it names the ``others`` that can be given.
     """
     if not isinstance(value, str) or not value:
-        raise InputError(f"{name}={checks.shown(value)}: give the path of a model file")
+        choice = "".join(f"{other}, or " for other in others)
+        raise InputError(f"{name}={checks.shown(value)}: give {choice}the path of a model's file")
 
 
 def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
@@ -160,9 +149,10 @@ def try_network(network: Network, name: str, images: Tensor | StoredImages) -> N
         images: of the data set.
 
     Raises:
-        InputError: if its features, or what it returns, have another form than ``Network`` says.
+        InputError: if it cannot take such images, or if its features, or what it returns, have
+            another form than ``Network`` says.
     """
-    if isinstance(network, ResNet | Features | LibraryNetwork):
+    if isinstance(network, ResNet):
         return
     was_training, top = network.training, network.added_embedding
     size = top.in_features if top else network.feature_size
@@ -174,6 +164,15 @@ def try_network(network: Network, name: str, images: Tensor | StoredImages) -> N
             features = network.backbone(network.normalize_images(batch) if is_raw else batch)
         except NotImplementedError as error:
             raise InputError(f"network={name!r}: define backbone(self, images)") from error
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if not isinstance(network, LibraryNetwork):
+                raise  # one's own mistakes are found by their traceback
+            shape = "x".join(map(str, batch.shape[1:]))
+            words = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise InputError(
+                f"network={name!r} cannot take images [C, H, W] of {shape} ({words[:120]}): choose "
+                f"another image_size, or another network"
+            ) from error
         if not isinstance(features, Tensor) or tuple(features.shape) != (len(batch), size):
             raise InputError(
                 f"network={name!r}: its backbone returned {checks.shown(features)} for "
@@ -335,8 +334,7 @@ def weights_sha256(config: TrainConfig) -> str:
         InputError: if there is no such file.
     """
     if config.weights != PUBLISHED:
-        path = _existing("weights", str(config.weights))
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(_existing("weights", str(config.weights)))
     body = _maker(str(config.network))(config, (0.0,) * 3, (1.0,) * 3)
     return state_sha256(body.state_dict())
 
@@ -406,12 +404,14 @@ def _torchvision_published(name: str) -> Published:
 def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
     models = optional_module("torchvision.models", "course")
     options: dict[str, Any] = {}
-    if name in ("inception_v3", "googlenet"):
-        options = dict(aux_logits=False, transform_input=config.weights != RANDOM)
-        options |= {} if config.weights == PUBLISHED else {"init_weights": True}
     weights = "DEFAULT" if config.weights == PUBLISHED else None
+    if weights is None and name in ("inception_v3", "googlenet"):
+        scales = config.weights != RANDOM
+        options = dict(aux_logits=False, transform_input=scales, init_weights=True)
     with _fetching(f"torchvision:{name}", config):
         body = models.get_model(name, weights=weights, **options)
+    if name == "inception_v3":  # with published weights it insists on its second classifier
+        body.aux_logits, body.AuxLogits = False, None
     found = [(n, module) for n, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not found:
         raise InputError(f"network='torchvision:{name}' has no linear classifier: choose another")

@@ -24,7 +24,14 @@ from torch import Tensor
 
 from csd_lib import InputError, checks, paths
 from csd_lib.data import Dataset
-from csd_lib.files import make_folder, only_one, parsing, read_arrays, write_atomically
+from csd_lib.files import (
+    make_folder,
+    only_one,
+    parsing,
+    read_arrays,
+    save_arrays,
+    write_atomically,
+)
 from csd_lib.stored import StoredImages
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
@@ -217,7 +224,8 @@ def _list(path: Path) -> tuple[tuple[str, ...], list[str], np.ndarray, np.ndarra
 
 
 def _subfolders(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    with parsing(path):
+        return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
@@ -240,12 +248,6 @@ def _kept(
     with parsing(stored, ValueError):  # numpy: no header, or fewer bytes than it says
         pixels = np.lib.format.open_memmap(stored, mode="c")
     return pixels, read_arrays(index, MAX_UNPACKED)
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an ``.npz`` under any name, uncompressed, so that a memory map can read it."""
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _decode(
@@ -448,7 +450,7 @@ def _measured(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _standardised(name: str, names: tuple[str, ...], train: Part, test: Part) -> OwnImages:
     values = train.pixels[train.rows].astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
-    std[std < 1e-6] = 1.0  # a dimension that is the same everywhere stays 0
+    std[std <= 1e-6 * np.abs(values).max(axis=0)] = 1.0  # it is the same everywhere, and stays 0
     train, test = (
         Part(
             ((part.pixels[part.rows] - mean) / std).astype(np.float32),

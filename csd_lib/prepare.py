@@ -105,10 +105,10 @@ def add_head_rows(
 
 
 @torch.no_grad()
-def _class_means(teacher: Network, task: Task, batch_size: int = 512) -> Tensor:
+def _class_means(teacher: Network, task: Task) -> Tensor:
     """Sum of each new class's unit features, as the teacher sees it: ``[new classes, D]``."""
     device = teacher.head.weight.device
-    batches = task.train_images.split(batch_size)
+    batches = task.train_images.split(512)
     features = torch.cat([unit_length(teacher(batch.to(device))[0]) for batch in batches])
     labels = task.train_labels.to(device) - task.first_label
     sums = torch.zeros(len(task.classes), features.shape[1], device=device)

@@ -175,11 +175,16 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = Fa
     """
     checks.search(queries, gallery, same_images)
     checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")
-    similarity = unit_length(queries.cpu().double()) @ unit_length(gallery.cpu().double()).T
-    similarity = (similarity * STEPS).round()  # so that equal ones tie on every machine
-    if same_images:
-        similarity.fill_diagonal_(-torch.inf)
-    return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    queries, gallery = (unit_length(features.cpu().double()) for features in (queries, gallery))
+    found = []
+    rows_at_once = max(1, MAX_SIMILARITIES // len(gallery))
+    for first in range(0, len(queries), rows_at_once):
+        similarity = queries[first : first + rows_at_once] @ gallery.T
+        similarity.mul_(STEPS).round_()  # so that equal ones tie on every machine
+        if same_images:
+            similarity.diagonal(first).fill_(-torch.inf)
+        found.append(similarity.sort(dim=1, descending=True, stable=True).indices[:, :k])
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)

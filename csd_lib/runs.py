@@ -355,7 +355,8 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
 
 def has_begun(folder: Path) -> bool:
     """Say whether a run has left something to go on from, or its results, in its folder."""
-    return any((folder / name).exists() for name in ("checkpoint.pt", "results.json"))
+    names = ("checkpoint.pt", "checkpoint.previous.pt", "results.json")
+    return any((folder / name).exists() for name in names)
 
 
 def check_owner(folder: Path, wanted: dict[str, Any]) -> None:

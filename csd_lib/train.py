@@ -184,11 +184,13 @@ class TaskTraining:
     ):
         task, self.selection = Selection.begin(config, tasks, student)
         device = generator.device
+        self.method = get_method(config.method)
+        if self.method.term_names(True) == self.method.term_names(False):
+            teacher = None  # no term would ask it
         if teacher is not None and config.teacher_statistics == "batch":
             teacher = copy.deepcopy(teacher).train()
         self.student, self.teacher, self.config = student, teacher, config
         self.precision, self.generator = precision, generator
-        self.method = get_method(config.method)
         self.optimizer = make_optimizer(
             config.optimizer, student, config.weight_decay, device, config.backbone_rate
         )

@@ -742,6 +742,7 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("3.5", lambda s, t, y: F.cosine_similarity(s, t.detach()).mean(), "sign"),
     ("3.5", lambda s, t, y: F.mse_loss(s, t), "flows into the teacher"),
     ("3.5", lambda s, t, y: F.mse_loss(s, t.detach(), reduction="none"), "single number"),
+    ("3.5", lambda s, t, y: F.mse_loss(s, t.detach()).reshape(1), "single number"),
     (
         "3.5",
         lambda s, t, y: ((s - t.detach()).pow(2).sum(1) * torch.arange(len(y))).sum(),

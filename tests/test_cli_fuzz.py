@@ -116,7 +116,7 @@ def problem(code, out, err, option, value):
 
 
 # The values that are legitimate. A folder may have any name.
-PATHS = {*VALUES} - {"9" * 300}  # which is too long for a file system
+PATHS = {*VALUES} - {"", "9" * 300}  # which is too long for a file system
 NUMBERS = {"0", "1", "1.5", "1e-30"}
 RATES = {"None", "1", "1.5", "1e-30"}
 OWN = dict(

@@ -1,5 +1,6 @@
 """Features made once, the stand-in for the paper's fine-grained data sets, and its first task."""
 
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
@@ -107,6 +108,27 @@ def test_the_command_features_reads_images_from_a_file(monkeypatch, capsys, tmp_
     monkeypatch.setattr(sys, "argv", ["csd", "features", "./images.npz", "out.npz", *options])
     __main__.main()
     assert find_own_images("./out.npz").train.pixels.shape[1:] == (1280, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "network, into, words",
+    [
+        ("features", "out.npz", r"backbone returned .* expected \[2, 1\]"),
+        ("torchvision:inception_v3", "out.npz", "cannot take images .C, H, W. of 1x8x8"),
+        ("resnet", "pixels.npz/out.npz", "cannot write to pixels.npz"),
+    ],
+)
+def test_features_that_cannot_be_made_are_refused_before_the_first(
+    network, into, words, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pixels.npz").touch()
+    monkeypatch.setattr(features, "features_of", None)
+    options = ["--network", network, "--weights", "random"]
+    monkeypatch.setattr(sys, "argv", ["csd", "features", "digits", into, *options])
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_published_weights_take_the_images_of_a_file_as_they_are(tmp_path):

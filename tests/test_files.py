@@ -15,6 +15,22 @@ from warm import PROCESSES
 
 from csd_lib import InputError, archive, files
 
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_ends_a_write_leaves_no_partial_file_and_the_old_one(error, tmp_path):
+    def write(partial):
+        partial.write_text("half")
+        raise error
+
+    path = tmp_path / "a.json"
+    files.write_json(path, "old")
+    with pytest.raises(error):
+        files.write_atomically(path, write)
+    assert [*tmp_path.iterdir()] == [path] and files.read_json(path) == "old"
+
+
 # --- the lock --------------------------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ _WHY_EXEMPT = {
         model.Network.backbone model.ResNet.backbone model.NormalizedHead
         model.NormalizedHead.forward model.NormalizedHead.grow model.NormalizedHead.normalize_
         networks.make_network networks.network_from_state networks.load_state
-        networks.Published networks.Published.statistics networks.check_name networks.check_weights
+        networks.Published networks.Published.statistics networks.check_name
         networks.check_file networks.init_sha256 networks.init_head
         networks.optional_module networks.read_state
         networks.import_network networks.input_size networks.weights_sha256 networks.try_network
@@ -84,7 +84,7 @@ _WHY_EXEMPT = {
         methods.Method methods.Method.term_names methods.Method.loss_terms
         methods.Method.unused_settings retrieval.Recall train.Run experiment.FinishedRun
         published.Experiment published.Experiment.fits
-        config.TrainConfig.learns_later widgets.Recording
+        config.TrainConfig.learns_later config.TrainConfig.times_learned widgets.Recording
         config.TrainConfig.schedule_length config.TrainConfig.epochs_to_run
         retrieval.RetrievalMatrix.in_first_gallery
         widgets.Control.pairs checkers.Mistake checkers.Verdict session.Stopped

@@ -577,6 +577,10 @@ def test_a_config_names_what_was_changed_for_nothing():
     assert identity.unread(TrainConfig(method="joint", later_learning_rate=0.5)) == [
         "later_learning_rate=0.5"
     ]
+    config = TrainConfig(
+        method="fine-tuning", schedule="one_cycle", milestones=(1,), teacher_statistics="batch"
+    )
+    assert identity.unread(config) == ["milestones=(1,)", "teacher_statistics=batch"]
 
 
 def test_switches_of_torch_are_as_they_were_after_training(digits):

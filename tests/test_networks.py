@@ -325,6 +325,19 @@ def test_weights_that_cannot_be_fetched_are_named(monkeypatch):
         network(LIBRARY, COLOUR, weights="published")
 
 
+@pytest.mark.parametrize("name, size", [("inception_v3", 2048), ("googlenet", 1024)])
+def test_published_weights_come_without_the_classifiers_on_the_way(name, size, monkeypatch):
+    models = pytest.importorskip("torchvision.models")
+    published = models.get_model(name, init_weights=False).state_dict()
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: published)
+    made = network(f"torchvision:{name}", COLOUR, weights="published").train()
+    own = made.body.state_dict()
+    assert own and all(torch.equal(value, published[key]) for key, value in own.items())
+    assert not any("aux" in key.lower() for key in own)
+    images = torch.zeros(2, 3, 96, 96, dtype=torch.uint8)
+    assert made(images)[0].shape == (2, size)
+
+
 def test_a_network_of_timm_with_weights_of_a_file(tmp_path):
     timm = pytest.importorskip("timm")
     theirs = timm.create_model("test_resnet", pretrained=False).eval()

@@ -192,8 +192,10 @@ def test_arrays_without_a_split_or_names_are_split_and_numbered(tmp_path):
     assert load_own_images(tmp_path / "grey.npz").train_images.shape[1] == 1
 
 
-def test_features_made_elsewhere_have_mean_0_and_deviation_1_on_the_training_part(tmp_path):
-    np.savez(tmp_path / "f.npz", **arrays("features"))
+@pytest.mark.parametrize("scale", [1, 1e-9])
+def test_features_made_elsewhere_have_mean_0_and_deviation_1_on_the_training_part(scale, tmp_path):
+    made = arrays("features")
+    np.savez(tmp_path / "f.npz", **{**made, "features": made["features"].astype("f4") * scale})
     found = load_own_images(tmp_path / "f.npz")
     train = found.train_images[:, :, 0, 0].double()
     assert found.train_images.dtype == torch.float32 and found.train_images.shape[1:] == (20, 1, 1)
@@ -300,7 +302,7 @@ def test_a_name_without_a_slash_is_a_known_data_set_or_a_typo(tmp_path, monkeypa
     "typed, words",
     [
         (["nonsense"], "what='nonsense': choose one of cifar100, cub200, dogs"),
-        ([""], "what='': choose one of"),
+        ([""], "what follows data is empty"),
         (["--check", "1"], "what='1': choose one of"),
         (["cifar100", "--image-size", "8"], "image_size=8 is for images of your own"),
         (["./gone"], "gone does not exist"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from csd_lib import InputError
+from csd_lib import InputError, retrieval
 from csd_lib.data import class_incremental_split
 from csd_lib.model import ResNet, freeze
 from csd_lib.paper.report import average_compatibility, average_multi_model
@@ -247,7 +247,9 @@ def test_a_network_that_returns_one_tensor_is_refused(count):
         embed(network, torch.zeros(count, 1, 2, 2))
 
 
-def test_the_nearest_images_by_hand():
+@pytest.mark.parametrize("at_once", [retrieval.MAX_SIMILARITIES, 8, 1])
+def test_the_nearest_images_by_hand(at_once, monkeypatch):
+    monkeypatch.setattr(retrieval, "MAX_SIMILARITIES", at_once)
     angles = torch.tensor([0.0, 10, 50, 90]).deg2rad()
     points = torch.stack([angles.cos(), angles.sin()], dim=1)
     assert nearest(points, points, k=3).tolist() == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 1]]

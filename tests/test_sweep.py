@@ -155,12 +155,13 @@ def test_a_job_is_put_into_the_queue_again_as_it_is(monkeypatch):
     assert job.checkpoint() == ("again", job)
 
 
-def test_a_cell_that_breaks_down_does_not_stop_the_others(own_folders, monkeypatch):
+@pytest.mark.parametrize("kind", [TrainingError, InputError])
+def test_a_cell_that_breaks_down_does_not_stop_the_others(kind, own_folders, monkeypatch):
     original = training.TaskTraining
 
     def breaks(student, teacher, tasks, config, *rest):
         if config.learning_rate == 100:
-            raise TrainingError("training has diverged")
+            raise kind("training has diverged")
         return original(student, teacher, tasks, config, *rest)
 
     monkeypatch.setattr(training, "TaskTraining", breaks)

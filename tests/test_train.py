@@ -554,6 +554,14 @@ def spy_on_teachers(monkeypatch):
     return teachers
 
 
+def test_a_method_that_distils_nothing_asks_no_teacher(digits, monkeypatch):
+    teachers = spy_on_teachers(monkeypatch)
+    quick(digits, "fine-tuning")
+    assert teachers == []
+    quick(digits, "lwf")
+    assert len(teachers) == 1
+
+
 def test_batch_statistics_are_the_published_codes_teacher(digits, undisturbed, monkeypatch):
     """It normalises with the current batch, its running statistics drift, its weights do not."""
     teachers = spy_on_teachers(monkeypatch)

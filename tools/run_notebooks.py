@@ -32,7 +32,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 
 from csd_lib.course import smoke_fingerprint, source_hash
 from csd_lib.paper.report import grouped, load_runs, render
-from csd_lib.paths import runs_folder
+from csd_lib.paths import runs_folder, variable
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("GLOSSARY", "RELATED_WORK", "CAPSTONE")  # that the notebooks link to
@@ -147,8 +147,10 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = notebook_paths(arguments.names, solved=arguments.all)
     build = arguments.build.resolve()
+    if build == ROOT:  # whose runs/ would be emptied
+        parser.error(f"--build {arguments.build} is the kit itself: give another folder")
 
-    mode = os.environ.get("CSD_MODE", "smoke")
+    mode = variable("CSD_MODE") or "smoke"
     os.environ["CSD_MODE"] = mode
     os.environ["CSD_WIDGETS"] = "0"  # on a page without a kernel a control is an empty box
     if mode == "smoke":  # hours of training in other modes are kept

@@ -34,12 +34,12 @@ from csd_lib.experiment import FinishedRun
 from csd_lib.files import read_arrays
 from csd_lib.losses import csd_loss
 from csd_lib.methods import TERMS, get_method
-from csd_lib.numerics import unit_length
 from csd_lib.paper.figures import GREY
 from csd_lib.paper.ledger import find_file
 from csd_lib.paper.report import changed_settings
 from csd_lib.paths import variable
 from csd_lib.record import Record
+from csd_lib.retrieval import nearest
 from csd_lib.stored import join
 
 Drawing = tuple[Figure, str]
@@ -309,12 +309,8 @@ def neighbors(
     gallery = ((task_of < stage) | (task_of == task_of[query])).nonzero().squeeze(1)
     gallery = gallery[gallery != query]
     checks.whole("k", k, 1, len(gallery), f"there are {len(gallery)} images to search")
-    nearest_first = []
-    for of_stage in (features[method][0], features[method][stage - 1]):
-        unit = unit_length(of_stage.cpu())
-        order = (unit[gallery] @ unit[query]).argsort(descending=True, stable=True)
-        nearest_first.append(gallery[order[:k]])
-    found = torch.stack(nearest_first)  # [2, k]
+    both = (features[method][0], features[method][stage - 1])
+    found = torch.cat([gallery[nearest(of[[query]], of[gallery], k)] for of in both])  # [2, k]
     hits = labels[found] == labels[query]
     name, title = names[labels[query]], get_method(method).title
     figure = plots.retrieval_examples(
@@ -325,12 +321,12 @@ def neighbors(
         row_labels=["after\ntask 1", f"after\ntask {stage}"],
         found_names=[[names[label] for label in row] for row in labels[found].tolist()],
     )
-    nearest = names[labels[found[1, 0]]]
+    first = names[labels[found[1, 0]]]
     verdict = "a hit" if hits[1, 0] else "a miss"
     return figure, (
         f"{title}, query {query} (class {name}), {len(gallery)} images to search: of the {k} "
         f"nearest, {int(hits[0].sum())} are right after task 1 and {int(hits[1].sum())} after task "
-        f"{stage}; the nearest then is of class {nearest}, which Recall@1 counts as {verdict}."
+        f"{stage}; the nearest then is of class {first}, which Recall@1 counts as {verdict}."
     )
 
 

@@ -6,7 +6,6 @@ also keeps the last model and its test features, with their SHA-256 in that file
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import warnings
@@ -32,6 +31,7 @@ from csd_lib.files import (
     make_folder,
     only_one,
     read_arrays,
+    sha256_of,
     write_tensors,
     writing,
 )
@@ -114,10 +114,9 @@ class Cell:
         # None: it shares none, or has trained its own, so it is its own first_run.
         self.first = None if runs.has_begun(self.run) else identity.first_task(config)
         self.first_run = runs_folder() / run_name(self.first or config, data)
-        method = get_method(config.method)
-        stages = 1 if method.joint or not method.learns_later else config.tasks
-        self.epochs = sum(map(config.epochs_to_run, range(stages)))
-        self.share = 1 if method.joint else 1 / config.tasks  # of the images, in an epoch
+        self.epochs = sum(map(config.epochs_to_run, range(config.times_learned())))
+        is_joint = get_method(config.method).joint
+        self.share = 1 if is_joint else 1 / config.tasks  # of the images, in an epoch
         self.record: Record | None = None
 
     def is_done(self, again: bool) -> bool:
@@ -235,7 +234,8 @@ def reproduce(
         The folder of each config's record.
 
     Raises:
-        TrainingError: at the end, if the training of a cell broke down. All others are recorded.
+        TrainingError: at the end, if a cell cannot be trained, or its training broke down. All
+            others are recorded.
     """
     checks.sequence("configs", configs, TrainConfig, "one or more configs")
     dataset = load_images(configs[0], dataset)
@@ -266,7 +266,7 @@ class _Worker:
         self.cells, self.dataset, self.keep_models = cells, dataset, keep_models
         self.again, self.progress, self.said = again, progress, False
         self.seconds = self.passes = 0.0
-        self.broken: dict[Cell, TrainingError] = {}
+        self.broken: dict[Cell, Exception] = {}
 
     def title(self, cell: Cell) -> str:
         """Name a cell, with its number."""
@@ -306,7 +306,7 @@ class _Worker:
                     tqdm.write(f"{self.title(cell)}: recorded by another process")
         except Busy:
             return False
-        except TrainingError as error:  # one bad weight in a grid must not end a night's work
+        except (InputError, TrainingError) as error:  # one bad weight must not end a night's work
             self.broken[cell] = error
             tqdm.write(f"{self.title(cell)}: {error}")
         return True
@@ -405,7 +405,7 @@ def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Pa
         kind = np.uint8 if labels.max() < 256 else np.int64
         with writing(place / "features.npz"):
             np.savez(place / "features.npz", features=features, labels=labels.astype(kind))
-        files = {name: _sha256(place / name) for name in ("model.pt", "features.npz")}
+        files = {name: sha256_of(place / name) for name in ("model.pt", "features.npz")}
     record = replace(run.record, history=tuple(run.history), files=files)
     record.write(place / "results.json")
     return place
@@ -463,7 +463,7 @@ def _recorded_file(record: Record, name: str) -> Path:
     path = folder / name
     if folder.is_relative_to(PACKAGED):
         return _fetched_file(path.relative_to(PACKAGED), files[name])
-    if not path.is_file() or _sha256(path) != files[name]:
+    if not path.is_file() or sha256_of(path) != files[name]:
         raise InputError(
             f"{path} is not the file that was recorded (its SHA-256 differs): fetch it again"
         )
@@ -489,10 +489,6 @@ def _fetched_file(name: Path, sha256: str) -> Path:
         remedy=remedy,
         progress=False,
     )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _history(run: Path) -> list[dict[str, float]]:
