@@ -9,6 +9,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -p no:nbval -n auto --maxprocesses 8 --dist worksteal
 
+# Some images of Docker set it; then each process would compile torch and all else anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test chapters cpus types lab notebooks heads wheel bundles colab browser site versions integrations sweep-test \
   container mutants clean
 

@@ -27,7 +27,6 @@ LONG = (
     "runs_alone_from_a_fresh_kernel",
     "test_reproduce",
     "readmes_tables",
-    "test_map_is_fitted_once",
     "kill",
     "test_mistakes_ctrl_c",
     "students_zip",

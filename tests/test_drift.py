@@ -10,7 +10,6 @@ from csd_lib.drift import (
     linear_cka,
     neighborhood_overlap,
 )
-from csd_lib.projection import fit_map, place_on_map
 
 
 def cloud(n=200, dim=8, seed=0):
@@ -75,19 +74,3 @@ def test_what_cannot_be_measured_is_refused():
         linear_cka(torch.ones(5, 3), cloud(5, 3))
     with pytest.raises(InputError, match="one whole number for each"):
         cosine_drift(cloud(5), cloud(5), torch.zeros(4))
-
-
-def test_map_is_fitted_once_and_places_new_features_near_their_own_group():
-    """Two groups: images placed on the map must land in the group they belong to."""
-    groups = torch.cat([cloud(40, 8, 1) * 0.1 + 1, cloud(40, 8, 2) * 0.1 - 1]).float()
-    threads = torch.get_num_threads()
-    fitted = fit_map(groups, seed=0)
-    before = fitted.embedding_.copy()
-    moved = groups + 0.02  # UMAP returns the fitted places for exactly the fitted features
-    placed, again = place_on_map(fitted, moved), place_on_map(fitted, moved)
-    assert torch.get_num_threads() == threads
-    np.testing.assert_array_equal(placed, again)
-    np.testing.assert_array_equal(fitted.embedding_, before)
-    centers = before[:40].mean(axis=0), before[40:].mean(axis=0)
-    distances = [np.linalg.norm(placed - center, axis=1) for center in centers]
-    np.testing.assert_array_equal(distances[0] < distances[1], np.arange(80) < 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from csd_lib import InputError, checks, identity
-from csd_lib.files import make_folder
+from csd_lib.files import make_folder, write_atomically
 from csd_lib.methods import METHODS, TERMS, get_method
 from csd_lib.paper import comparison
 from csd_lib.paper.comparison import Table, tables
@@ -286,7 +287,9 @@ def paper_figures(groups: Sequence[Group], folder: str | Path) -> list[Path]:
         if path in paths or (path.exists() and _drawn_from(path) != drawn):
             path = folder / f"{title}-{hashlib.sha256(drawn.encode()).hexdigest()[:8]}.png"
         figure = paper_against_ours(table) if table.published else first_task_curves(table)
-        figure.savefig(path, dpi=100, metadata={"Description": drawn})
+        about = {"Description": drawn}
+        save = partial(figure.savefig, format="png", dpi=100, metadata=about)
+        write_atomically(path, save)
         plt.close(figure)
         paths.append(path)
     return paths

@@ -150,10 +150,10 @@ def test_runs_and_changes_nothing_but_csd_lib(path, runtime, wheel, tmp_path):
 
 
 def test_a_second_session_installs_nothing(runtime, wheel, tmp_path):
-    """With the set-up cell, which is the same in every notebook."""
+    """With the set-up cell, which is the same in every notebook; the first one installs it."""
     cells = nbformat.read(NOTEBOOKS[0], as_version=4).cells
     (set_up,) = (c for c in cells if c.source.startswith("# Run this first"))
-    first = with_install_cell([set_up], wheel)
+    first = with_install_cell([], wheel)
     assert_all_cells_passed(first, runtime.run(first, tmp_path))
     before = runtime.files()
     second = new_notebook(cells=[set_up, new_code_cell(AS_ON_COLAB)])
