@@ -551,6 +551,7 @@ def main() -> None:
     papers = next(table for group in groups for table in tables(group) if table.published)
     long = [table for group in groups for table in tables(group) if table.published]
     protocol = max(long, key=lambda t: (t.group.config.stop_at_epoch is not None, len(t.rows)))
+    small = next(table for table in long if table.group.config.depth == 8)
     several_tasks = curves()
     content = {
         "README.md": {"effect": effect_table(digits)},
@@ -558,6 +559,7 @@ def main() -> None:
             "protocol": protocol_table(protocol),
             "protocol claims": claims_table(protocol),
             "claims": claims_table(papers),
+            "small": "\n".join(format_table(*difference_rows(small, "own"), markdown=True)),
             "pairs": pairs_table(papers.group),
             "changes": changes_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
