@@ -318,7 +318,7 @@ def recorded(tmp_path, monkeypatch):
     def with_file(name, content):
         (place / name).write_bytes(content)
         record = files.read_json(place / "results.json")
-        record["files"][name] = ledger._sha256(place / name)
+        record["files"][name] = ledger.sha256_of(place / name)
         files.write_json(place / "results.json", record)
         (found,) = ledger.load_records(tmp_path / "records")
         return found
