@@ -108,7 +108,7 @@ def unread(config: TrainConfig) -> list[str]:
     names = settings(config).keys() - key(config).keys() - {"preset"}
     if config.learns_later():
         names -= {"later_epochs"}  # as many as the first task's
-    # Names of runs are made from their keys, which keep what has always been in them.
+    # These stay in the key, from which the folders of runs are named, though nothing reads them.
     if config.schedule == "one_cycle":
         names |= {"milestones"}
     method = get_method(config.method)

@@ -1,5 +1,8 @@
 """Drift in numbers: what each measure must notice, and what it must not."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from csd_lib.drift import (
     linear_cka,
     neighborhood_overlap,
 )
+from csd_lib.projection import fit_map, place_on_map
 
 
 def cloud(n=200, dim=8, seed=0):
@@ -74,3 +78,27 @@ def test_what_cannot_be_measured_is_refused():
         linear_cka(torch.ones(5, 3), cloud(5, 3))
     with pytest.raises(InputError, match="one whole number for each"):
         cosine_drift(cloud(5), cloud(5), torch.zeros(4))
+
+
+def test_a_map_leaves_torch_its_threads(monkeypatch):
+    """UMAP's compiler sets them for the whole process, as this stand-in does."""
+
+    class SetsThreads:
+        def __init__(self, **options):
+            self._raw_data = torch.zeros(20, 8)
+
+        def fit(self, features):
+            torch.set_num_threads(threads + 1)
+            return self
+
+        transform = fit
+
+    threads = torch.get_num_threads()
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=SetsThreads))
+    try:
+        fitted = fit_map(cloud(20))
+        assert torch.get_num_threads() == threads
+        place_on_map(fitted, cloud(20))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(threads)
