@@ -483,8 +483,7 @@ def _fine_grained(name: str, check: bool) -> None:
     if not check:
         fetch_fine_grained(name)
     print(*check_fine_grained(name), sep="\n")
-    folder = fetch_fine_grained(name)  # it is there by now
-    print(f"\nTrain on it with --dataset {folder} --image-size 128, or another size")
+    print(f"\nTrain on it with --dataset {name}, and --preset clean where that is not the default")
 
 
 def _cifar100(check: bool) -> None:

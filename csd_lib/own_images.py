@@ -34,6 +34,7 @@ from csd_lib.files import (
 )
 from csd_lib.stored import StoredImages
 
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 TEST_SHARE = 0.2  # of each class, where the images come without a split
 MAX_IN_MEMORY = 256_000_000  # bytes of pixels; more than that stays in its file
@@ -201,6 +202,12 @@ def _list(path: Path) -> tuple[tuple[str, ...], list[str], np.ndarray, np.ndarra
     """Return class names, files relative to the folder, labels, and which are given for testing."""
     folders = _subfolders(path)
     parts = ["train", "test"] if {"train", "test"} <= set(folders) else [""]
+    for name in folders if parts == [""] else []:
+        if name.lower() in PARTS and _subfolders(path / name):  # a class may be called train
+            raise InputError(
+                f"{path}/{name} holds folders, so it looks like a part and not like a class: the "
+                "parts must be called train and test, and both must be there"
+            )
     names = _subfolders(path / parts[0])
     for part in parts[1:]:
         if other := set(names) ^ set(_subfolders(path / part)):

@@ -125,7 +125,7 @@ def test_the_command_fetches_and_says_what_to_do_next(offer, data, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["csd", "data", "cub200"])
     __main__.main()
     out = capsys.readouterr().out
-    assert f"--dataset {data / 'cub200' / 'images'} --image-size" in out
+    assert "--dataset cub200" in out  # by its path it would train with the settings of own images
     next((data / "cub200" / "images").rglob("*.jpg")).unlink()
     monkeypatch.setattr(sys, "argv", ["csd", "data", "cub200", "--check"])
     with pytest.raises(SystemExit):

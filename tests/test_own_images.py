@@ -253,6 +253,14 @@ FOLDERS = {
         "eel holds no image",
     ),
     "classes that differ": (lambda f: (make(f), (f / "test/eel").mkdir()), "only one .* eel"),
+    "no part called test": (
+        lambda f: (make(f), (f / "test").rename(f / "val")),
+        "train holds folders, .* must be called train and test",
+    ),
+    "a part called Test": (
+        lambda f: (make(f), (f / "test").rename(f / "Test")),
+        "Test holds folders, .* must be called train and test",
+    ),
     "too few to split": (lambda f: make(f, split=False, count=3), "ant has 3 images, too few"),
 }
 
