@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -131,6 +130,8 @@ def visibility_picture(num_tasks: int) -> Figure:
     np.fill_diagonal(states, 2)
     words = ["not yet there", "gone; test only", "train"]
     figure, axis = plt.subplots(figsize=(2.6 * num_tasks + 1, 0.9 * num_tasks + 0.8))
+    import seaborn as sns  # here, for it takes two seconds
+
     sns.heatmap(states, cmap=["#F2F2F2", "#BFD7EA", BLUE], cbar=False, linewidths=3, ax=axis)
     for i, j in np.ndindex(states.shape):
         color = "white" if states[i, j] == 2 else BLACK
@@ -177,6 +178,8 @@ def number_matrix(
             raise InputError(f"outlined has shape {outlined.shape}, the values {values.shape}")
     low, high = (None, None) if limits is None else _limits(limits)
     figure, axis = _place(axis, (0.95 * len(columns) + 1.8, 0.65 * len(rows) + 1.1))
+    import seaborn as sns  # here, for it takes two seconds
+
     sns.heatmap(
         values,
         annot=True,
