@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from PIL import Image
 
 from csd_lib import InputError, checks, identity
@@ -101,7 +102,7 @@ def use_style() -> None:
             **dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 13.2),
             **dict.fromkeys(["xtick.bottom", "ytick.left"], False),
             **dict.fromkeys(["xtick.major.size", "ytick.major.size"], 6),  # a distance all the same
-            "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, RED]),
+            "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, RED]),
             "axes.linewidth": 1.25,
             "grid.linewidth": 1,
             "legend.frameon": True,
