@@ -72,7 +72,8 @@ def run_pytest(folder: Path, defect: Defect) -> None:
     log = os.open(folder / "mutants.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
-    signal.alarm(600)  # ends the process, should the defect make it run for ever
+    # Ends the process, should the defect make it run for ever; all tests take longer than one.
+    signal.alarm(600 + 10 * len(defect.test))
     for name in [name for name in os.environ if name.startswith("CSD_")]:
         del os.environ[name]
     # Without .pyc files: one of a defect of the same second and size would be taken for the next.
@@ -104,7 +105,8 @@ class Trial:
         self.path.write_text(self.original, "utf-8")
         output = (self.folder / "mutants.log").read_text("utf-8", errors="replace").strip()
         if not self.report.exists():
-            return "BROKEN", output
+            ended = f"ended after {time.monotonic() - self.started:.0f} s without a report"
+            return "BROKEN", f"{output}\n{ended}, exit code {self.process.exitcode}"
         counts = ElementTree.parse(self.report).getroot().find("testsuite").attrib
         if self.process.exitcode == 0 and counts["skipped"] == "0":
             return "SURVIVED", output
