@@ -21,7 +21,7 @@ run: $(VENV)/installed
 test: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PYTEST) tests/test_*.py $(ALSO)
+	$(PYTEST) tests/test_*.py
 
 # Each chapter and solved exercise alone, in a fresh kernel and an empty folder, and what chapters say
 # about their own outputs.
@@ -111,7 +111,7 @@ overlay = $(PY) -m venv build/$(1) && \
 	build/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e $(2)
 
 # Is the gate itself awake? Seeds each defect of tests/mutants.toml in a copy of this folder and runs
-# the test that must turn red; needs git, and about ten minutes on two cores.
+# the test that must turn red; needs git, and ten minutes to half an hour on two cores.
 mutants: $(VENV)/installed
 	$(PY) tools/mutants.py --jobs 2
 
