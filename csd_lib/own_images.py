@@ -201,9 +201,10 @@ def _from_folder(path: Path, image_size: int | None, split_seed: int) -> OwnImag
 def _list(path: Path) -> tuple[tuple[str, ...], list[str], np.ndarray, np.ndarray | None]:
     """Return class names, files relative to the folder, labels, and which are given for testing."""
     folders = _subfolders(path)
-    parts = ["train", "test"] if {"train", "test"} <= set(folders) else [""]
-    for name in folders if parts == [""] else []:
-        if name.lower() in PARTS and _subfolders(path / name):  # a class may be called train
+    has_parts = {"train", "test"} <= set(folders)
+    parts = ["train", "test"] if has_parts else [""]
+    for name in folders:  # a class may be called train, but holds images
+        if not has_parts and name.lower() in PARTS and _subfolders(path / name):
             raise InputError(
                 f"{path}/{name} holds folders, so it looks like a part and not like a class: the "
                 "parts must be called train and test, and both must be there"

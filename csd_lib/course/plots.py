@@ -130,7 +130,7 @@ def visibility_picture(num_tasks: int) -> Figure:
     np.fill_diagonal(states, 2)
     words = ["not yet there", "gone; test only", "train"]
     figure, axis = plt.subplots(figsize=(2.6 * num_tasks + 1, 0.9 * num_tasks + 0.8))
-    import seaborn as sns  # here, for it takes two seconds
+    import seaborn as sns  # here, for it is slow to import
 
     sns.heatmap(states, cmap=["#F2F2F2", "#BFD7EA", BLUE], cbar=False, linewidths=3, ax=axis)
     for i, j in np.ndindex(states.shape):
@@ -178,7 +178,7 @@ def number_matrix(
             raise InputError(f"outlined has shape {outlined.shape}, the values {values.shape}")
     low, high = (None, None) if limits is None else _limits(limits)
     figure, axis = _place(axis, (0.95 * len(columns) + 1.8, 0.65 * len(rows) + 1.1))
-    import seaborn as sns  # here, for it takes two seconds
+    import seaborn as sns  # here, for it is slow to import
 
     sns.heatmap(
         values,

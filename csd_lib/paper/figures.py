@@ -93,7 +93,7 @@ def _styles(names: Iterable[str], known: dict[str, dict[str, Any]]) -> dict[str,
 
 def use_style() -> None:
     """Set the one style of all figures."""
-    plt.style.use("seaborn-v0_8-whitegrid")  # seaborn takes two seconds to import
+    plt.style.use("seaborn-v0_8-whitegrid")  # without seaborn, slow to import
     plt.rcParams.update(
         {
             "font.sans-serif": ["Arial", "DejaVu Sans"],
