@@ -49,6 +49,8 @@ from csd_lib.paper.report import (
     table_rows,
     variants,
 )
+from csd_lib.paper.seeds import by_seed
+from csd_lib.paper.seeds import cells as described
 from csd_lib.record import Record
 from csd_lib.retrieval import average, recall_at_k, wrong_before_right
 
@@ -295,9 +297,14 @@ def _verdict(difference: str, interval: str, verdict: str) -> str:
 
 # Two rows each, whose difference docs/results.md tells.
 MEANS = ", head_init=class_means"
-PAIRS = (
+WEIGHT_PAIRS = (
     ("MMD + KD", "CSD"),
+    ("CSD, lambda_csd=10.0", "MMD + KD"),
     ("CSD, lambda_kd=10.0, lambda_csd=10.0", "MMD + KD"),
+    ("CSD, lambda_kd=10.0, lambda_csd=0.1", "LwF"),
+    ("CSD, lambda_kd=10.0", "CSD, lambda_kd=10.0, lambda_csd=0.1"),
+)
+HEAD_PAIRS = (
     (f"Fine-tuning{MEANS}", "Fine-tuning"),
     (f"Fine-tuning{MEANS}", "LwF"),
     (f"LwF{MEANS}", f"Fine-tuning{MEANS}"),
@@ -378,11 +385,26 @@ def steps_table() -> str:
     return "\n".join(lines)
 
 
-def pairs_table(group: Group) -> str:
+def pairs_table(group: Group, pairs: Sequence[tuple[str, str]]) -> str:
     """Differences between two rows of a group, in points, by seed."""
     found = {describe(row[0].config, {"precision"}): row for row in variants(group.records)}
-    rows = [[*pair, *minus(*(found[name] for name in pair))] for pair in PAIRS]
+    rows = [[*pair, *minus(*(found[name] for name in pair))] for pair in pairs]
     return "\n".join(format_table(["row", "minus", *COLUMNS], rows, markdown=True))
+
+
+def learned_table(found: dict[str, Table]) -> str:
+    """What learning the second task gives over the frozen first model, on average, in points."""
+    lines = []
+    for title, table in found.items():
+        rows = {row[0].config.method: row for row in table.rows}
+        for method in ("fine-tuning", "lwf", "mmd", "mmd-kd", "csd"):
+            if method in rows:
+                gaps = [by_seed(rows[method], rows["initial"], g) for g in GALLERIES]
+                averages = [[average for _, average, _ in gap.values()] for gap in gaps]
+                cells = described([*zip(*averages, strict=True)])
+                lines.append([title, get_method(method).title, str(len(gaps[0])), *cells])
+    header = ["run", "minus initial model", "n", "average, own classes", "average, all"]
+    return "\n".join(format_table(header, lines, markdown=True))
 
 
 def tuned_table(config: TrainConfig) -> str:
@@ -560,7 +582,15 @@ def main() -> None:
             "protocol claims": claims_table(protocol),
             "claims": claims_table(papers),
             "small": "\n".join(format_table(*difference_rows(small, "own"), markdown=True)),
-            "pairs": pairs_table(papers.group),
+            "learned": learned_table(
+                {
+                    "ResNet-32, 230 epochs": protocol,
+                    "ResNet-32, 25 and 8": papers,
+                    "ResNet-8, 25 and 8": small,
+                }
+            ),
+            "pairs": pairs_table(papers.group, WEIGHT_PAIRS),
+            "head pairs": pairs_table(papers.group, HEAD_PAIRS),
             "changes": changes_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "tuned": tuned_table(TrainConfig(dataset="digits")),

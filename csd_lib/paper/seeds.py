@@ -38,8 +38,13 @@ def paired(differences: Sequence[float]) -> tuple[str, str, str]:
 
     Returns:
         Mean ± sample sd, the 95 % interval of the mean, and whether it is above zero.
+
+    Raises:
+        InputError: for no differences, or what are no finite numbers.
     """
     checks.sequence("differences", differences, (int, float), "one or more numbers")
+    for difference in differences:
+        checks.number("differences", difference)
     mean, n = statistics.fmean(differences), len(differences)
     shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
     if n == 1:

@@ -18,6 +18,9 @@ verdicts = {
 over_lwf = "CSD is above LwF on average"
 assert verdicts["own"][over_lwf][3].startswith("+3.0") and verdicts["own"][over_lwf][-1] == "holds"
 assert verdicts["seen"][over_lwf][-1] == "undecided"
+by_class = [np.mean([long[n][s].own[-1] for s in long["csd"]], axis=0) for n in ("csd", "lwf")]
+old_lead, new_lead = 100 * (by_class[0] - by_class[1])
+assert old_lead > 1.1 + 3 and new_lead < 0, "made otherwise: all of it on the old classes"
 assert [len(long[name]) for name in ("csd", "lwf", "mmd", "fine-tuning")] == [2, 2, 2, 1]
 assert initial["own"][0, 1] > 21.7 + 5, "after 25 epochs ours finds far more"
 paper_initial = np.array([67.6, 21.7])
