@@ -211,10 +211,10 @@ def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
 
 def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
     """Measure both data sets' steps, and forecast."""
+    here, _ = check_machine(device, precision, "auto")  # before anything that takes time
     digits = runs_of("smoke", "cpu")
     images = runs_of("class", device, precision)
     small, large = measure(digits[2 * SMOKE_SEEDS], seconds), measure(images[2], seconds)
-    here, _ = check_machine(device, precision, "auto")
     minutes = {"make run: the notebooks": NOTEBOOKS * forecast(digits, small)}
     minutes["mode class: training in notebooks 1 to 6"] = forecast(images, large)
     for preset in ("class", "reference"):

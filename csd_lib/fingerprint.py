@@ -8,8 +8,9 @@ measured matrices. All its numbers are rounded and hashed.
 It is computed in float64, in which other machines, numbers of threads and versions of torch agree
 to many more digits than the five that count.
 
-That takes a fraction of a second a recipe, and a ledger has a hundred, so the command line keeps
-them in the user's cache, for exactly this text of the kit and these versions below it.
+That takes up to two seconds a recipe, and a ledger has a hundred. So the command line keeps them in
+the user's cache, for exactly this text of the kit and these versions below it; and a notebook, in
+which any function may be another one a minute later, keeps them as long as all are the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,9 @@ from csd_lib.train import learning_rate, train
 
 DIGITS = 5  # significant ones of each number
 KEPT_CODES = 20  # texts of the kit whose fingerprints stay in the cache
+PARTS = "checks config data engine fingerprint losses methods model networks numerics prepare"
+PARTS += " retrieval steps stored train watch"  # modules of the kit that decide a result
+KNOWN = {"csd_lib", "numpy", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
 SETTLED = 60  # seconds after which a process that starts now surely runs a file's newest text
 CLASSES, TRAIN, TEST = 6, 8, 3  # images a class; the later task has all losses in play
 
@@ -57,7 +62,7 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         channels: of its images.
         size: their height or width, whichever is smaller.
     """
-    kept = _kept() if _is_as_written(config) else None
+    kept = _kept() if _is_command() and _is_the_kits(config) else None
     if kept is None:
         return _fingerprint(config, channels, size)
     recipe = [
@@ -95,7 +100,7 @@ def _fingerprint(config: TrainConfig, channels: int, size: int) -> str:
     dataset = _made_up_images(channels, min(size, max(16, network.smallest_image)))
     try:
         with _one_thread_in_float64():
-            numbers += _measured(tiny, dataset)
+            numbers += _measured_once(tiny, dataset)
     except TrainingError:  # the settings are such that even two epochs are too many
         numbers.append(math.nan)
     kinds = _types_under_autocast(tiny, dataset) if config.precision == "amp" else []
@@ -103,15 +108,17 @@ def _fingerprint(config: TrainConfig, channels: int, size: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _is_as_written(config: TrainConfig) -> bool:
-    """Say whether the kit's files alone decide: no notebook, no script, no part from elsewhere."""
+def _is_command() -> bool:
+    """Say whether this is the command line: no notebook, no script."""
     started = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
-    is_command = started.name == "csd" or started == Path(__file__).with_name("__main__.py")
+    return started.name == "csd" or started == Path(__file__).with_name("__main__.py")
+
+
+def _is_the_kits(config: TrainConfig) -> bool:
+    """Say whether the kit's own parts alone decide, and none from elsewhere."""
     parts: list[Any] = [TERMS[name].compute for name in get_method(config.method).recipe.split("+")]
     parts.append(NETWORKS.get(config.network))
-    return is_command and all(
-        str(getattr(part, "__module__", "")).startswith("csd_lib.") for part in parts
-    )
+    return all(str(getattr(part, "__module__", "")).startswith("csd_lib.") for part in parts)
 
 
 class _Kept:
@@ -150,6 +157,44 @@ def _kept() -> _Kept | None:
     versions = f"{sys.version} {torch.__version__} {np.__version__}".encode()
     code = hashlib.sha256(b"\0".join([versions, *(path.read_bytes() for path in files)]))
     return _Kept(folder / "fingerprints" / f"{code.hexdigest()[:16]}.json")
+
+
+_REMEMBERED: dict[tuple[int, ...], tuple[list[Any], dict[str, list[float]]]] = {}
+
+
+def _measured_once(config: TrainConfig, dataset: Dataset) -> list[float]:
+    """Return what ``_measured`` does; what this very code has computed before is not done again."""
+    code = _this_code()
+    if code is None or not _is_the_kits(config):
+        return _measured(config, dataset)
+    recipe = get_method(config.method).recipe
+    what = json.dumps([identity.key(config), recipe, dataset.train_images.shape])
+    # The parts themselves must live on, or Python gives their ids to others.
+    _, found = _REMEMBERED.setdefault(tuple(map(id, code)), (code, {}))
+    if what not in found:
+        found[what] = _measured(config, dataset)
+    return found[what]
+
+
+def _this_code() -> list[Any] | None:
+    """List each function, class and table that decides a result, and what these hold.
+
+    As long as all of them are the same objects, so is the code; a notebook that exchanges one has
+    other code, and the old one again when it puts it back. None if one of them is a function from
+    elsewhere, which may call what changes unseen.
+    """
+    rooms = [torch, torch.nn.init, *(sys.modules.get(f"csd_lib.{part}") for part in PARTS.split())]
+    held = [part for room in rooms if room for part in vars(room).items()]
+    parts = [part for name, part in held if name not in ("__builtins__", "_REMEMBERED")]
+    for part in [*parts]:
+        if isinstance(part, type) and part.__module__.startswith("csd_lib."):
+            parts += vars(part).values()
+        elif isinstance(part, dict):
+            parts += part.values()
+    functions = [part for part in parts if isinstance(part, FunctionType)]
+    if any(str(function.__module__).split(".")[0] not in KNOWN for function in functions):
+        return None
+    return parts + [function.__code__ for function in functions]  # reloading exchanges only these
 
 
 def _measured(config: TrainConfig, dataset: Dataset) -> list[float]:

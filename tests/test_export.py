@@ -26,9 +26,10 @@ def states_agree(first, second):
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def record():
-    (found,) = (r for r in load_records() if r.config.method == "csd" and "model.pt" in r.files)
+    records = load_records(ROOT / "data" / "results" / "cifar100")
+    (found,) = (r for r in records if r.config.method == "csd" and "model.pt" in r.files)
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import warm
 
+import csd_lib.fingerprint as fingerprinting
 import csd_lib.train as training
 from csd_lib import (
     InputError,
@@ -339,6 +340,42 @@ def test_a_script_that_changes_the_code_in_memory_neither_finds_nor_leaves_any(r
     before = reported()
     assert reported(started=[str(script)]) == (False, before[1])
     assert reported() == before
+
+
+def test_code_that_changes_in_a_notebook_is_seen_at_once(monkeypatch):
+    """Where the command line keeps fingerprints, a process remembers them for the same code."""
+    measured, computed = fingerprinting._measured, []
+
+    def tiny_run(*tiny):
+        computed.append(tiny)
+        return measured(*tiny)
+
+    monkeypatch.setattr(tiny_run, "__module__", "csd_lib.fingerprint")
+    monkeypatch.setattr(fingerprinting, "KNOWN", fingerprinting.KNOWN - {"test_identity"})
+    monkeypatch.setattr("builtins.get_ipython", lambda: None, raising=False)  # as in a notebook
+    monkeypatch.setattr(fingerprinting, "_measured", tiny_run)
+
+    def found():
+        """What it is now, and whether it was computed just now."""
+        before = len(computed)
+        return fingerprints()[0], len(computed) > before
+
+    found()  # torch loads more of itself the first time
+    (golden, _), again = found(), found()
+    assert (golden, again) == (GOLDEN["csd"], (golden, False))
+    original, factor = losses.csd_loss, 1.0
+    with monkeypatch.context() as exchanged:
+        exchanged.setattr(losses, "csd_loss", lambda *a, **k: factor * original(*a, **k))
+        assert found() == (golden, True)
+        factor = 2.0  # in a function that stays the same
+        other, is_new = found()
+        assert other != golden and is_new
+    assert found() == (golden, False)
+    with monkeypatch.context() as exchanged:
+        code = training.learning_rate.__code__.replace(co_name="edited")
+        exchanged.setattr(training.learning_rate, "__code__", code)
+        assert found() == (golden, True)
+    assert found() == (golden, False)
 
 
 def test_half_a_file_or_no_place_for_one_costs_only_time(reported, tmp_path):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from unittest.mock import patch
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -299,6 +300,7 @@ def test_each_cell_shows_paper_ours_gap_and_a_verdict():
     assert "Joint training" in named and "MMD + KD" in named and "CSD" not in named
 
 
+@pytest.mark.usefixtures("one_number")
 @pytest.mark.parametrize(
     "changes",
     [dict(preset="reference"), dict(precision="amp"), dict(epochs=10), dict(weight_decay=0.1)],
@@ -308,6 +310,7 @@ def test_presets_and_settings_never_share_a_table(changes):
     assert [len(group.records) for group in groups] == [1, 1]
 
 
+@pytest.mark.usefixtures("one_number")
 def test_a_changed_weight_never_stands_in_the_papers_table():
     (group,) = comparison.paper_groups([made("csd"), made("csd", 1, csd_temperature=0.3)])
     table, other = comparison.tables(group)
@@ -315,12 +318,14 @@ def test_a_changed_weight_never_stands_in_the_papers_table():
     assert not other.published and other.rows[0][0].config.csd_temperature == 0.3
 
 
+@pytest.mark.usefixtures("one_number")
 @pytest.mark.parametrize("machine", [dict(device="cuda:1"), dict(cuda_graph=True)])
 def test_the_machine_never_splits_a_table(machine):
     config = TrainConfig(dataset="cifar100", depth=8, seed=1, **machine)
     assert [len(row) for row in table_of([made("csd"), record(config)]).rows] == [2]
 
 
+@pytest.mark.usefixtures("one_number")
 def test_claims_are_compared_seed_by_seed():
     records = [made("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
     records += [made("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
@@ -338,6 +343,7 @@ def test_claims_are_compared_seed_by_seed():
     assert verdicts["CSD is above LwF on average"] == "undecided"
 
 
+@pytest.mark.usefixtures("one_number")
 def test_an_interval_is_students_and_decides_in_both_directions():
     mean_and_sd, interval, verdict = comparison.paired([0.01, 0.02, 0.03])
     assert mean_and_sd == "+2.0 ± 1.0" and verdict == "undecided"
@@ -376,6 +382,7 @@ def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds():
     assert {row["n"] for row in of.values()} == {"2"}
 
 
+@pytest.mark.usefixtures("one_number")
 def test_the_mean_of_recipes_is_of_the_seeds_that_all_of_them_have():
     """Seed 1 was run without CSD alone: there KD adds 30 points, which is no reason to say so."""
     first = {"ce": 0.50, "ce+kd": 0.60, "ce+csd": 0.70, "ce+kd+csd": 0.72}
@@ -389,6 +396,7 @@ def test_the_mean_of_recipes_is_of_the_seeds_that_all_of_them_have():
     assert kd[0][2].startswith("+20.0") and kd[2][2] == "+6.0"
 
 
+@pytest.mark.usefixtures("one_number")
 def test_variants_are_compared_with_csd_seed_by_seed():
     records = [made("csd", s, (0.6 + 0.1 * s, 0.5)) for s in (0, 1)]
     records += [made("csd", s, (0.63 + 0.1 * s, 0.5), csd_temperature=0.2) for s in (0, 1, 2)]
@@ -403,6 +411,7 @@ def test_variants_are_compared_with_csd_seed_by_seed():
     assert comparison.difference_rows(found["temperature"], "own")[1] == []
 
 
+@pytest.mark.usefixtures("one_number")
 def test_what_has_no_old_gallery_is_still_compared_in_the_other_columns():
     records = [made("csd", s) for s in (0, 1)] + [made("joint", s, (0.7, 0.7)) for s in (0, 1)]
     header, (row,) = comparison.difference_rows(table_of(records), "own")
@@ -410,6 +419,7 @@ def test_what_has_no_old_gallery_is_still_compared_in_the_other_columns():
     assert row["n"] == "2" and row["average"].startswith("+") and row["old gallery"] == "–"
 
 
+@pytest.mark.usefixtures("one_number")
 def test_the_old_gallery_stands_beside_the_others_and_has_claims():
     def in_old(value, method, seed):
         old = np.array([[0.6, np.nan], [value, 0.5]])
@@ -426,12 +436,14 @@ def test_the_old_gallery_stands_beside_the_others_and_has_claims():
     assert rows_of(older)["CSD"]["old gallery"] == "–"
 
 
+@pytest.mark.usefixtures("one_number")
 def test_a_shared_first_task_is_not_counted_twice_in_the_hours():
     shared, own = made("initial"), {"task": 1, "epoch": 0, "seconds": 5400.0}
     both = [shared, made("csd", history=(*shared.history, own))]
     assert ", 2.0 hours," in comparison.render_paper(comparison.paper_groups(both))
 
 
+@pytest.mark.usefixtures("one_number")
 def test_what_was_not_reproduced_is_said():
     text = comparison.render_paper([])
     for words in ("with preset reference", "preset clean", "Figure 3", "Table 2", "CUB"):
@@ -442,6 +454,7 @@ def test_what_was_not_reproduced_is_said():
     assert "with preset clean" in render(made("csd", fingerprint="other000"))
 
 
+@pytest.mark.usefixtures("one_number")
 def test_class_preset_is_never_taken_for_the_papers_protocol():
     groups = comparison.paper_groups([made("csd", preset="class")])
     assert "short schedule" in comparison.render_paper(groups)
@@ -497,6 +510,7 @@ def test_a_variant_that_was_not_run_is_named_once(name):
     assert text.count("not run: ") == sum(1 for table in tables.values() if table.missing)
 
 
+@pytest.mark.usefixtures("one_number")
 def test_what_was_recorded_of_one_experiment_makes_no_table_of_another():
     for group in comparison.paper_groups(experiment_records("figure5")):
         found = {table.name: table for table in comparison.tables(group)}
@@ -505,6 +519,7 @@ def test_what_was_recorded_of_one_experiment_makes_no_table_of_another():
     assert comparison.tables(comparison.paper_groups([made("csd")])[0])[0].name == "table1"
 
 
+@pytest.mark.usefixtures("one_number")
 def test_older_codes_rows_never_stand_beside_current_ones_and_make_no_claims(tmp_path):
     older = [made("csd", 0, (0.9, 0.123), fingerprint=text) for text in ("other000", "other111")]
     older += [made("lwf", 0, (0.9, 0.124), fingerprint="")]
@@ -535,6 +550,7 @@ def test_a_method_registered_at_run_time_has_a_row_and_a_curve_of_its_own():
 # --- figures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_number")
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_curves_have_a_panel_for_each_gallery_and_bars_only_of_several_seeds(seeds):
     found = [made("csd", seed, tasks=3, last=None) for seed in seeds]
@@ -561,7 +577,9 @@ def test_every_experiment_is_drawn_into_files_of_their_own(tmp_path, name):
 
 
 @pytest.mark.usefixtures("one_number")
-def test_no_figure_overwrites_one_of_other_records(tmp_path):
+def test_no_figure_overwrites_one_of_other_records(tmp_path, monkeypatch):
+    for drawn in ("paper_against_ours", "first_task_curves"):
+        monkeypatch.setattr(figures, drawn, lambda _: plt.figure(figsize=(1, 1)))
     changes = [{}, {"preset": "class", "epochs": 800}, {"weight_decay": 0.1}, {"data": "1" * 64}]
     changes += [{"precision": "amp"}, {"fingerprint": "other000"}, {"class_order_seed": 1}]
     changes += [{"batch_size": 64}, {"tasks": 5, "last": None}, {"epochs": 3}]
@@ -578,6 +596,7 @@ def test_no_figure_overwrites_one_of_other_records(tmp_path):
     assert len(drawn) == len(list((tmp_path / "apart").iterdir())) == len(changes)
 
 
+@pytest.mark.usefixtures("one_number")
 def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_old(tmp_path):
     draw = lambda *r: figures.paper_figures(comparison.paper_groups(r), tmp_path)  # noqa: E731
     assert draw(made("csd")) == draw(made("csd"), made("csd", 1))
