@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from csd_lib import InputError, archive, paths
 from csd_lib.archive import ARCHIVE, archive_problem, read_archive
 from csd_lib.fetch import fetch
-from csd_lib.files import make_folder, only_one, write_atomically
+from csd_lib.files import make_folder, only_one, write_arrays
 
 NPZ = "cifar100.npz"
 ORIGIN = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -72,13 +70,7 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
                 f"CSD_MODE=smoke, which needs no download",
             )
         print(f"writing {path} from {source}", flush=True)
-        arrays = read_archive(source)
-
-        def write(partial: Path) -> None:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-
-        write_atomically(path, write)
+        write_arrays(path, read_archive(source))
     return path
 
 

@@ -36,9 +36,13 @@ from csd_lib.train import Run, train
 class FinishedRun(Run):
     """A finished run with what was measured on it."""
 
-    matrix: RetrievalMatrix
     record: Record
     folder: Path
+
+    @property
+    def matrix(self) -> RetrievalMatrix:
+        """What was measured."""
+        return self.record.matrix
 
 
 def run_name(config: TrainConfig, data: str) -> str:
@@ -125,9 +129,7 @@ def run_experiment(
             f"{path} was measured on other models than {folder / 'checkpoint.pt'} holds: move one "
             f"of the two away"
         )
-    return FinishedRun(
-        run.config, run.tasks, run.models, run.history, record.matrix, record, folder
-    )
+    return FinishedRun(run.config, run.tasks, run.models, run.history, record, folder)
 
 
 def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
@@ -173,7 +175,7 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
             f"again, which writes all of them anew"
         )
     models += [models[-1]] * (len(record.matrix.own) - len(models))  # the initial model stays
-    return FinishedRun(config, tasks, models, history, record.matrix, record, folder)
+    return FinishedRun(config, tasks, models, history, record, folder)
 
 
 def last_model(record: Record) -> Network:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from csd_lib import checks, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
-from csd_lib.files import make_folder, only_one, save_arrays, write_atomically
+from csd_lib.files import make_folder, only_one, write_arrays
 from csd_lib.model import Network
 from csd_lib.networks import make_network
 from csd_lib.retrieval import embed
@@ -96,7 +96,7 @@ def save_features(
     for part in ("train", "test"):
         arrays[f"{part}_features"] = features_of(getattr(dataset, f"{part}_images"), network, size)
         arrays[f"{part}_labels"] = getattr(dataset, f"{part}_labels").numpy()
-    write_atomically(Path(path), lambda partial: save_arrays(partial, arrays))
+    write_arrays(Path(path), arrays)
 
 
 def order_of_kinds(class_names: tuple[str, ...]) -> list[int]:

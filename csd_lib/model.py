@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_lib import checks
-from csd_lib.numerics import at_least_float32
+from csd_lib.numerics import at_least_float32, without_autocast
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -110,7 +110,7 @@ class Network(nn.Module):
         x = self.normalize_images(images) if images.dtype == torch.uint8 else images
         features = self.backbone(x)
         # Under autocast the convolutions are in half precision; what the losses see is not.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             features = at_least_float32(features)
             if self.added_embedding is not None:
                 features = self.added_embedding(features)

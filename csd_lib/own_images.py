@@ -29,7 +29,7 @@ from csd_lib.files import (
     only_one,
     parsing,
     read_arrays,
-    save_arrays,
+    write_arrays,
     write_atomically,
 )
 from csd_lib.stored import StoredImages
@@ -252,7 +252,7 @@ def _kept(
         if not index.exists():  # it is written last
             facts: dict[str, np.ndarray] = {}
             write_atomically(stored, lambda to: facts.update(_decode(path, files, image_size, to)))
-            write_atomically(index, lambda partial: save_arrays(partial, facts))
+            write_arrays(index, facts)
     with parsing(stored, ValueError):  # numpy: no header, or fewer bytes than it says
         pixels = np.lib.format.open_memmap(stored, mode="c")
     return pixels, read_arrays(index, MAX_UNPACKED)

@@ -121,11 +121,6 @@ class Record:
         content["forgetting"] = {name: forgetting(values) for name, values in own.items()}
         write_json(path, content)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decided the run, as ``identity.of_run``."""
-        config = json.loads(json.dumps(identity.stored(self.config)))
-        return {"config": config, "data": self.data, "fingerprint": self.fingerprint}
-
     def key(self, *without: str) -> str:
         """Return a text that is equal for two runs of the same thing, on whatever machine.
 

@@ -6,7 +6,6 @@ also keeps the last model and its test features, with their SHA-256 in that file
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -31,9 +30,10 @@ from csd_lib.files import (
     make_folder,
     only_one,
     read_arrays,
+    read_json_lines,
     sha256_of,
+    write_arrays,
     write_tensors,
-    writing,
 )
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import get_method
@@ -403,8 +403,8 @@ def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Pa
         labels = torch.cat([task.test_labels for task in run.tasks]).numpy()
         features = embed(model, images).half().cpu().numpy()
         kind = np.uint8 if labels.max() < 256 else np.int64
-        with writing(place / "features.npz"):
-            np.savez(place / "features.npz", features=features, labels=labels.astype(kind))
+        found = {"features": features, "labels": labels.astype(kind)}
+        write_arrays(place / "features.npz", found)
         files = {name: sha256_of(place / name) for name in ("model.pt", "features.npz")}
     record = replace(run.record, history=tuple(run.history), files=files)
     record.write(place / "results.json")
@@ -494,8 +494,8 @@ def _fetched_file(name: Path, sha256: str) -> Path:
 def _history(run: Path) -> list[dict[str, float]]:
     """Return what a run's folder says of its epochs so far; while another process writes, less."""
     try:
-        found = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
+        found = read_json_lines(run / "history.jsonl")
+    except InputError:
         return []
     return [epoch for epoch in found if isinstance(epoch, dict)]
 

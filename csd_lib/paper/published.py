@@ -181,8 +181,5 @@ def get_experiment(name: str) -> Experiment:
     Raises:
         InputError: if there is no such experiment.
     """
-    if not isinstance(name, str) or name not in EXPERIMENTS:
-        raise InputError(
-            f"unknown experiment {checks.shown(name)}: choose one of {', '.join(EXPERIMENTS)}"
-        )
+    checks.one_of("experiment", name, EXPERIMENTS)
     return EXPERIMENTS[name]
