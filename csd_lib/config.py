@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 else:
     Default = None
 # What a field left at None becomes, from three sources; a later one counts more.
-# 1. Our decisions where the paper is silent or its code is at odds with it.
+# 1. What small images want, and our decisions where the paper is silent or at odds with its code.
 _DEFAULTS: dict[str, Any] = dict(
     network="resnet",
+    depth=8,
+    milestones=(),
+    crop_padding=0,
+    flip=False,
     weights=RANDOM,
     backbone_rate=1.0,
     schedule="steps",

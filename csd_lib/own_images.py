@@ -54,6 +54,11 @@ class Part:
     hashes: np.ndarray  # of each image's values: text [N]
     files: np.ndarray  # what to call each image: text [N]
 
+    def only(self, chosen: np.ndarray) -> Part:
+        """Return some of its images: those of a mask, bool ``[N]``."""
+        of = (self.rows, self.labels, self.hashes, self.files)
+        return Part(self.pixels, *(values[chosen] for values in of))
+
 
 @dataclass(frozen=True)
 class OwnImages:
@@ -189,11 +194,8 @@ def _from_folder(path: Path, image_size: int | None, split_seed: int) -> OwnImag
     pixels, facts = _kept(path, f"{name}-{digest}", files, image_size)
     hashes, sums = facts["hashes"], facts["sums"]
     is_test = _split(hashes, labels, split_seed, class_names) if given is None else given
-    values = np.array(files)
-    train, test = (
-        Part(pixels, rows, labels[rows], hashes[rows], values[rows])
-        for rows in (np.flatnonzero(~is_test), np.flatnonzero(is_test))
-    )
+    whole = Part(pixels, np.arange(len(files)), labels, hashes, np.array(files))
+    train, test = whole.only(~is_test), whole.only(is_test)
     mean, std = _statistics(sums[train.rows], pixels[0, ..., 0].size)
     return OwnImages(name, class_names, train, test, mean, std)
 
@@ -405,10 +407,7 @@ def _from_arrays(path: Path, image_size: int | None, split_seed: int) -> OwnImag
     if not is_split:
         (whole,) = found
         is_test = _split(whole.hashes, whole.labels, split_seed, names)
-        found = [
-            Part(whole.pixels, rows, whole.labels[rows], whole.hashes[rows], whole.files[rows])
-            for rows in (np.flatnonzero(~is_test), np.flatnonzero(is_test))
-        ]
+        found = [whole.only(~is_test), whole.only(is_test)]
     if kind == "features":
         return _standardised(path.stem, names, *found)
     train, test = found

@@ -24,7 +24,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.course.checkers import CHECKERS, VERDICTS
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
-from csd_lib.doctor import MODE_SETTINGS, mode_forecast
+from csd_lib.doctor import MODE_SETTINGS, SMOKE_SEEDS, mode_forecast
 from csd_lib.experiment import FinishedRun, run_experiment
 from csd_lib.files import make_folder
 from csd_lib.fingerprint import fingerprint
@@ -185,7 +185,7 @@ def start(keep_in_drive: bool = False) -> Session:
         print(f"keep_in_drive is only for Google Colab: runs are kept in {runs_folder()}.")
     use_style()
     shorten_warnings("stdout")
-    return Session(mode, device, seeds=(0, 1, 2) if mode == "smoke" else (0,))
+    return Session(mode, device, seeds=tuple(range(SMOKE_SEEDS if mode == "smoke" else 1)))
 
 
 def _say_loudly(text: str) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,13 +311,13 @@ class _Worker:
             tqdm.write(f"{self.title(cell)}: {error}")
         return True
 
-    def _alone(self, config: TrainConfig, folder: Path) -> ExitStack:
+    @contextmanager
+    def _alone(self, config: TrainConfig, folder: Path) -> Iterator[None]:
         with only_one(make_folder(folder), "training", wait=False):  # else two would move it
             if (folder / "config.json").exists():
                 runs.set_aside_if_older(folder, identity.of_run(config, self.dataset))
-        stack = ExitStack()
-        stack.enter_context(only_one(make_folder(folder), "training", wait=False))
-        return stack
+        with only_one(make_folder(folder), "training", wait=False):
+            yield
 
     def _run(self, cell: Cell, config: TrainConfig, share_first_task: bool) -> FinishedRun:
         title = self.title(cell) + ("" if config is cell.config else ", first task")
