@@ -183,7 +183,8 @@ def _this_code() -> list[Any] | None:
     other code, and the old one again when it puts it back. None if one of them is a function from
     elsewhere, which may call what changes unseen.
     """
-    rooms = [torch, torch.nn.init, *(sys.modules.get(f"csd_lib.{part}") for part in PARTS.split())]
+    rooms: list[Any] = [torch, nn, nn.functional, nn.init]
+    rooms += [sys.modules.get(f"csd_lib.{part}") for part in PARTS.split()]
     held = [part for room in rooms if room for part in vars(room).items()]
     parts = [part for name, part in held if name not in ("__builtins__", "_REMEMBERED")]
     for part in [*parts]:
@@ -194,7 +195,8 @@ def _this_code() -> list[Any] | None:
     functions = [part for part in parts if isinstance(part, FunctionType)]
     if any(str(function.__module__).split(".")[0] not in KNOWN for function in functions):
         return None
-    return parts + [function.__code__ for function in functions]  # reloading exchanges only these
+    # A function that is reloaded may be the same object with these exchanged.
+    return parts + [part for f in functions for part in (f.__code__, f.__defaults__)]
 
 
 def _measured(config: TrainConfig, dataset: Dataset) -> list[float]:

@@ -69,8 +69,7 @@ def generator():
 @pytest.fixture
 def style():
     """The style that the notebooks' first cell sets; all figures are closed at the end."""
-
-    from csd_lib.paper.figures import use_style  # only here: it imports seaborn
+    from csd_lib.paper.figures import use_style  # here, for most tests need none of it
 
     with matplotlib.rc_context():
         use_style()

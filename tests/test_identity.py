@@ -363,7 +363,7 @@ def test_code_that_changes_in_a_notebook_is_seen_at_once(monkeypatch):
     found()  # torch loads more of itself the first time
     (golden, _), again = found(), found()
     assert (golden, again) == (GOLDEN["csd"], (golden, False))
-    original, factor = losses.csd_loss, 1.0
+    original, factor, normalize = losses.csd_loss, 1.0, torch.nn.functional.normalize
     with monkeypatch.context() as exchanged:
         exchanged.setattr(losses, "csd_loss", lambda *a, **k: factor * original(*a, **k))
         assert found() == (golden, True)
@@ -375,6 +375,9 @@ def test_code_that_changes_in_a_notebook_is_seen_at_once(monkeypatch):
         code = training.learning_rate.__code__.replace(co_name="edited")
         exchanged.setattr(training.learning_rate, "__code__", code)
         assert found() == (golden, True)
+    with monkeypatch.context() as exchanged:
+        exchanged.setattr(torch.nn.functional, "normalize", lambda *a, **k: 2 * normalize(*a, **k))
+        assert found()[1]
     assert found() == (golden, False)
 
 
