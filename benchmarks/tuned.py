@@ -8,7 +8,7 @@ run this at the same time; each takes free cells.
 python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py digits --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
-python benchmarks/tuned.py cifar100 --preset class --depth 8 --held-out-seeds 100
+python benchmarks/tuned.py cifar100 --preset class --depth 8 --precision amp --held-out-seeds 100
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from choose import held_out_as_test
@@ -33,6 +34,8 @@ FOLDER = Path(__file__).parent.parent / "data" / "choosing" / "tuned"
 RECIPES = ("ce+kd", "lwf", "mmd-kd", "csd")
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHARE = 0.2  # of the training images, held out
+# What all tries of one search share.
+COMMON = ("dataset", "preset", "precision", "depth")
 
 
 def times(config: TrainConfig, factor: float) -> TrainConfig:
@@ -46,8 +49,8 @@ def times(config: TrainConfig, factor: float) -> TrainConfig:
 
 def is_times(config: TrainConfig, factor: float) -> bool:
     """Say whether a config is the preset's, but for weights that are times this factor."""
-    alike = {name: getattr(config, name) for name in ("dataset", "preset", "depth", "method")}
-    return key(times(TrainConfig(**alike), factor), "seed") == key(config, "seed")
+    alike = TrainConfig(**_common(config), method=config.method)
+    return key(times(alike, factor), "seed") == key(config, "seed")
 
 
 def factor_of(config: TrainConfig) -> float:
@@ -56,10 +59,13 @@ def factor_of(config: TrainConfig) -> float:
 
 
 def load_tries(config: TrainConfig) -> list[Record]:
-    """Return what has been tried for a data set, a preset and a depth."""
+    """Return what has been tried with the config's data set, preset, precision and depth."""
     records, _ = load_runs(FOLDER / config.dataset)
-    wanted = config.preset, config.depth
-    return [r for r in records if (r.config.preset, r.config.depth) == wanted]
+    return [r for r in records if _common(r.config) == _common(config)]
+
+
+def _common(config: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in COMMON}
 
 
 def found(records: Iterable[Record]) -> dict[str, dict[float, float]]:
@@ -89,8 +95,7 @@ def main() -> None:
     parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    names = ("dataset", "preset", "precision", "depth")
-    common = {name: getattr(arguments, name) for name in names}
+    common = {name: getattr(arguments, name) for name in COMMON}
     tries = [
         times(TrainConfig(**common, method=recipe, seed=seed), factor)
         for seed in arguments.held_out_seeds
