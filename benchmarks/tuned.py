@@ -34,8 +34,12 @@ FOLDER = Path(__file__).parent.parent / "data" / "choosing" / "tuned"
 RECIPES = ("ce+kd", "lwf", "mmd-kd", "csd")
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHARE = 0.2  # of the training images, held out
-# What all tries of one search share.
 COMMON = ("dataset", "preset", "precision", "depth")
+
+
+def common(config: TrainConfig) -> dict[str, Any]:
+    """Return what all tries of one search share."""
+    return {name: getattr(config, name) for name in COMMON}
 
 
 def times(config: TrainConfig, factor: float) -> TrainConfig:
@@ -49,7 +53,7 @@ def times(config: TrainConfig, factor: float) -> TrainConfig:
 
 def is_times(config: TrainConfig, factor: float) -> bool:
     """Say whether a config is the preset's, but for weights that are times this factor."""
-    alike = TrainConfig(**_common(config), method=config.method)
+    alike = TrainConfig(**common(config), method=config.method)
     return key(times(alike, factor), "seed") == key(config, "seed")
 
 
@@ -61,11 +65,7 @@ def factor_of(config: TrainConfig) -> float:
 def load_tries(config: TrainConfig) -> list[Record]:
     """Return what has been tried with the config's data set, preset, precision and depth."""
     records, _ = load_runs(FOLDER / config.dataset)
-    return [r for r in records if _common(r.config) == _common(config)]
-
-
-def _common(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in COMMON}
+    return [r for r in records if common(r.config) == common(config)]
 
 
 def found(records: Iterable[Record]) -> dict[str, dict[float, float]]:
@@ -95,9 +95,9 @@ def main() -> None:
     parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    common = {name: getattr(arguments, name) for name in COMMON}
+    settings = {name: getattr(arguments, name) for name in COMMON}
     tries = [
-        times(TrainConfig(**common, method=recipe, seed=seed), factor)
+        times(TrainConfig(**settings, method=recipe, seed=seed), factor)
         for seed in arguments.held_out_seeds
         for factor in FACTORS
         for recipe in RECIPES
@@ -108,7 +108,7 @@ def main() -> None:
     for method, each in reached.items():
         print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
     chosen = [
-        times(TrainConfig(**common, method=recipe, seed=seed), best(reached[recipe]))
+        times(TrainConfig(**settings, method=recipe, seed=seed), best(reached[recipe]))
         for seed in arguments.seeds
         for recipe in RECIPES
     ]

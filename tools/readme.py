@@ -426,7 +426,7 @@ def tuned_table(config: TrainConfig) -> str:
         row[0].config.method: row
         for row in variants(records)
         if (method := row[0].config.method) in chosen
-        and row[0].config.depth == config.depth
+        and tuned.common(row[0].config) == tuned.common(config)
         and tuned.is_times(row[0].config, chosen[method])
     }
     differences = [
