@@ -5,7 +5,6 @@ Everything that compares, stores or shares runs asks here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -28,7 +27,7 @@ def of_run(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
     _, channels, *size = dataset.train_images.shape
     return {
-        "config": json.loads(json.dumps(stored(config))),
+        "config": stored(config),
         "data": data_hash(config, dataset),
         "fingerprint": fingerprint(config, channels, min(size)),
     }

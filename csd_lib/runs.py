@@ -338,13 +338,13 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
         Of the checkpoints that this config can go on from the one that is furthest, or None.
     """
     found: list[tuple[int, Path]] = []
-    wanted = json.loads(json.dumps(identity.key(config, "stop_at_epoch")))
+    wanted = identity.key(config, "stop_at_epoch")
     for settings in folder.glob(f"{identity.data_name(config)}-{config.method}-*/config.json"):
         try:
             other = identity.from_stored(read_json(settings)["config"])
         except (InputError, LookupError, TypeError):
             continue
-        if json.loads(json.dumps(identity.key(other, "stop_at_epoch"))) != wanted:
+        if identity.key(other, "stop_at_epoch") != wanted:
             continue
         for path in (settings.with_name("prefix.pt"), settings.with_name("checkpoint.pt")):
             with suppress(InputError):  # it is further than this run goes, or another data set's
