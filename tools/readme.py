@@ -54,10 +54,22 @@ from csd_lib.paper.seeds import cells as described
 from csd_lib.record import Record
 from csd_lib.retrieval import average, recall_at_k, wrong_before_right
 
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import tuned  # so that the rule by which weights are chosen is written once
+
 ROOT = Path(__file__).resolve().parent.parent
 CURVES = ("fine-tuning", "lwf", "mmd", "csd")
 WAYS = ("eager", "captured")
 LOOKS = {"features": ("features", "o", "-"), "softmax": ("softmax of the head", "^", "--")}
+
+# Where weights were chosen for each method.
+SEARCHES = {
+    "digits": TrainConfig(dataset="digits"),
+    "clothes": TrainConfig(dataset="fashion"),
+    "CIFAR-100, ResNet-8": TrainConfig(
+        dataset="cifar100", preset="class", depth=8, precision="amp"
+    ),
+}
 
 
 def is_plain(record: Record) -> bool:
@@ -409,9 +421,6 @@ def learned_table(found: dict[str, Table]) -> str:
 
 def tuned_table(config: TrainConfig) -> str:
     """What methods reach with weights chosen for them: on held-out images, and against CSD."""
-    sys.path.append(str(ROOT / "benchmarks"))
-    import tuned  # so that the rule by which weights are chosen is written once
-
     tries = tuned.load_tries(config)
     reached = tuned.found(tries)
     lines = []
@@ -441,11 +450,33 @@ def tuned_table(config: TrainConfig) -> str:
         [
             *held_out,
             "",
-            f"(Seeds {', '.join(map(str, seeds))}; {where}.)",
+            f"({'Seed' if len(seeds) == 1 else 'Seeds'} {', '.join(map(str, seeds))}; {where}.)",
             "",
             *format_table([title, *COLUMNS], differences, markdown=True),
         ]
     )
+
+
+def trade_off_figure(searches: dict[str, TrainConfig]) -> Figure:
+    """What each method keeps and learns on held-out images, along the weights that were tried."""
+    figure, axes = plt.subplots(1, len(searches), figsize=(16, 5))
+    for axis, (title, config) in zip(axes, searches.items(), strict=True):
+        ends: dict[tuple[str, float], list[np.ndarray]] = {}
+        for record in tuned.load_tries(config):
+            which = record.config.method, tuned.factor_of(record.config)
+            ends.setdefault(which, []).append(100 * record.matrix.own[-1])
+        styles = figures.method_styles(tuned.RECIPES)
+        styles["ce+kd"] = styles["ce+kd"] | {"color": figures.GREEN}  # else MMD + KD's
+        for method, style in styles.items():
+            means = [np.mean(ends[method, factor], axis=0) for factor in tuned.FACTORS]
+            old, new = zip(*means, strict=True)
+            axis.plot(new, old, label=get_method(method).title, **style)
+            usual = tuned.FACTORS.index(1)
+            axis.plot(new[usual], old[usual], "o", ms=17, mfc="none", mec=style["color"], mew=2)
+        axis.set(title=title, xlabel="new classes, Recall@1 (%)")
+    axes[0].set_ylabel("old classes, Recall@1 (%)")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    return figure
 
 
 def changes_table(group: Group) -> str:
@@ -573,7 +604,7 @@ def main() -> None:
     papers = next(table for group in groups for table in tables(group) if table.published)
     long = [table for group in groups for table in tables(group) if table.published]
     protocol = max(long, key=lambda t: (t.group.config.stop_at_epoch is not None, len(t.rows)))
-    small = next(table for table in long if table.group.config.depth == 8)
+    small = max((t for t in long if t.group.config.depth == 8), key=lambda t: len(t.rows))
     several_tasks = curves()
     content = {
         "README.md": {"effect": effect_table(digits)},
@@ -593,7 +624,8 @@ def main() -> None:
             "head pairs": pairs_table(papers.group, HEAD_PAIRS),
             "changes": changes_table(papers.group),
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
-            "tuned": tuned_table(TrainConfig(dataset="digits")),
+            "tuned": tuned_table(SEARCHES["digits"]),
+            "tuned small": tuned_table(SEARCHES["CIFAR-100, ResNet-8"]),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },
@@ -601,7 +633,7 @@ def main() -> None:
         "docs/fashion.md": {
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
-            "tuned": tuned_table(TrainConfig(dataset="fashion")),
+            "tuned": tuned_table(SEARCHES["clothes"]),
         },
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),
@@ -647,6 +679,7 @@ def main() -> None:
             figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
     figure = first_task_figure(lines_of("first_task"))
     figure.savefig(ROOT / "docs" / "first-task.png", dpi=100)
+    trade_off_figure(SEARCHES).savefig(ROOT / "docs" / "trade-off.png", dpi=100)
     for name, table in (("table1", papers), ("protocol", protocol)):
         figure = figures.paper_against_ours(table)
         figure.savefig(ROOT / "docs" / f"{name}.png", dpi=100, bbox_inches="tight")
