@@ -94,10 +94,9 @@ def column(rows, place):
     return np.mean([by_seed[place] for by_seed in rows])
 
 
-of_old, of_tuned, tuning = under.values()
+of_old, of_tuned, _ = under.values()
 assert column(of_old, 0) > 0.5 and column(of_tuned, 0) < 0.3, "the teacher is the reason"
-assert column(of_tuned, 2) < column(of_old, 2) - 5, "under a teacher that forgot, CSD saves nothing"
-assert column(of_tuned, 2) < column(tuning, 2) + 5
+assert column(of_tuned, 2) < column(of_old, 2) - 5, "under a teacher that forgot, CSD saves less"
 whole, third, tenth, margin = balance.values()
 ends = [column(rows, 0) for rows in (whole, third, tenth)]
 assert ends[0] > ends[1] > ends[2] and ends[2] < 0.3, "a smaller weight, a lower triplet loss"
