@@ -9,6 +9,7 @@ python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py digits --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --precision amp --held-out-seeds 100
+python benchmarks/tuned.py cifar100 --preset class --precision amp --chosen-at-depth 8
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--depth", type=int)
     parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument(
+        "--chosen-at-depth", type=int, help="try nothing: take what this depth's tries chose"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     settings = {name: getattr(arguments, name) for name in COMMON}
@@ -103,8 +107,13 @@ def main() -> None:
         for recipe in RECIPES
     ]
     dataset = load_dataset(arguments.dataset)
-    reproduce(tries, FOLDER, dataset=held_out_as_test(dataset, SHARE), progress=False)
+    if arguments.chosen_at_depth:
+        tries = [replace(tries[0], depth=arguments.chosen_at_depth)]
+    else:
+        reproduce(tries, FOLDER, dataset=held_out_as_test(dataset, SHARE), progress=False)
     reached = found(load_tries(tries[0]))
+    if not reached:
+        parser.error(f"nothing has been tried with depth {tries[0].depth} in {FOLDER}")
     for method, each in reached.items():
         print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
     chosen = [
