@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -61,6 +62,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CURVES = ("fine-tuning", "lwf", "mmd", "csd")
 WAYS = ("eager", "captured")
 LOOKS = {"features": ("features", "o", "-"), "softmax": ("softmax of the head", "^", "--")}
+
+# An experiment: its title, the factor of each method's weights, and each method's runs.
+Lead = tuple[str, dict[str, float], dict[str, list[Record]]]
 
 # Where weights were chosen for each method.
 SEARCHES = {
@@ -419,6 +423,44 @@ def learned_table(found: dict[str, Table]) -> str:
     return "\n".join(format_table(header, lines, markdown=True))
 
 
+def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[Record]]:
+    """The runs of each method that change nothing of a config but its weights, by these factors."""
+    records, _ = load_runs(ROOT / "data" / "results" / config.dataset)
+    return {
+        row[0].config.method: row
+        for row in variants(records)
+        if (method := row[0].config.method) in factors
+        and tuned.common(row[0].config) == tuned.common(config)
+        and tuned.is_times(row[0].config, factors[method])
+    }
+
+
+def leads(protocol: Table) -> list[Lead]:
+    """Every experiment of two tasks that has LwF and CSD: title, factors, rows by method."""
+    usual = {"lwf": 1.0, "csd": 1.0}
+    studies = []
+    for title, config in SEARCHES.items():
+        reached = tuned.found(tuned.load_tries(config))
+        studies.append((title, replace(config, precision="fp32"), usual))
+        studies.append((title, config, {name: tuned.best(reached[name]) for name in usual}))
+    short = replace(SEARCHES["CIFAR-100, ResNet-8"], depth=None)
+    studies += [("CIFAR-100, ResNet-32", short, factors) for factors in (usual, studies[-1][2])]
+    studies.append(("stand-in for birds and dogs", TrainConfig(dataset="kinds"), usual))
+    found = [(title, factors, rows_with(config, factors)) for title, config, factors in studies]
+    long = {row[0].config.method: row for row in protocol.rows}
+    return [("CIFAR-100, ResNet-32, 230 epochs", usual, long), *found]
+
+
+def leads_table(found: Sequence[Lead]) -> str:
+    """CSD minus LwF in each experiment, in points."""
+    lines = [
+        [title, *(f"× {factor:g}" for factor in factors.values()), *minus(rows["csd"], rows["lwf"])]
+        for title, factors, rows in found
+    ]
+    header = ["CSD minus LwF", "LwF's weights", "CSD's", *COLUMNS]
+    return "\n".join(format_table(header, lines, markdown=True))
+
+
 def tuned_table(config: TrainConfig) -> str:
     """What methods reach with weights chosen for them: on held-out images, and against CSD."""
     tries = tuned.load_tries(config)
@@ -429,15 +471,8 @@ def tuned_table(config: TrainConfig) -> str:
         lines.append([get_method(method).title, get_method(method).recipe, *shown])
     header = ["method", "recipe", *(f"× {factor:g}" for factor in tuned.FACTORS)]
     held_out = format_table(header, lines, markdown=True)
-    records, _ = load_runs(ROOT / "data" / "results" / config.dataset)
     chosen = {method: tuned.best(each) for method, each in reached.items()}
-    rows = {
-        row[0].config.method: row
-        for row in variants(records)
-        if (method := row[0].config.method) in chosen
-        and tuned.common(row[0].config) == tuned.common(config)
-        and tuned.is_times(row[0].config, chosen[method])
-    }
+    rows = rows_with(config, chosen)
     differences = [
         [f"{get_method(method).title}, × {chosen[method]:g}", *minus(row, rows["csd"])]
         for method, row in rows.items()
@@ -455,6 +490,29 @@ def tuned_table(config: TrainConfig) -> str:
             *format_table([title, *COLUMNS], differences, markdown=True),
         ]
     )
+
+
+def leads_figure(found: Sequence[Lead]) -> Figure:
+    """The table of leads as a picture: old classes, average, old gallery, with 95 % intervals."""
+    shown = {"old classes": "old", "average of both": "average", "old gallery": "old gallery"}
+    figure, axes = plt.subplots(1, len(shown), figsize=(17, 0.5 * len(found) + 1.6), sharey=True)
+    names = []
+    for height, (title, factors, rows) in enumerate(found):
+        usual = set(factors.values()) == {1}
+        style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
+        n, *cells = minus(rows["csd"], rows["lwf"])
+        weights = "" if usual else ", LwF × {lwf:g}, CSD × {csd:g}".format(**factors)
+        names.append(f"{title}{weights} (n = {n})")
+        for axis, column in zip(axes, shown.values(), strict=True):
+            text = cells[COLUMNS.index(column) - 1]
+            mean, *interval = map(float, re.findall(r"[+-][\d.]+", text))
+            bars = [[mean - interval[0]], [interval[1] - mean]] if interval else None
+            axis.errorbar(mean, -height, xerr=bars, ms=10, capsize=5, lw=2.5, **style)
+    for axis, title in zip(axes, shown, strict=True):
+        axis.axvline(0, color="black", lw=1.5)
+        axis.set(title=title, xlabel="CSD minus LwF, points")
+    axes[0].set_yticks([-height for height in range(len(names))], names)
+    return figure
 
 
 def trade_off_figure(searches: dict[str, TrainConfig]) -> Figure:
@@ -605,10 +663,11 @@ def main() -> None:
     long = [table for group in groups for table in tables(group) if table.published]
     protocol = max(long, key=lambda t: (t.group.config.stop_at_epoch is not None, len(t.rows)))
     small = max((t for t in long if t.group.config.depth == 8), key=lambda t: len(t.rows))
-    several_tasks = curves()
+    several_tasks, leading = curves(), leads(protocol)
     content = {
         "README.md": {"effect": effect_table(digits)},
         "docs/results.md": {
+            "leads": leads_table(leading),
             "protocol": protocol_table(protocol),
             "protocol claims": claims_table(protocol),
             "claims": claims_table(papers),
@@ -679,6 +738,7 @@ def main() -> None:
             figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
     figure = first_task_figure(lines_of("first_task"))
     figure.savefig(ROOT / "docs" / "first-task.png", dpi=100)
+    leads_figure(leading).savefig(ROOT / "docs" / "leads.png", dpi=100, bbox_inches="tight")
     trade_off_figure(SEARCHES).savefig(ROOT / "docs" / "trade-off.png", dpi=100)
     for name, table in (("table1", papers), ("protocol", protocol)):
         figure = figures.paper_against_ours(table)
