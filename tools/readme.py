@@ -318,6 +318,8 @@ WEIGHT_PAIRS = (
     ("CSD, lambda_csd=10.0", "MMD + KD"),
     ("CSD, lambda_kd=10.0, lambda_csd=10.0", "MMD + KD"),
     ("CSD, lambda_kd=10.0, lambda_csd=0.1", "LwF"),
+    ("CSD, lambda_kd=10.0, lambda_csd=10.0", "LwF, lambda_kd=3.0"),
+    ("CSD, lambda_kd=10.0, lambda_csd=10.0", "LwF, lambda_kd=10.0"),
     ("CSD, lambda_kd=10.0", "CSD, lambda_kd=10.0, lambda_csd=0.1"),
 )
 HEAD_PAIRS = (
@@ -448,7 +450,7 @@ def leads(protocol: Table) -> list[Lead]:
     studies.append(("stand-in for birds and dogs", TrainConfig(dataset="kinds"), usual))
     found = [(title, factors, rows_with(config, factors)) for title, config, factors in studies]
     long = {row[0].config.method: row for row in protocol.rows}
-    return [("CIFAR-100, ResNet-32, 230 epochs", usual, long), *found]
+    return [("CIFAR-100, 230 epochs", usual, long), *found]
 
 
 def leads_table(found: Sequence[Lead]) -> str:
@@ -494,24 +496,26 @@ def tuned_table(config: TrainConfig) -> str:
 
 def leads_figure(found: Sequence[Lead]) -> Figure:
     """The table of leads as a picture: old classes, average, old gallery, with 95 % intervals."""
-    shown = {"old classes": "old", "average of both": "average", "old gallery": "old gallery"}
-    figure, axes = plt.subplots(1, len(shown), figsize=(17, 0.5 * len(found) + 1.6), sharey=True)
+    shown = {"old classes": "old", "old and new, average": "average", "old gallery": "old gallery"}
+    figure, axes = plt.subplots(1, len(shown), figsize=(13, 0.5 * len(found) + 2.4), sharey=True)
     names = []
     for height, (title, factors, rows) in enumerate(found):
         usual = set(factors.values()) == {1}
         style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
         n, *cells = minus(rows["csd"], rows["lwf"])
-        weights = "" if usual else ", LwF × {lwf:g}, CSD × {csd:g}".format(**factors)
-        names.append(f"{title}{weights} (n = {n})")
+        names.append(title if usual else "× {lwf:g} and × {csd:g}".format(**factors))
         for axis, column in zip(axes, shown.values(), strict=True):
             text = cells[COLUMNS.index(column) - 1]
             mean, *interval = map(float, re.findall(r"[+-][\d.]+", text))
             bars = [[mean - interval[0]], [interval[1] - mean]] if interval else None
-            axis.errorbar(mean, -height, xerr=bars, ms=10, capsize=5, lw=2.5, **style)
+            inside = {} if interval else {"markerfacecolor": "none"}  # one seed: no interval
+            axis.errorbar(mean, -height, xerr=bars, ms=8, capsize=6, lw=2.5, **style, **inside)
+        axes[-1].annotate(n, (1.03, -height), xycoords=("axes fraction", "data"), va="center")
     for axis, title in zip(axes, shown, strict=True):
         axis.axvline(0, color="black", lw=1.5)
-        axis.set(title=title, xlabel="CSD minus LwF, points")
+        axis.set(title=title, xlabel="← LwF     CSD →")
     axes[0].set_yticks([-height for height in range(len(names))], names)
+    axes[-1].annotate("seeds", (1.03, 1.03), xycoords="axes fraction")
     return figure
 
 
