@@ -41,7 +41,9 @@ SECONDS = 1000  # Playwright counts in milliseconds
 def needed_by_its_control(cells):
     """The last cell with a control, and those that make what it needs; Colab runs them all."""
     kept, wanted = [], set()
-    controls = [n for n, cell in enumerate(cells) if "widgets." in cell.source]
+    controls = [
+        n for n, cell in enumerate(cells) if "to get the control" in str(cell.get("outputs"))
+    ]
     for cell in reversed(cells[: controls[-1] + 1] if controls else []):
         if cell.cell_type != "code":
             continue
