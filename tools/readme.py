@@ -438,7 +438,7 @@ def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[
 
 
 def leads(protocol: Table) -> list[Lead]:
-    """Every experiment of two tasks that has LwF and CSD: title, factors, rows by method."""
+    """The main experiments of two tasks with LwF and CSD; ResNet-32 with what ResNet-8 chose."""
     usual = {"lwf": 1.0, "csd": 1.0}
     studies = []
     for title, config in SEARCHES.items():
@@ -506,10 +506,9 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
         names.append(title if usual else "× {lwf:g} and × {csd:g}".format(**factors))
         for axis, column in zip(axes, shown.values(), strict=True):
             text = cells[COLUMNS.index(column) - 1]
-            mean, *interval = map(float, re.findall(r"[+-][\d.]+", text))
-            bars = [[mean - interval[0]], [interval[1] - mean]] if interval else None
-            inside = {} if interval else {"markerfacecolor": "none"}  # one seed: no interval
-            axis.errorbar(mean, -height, xerr=bars, ms=8, capsize=6, lw=2.5, **style, **inside)
+            mean, low, high = map(float, re.findall(r"[+-][\d.]+", text))
+            bars = [[mean - low], [high - mean]]
+            axis.errorbar(mean, -height, xerr=bars, ms=8, capsize=6, lw=2.5, **style)
         axes[-1].annotate(n, (1.03, -height), xycoords=("axes fraction", "data"), va="center")
     for axis, title in zip(axes, shown, strict=True):
         axis.axvline(0, color="black", lw=1.5)

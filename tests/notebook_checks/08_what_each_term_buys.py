@@ -34,6 +34,14 @@ assert bought("ce+kd", "csd", 2)[1] == "does not", "CSD costs points beside CE a
 assert all(bought(recipe, "mmd", 2)[0] > 20 for recipe in ("ce+triplet", "ce+triplet+kd"))
 assert not any({"mmd", "fecd"} & {*r.split("+")} and "triplet" not in r for r in digits)
 
+# Along the weights: [factors, (old classes, new classes, old gallery)] of each method.
+assert {found.shape for found in curves.values()} == {(len(FACTORS), 8, 3)}
+lwf, csd = (curves[name].mean(axis=1) for name in ("lwf", "csd"))
+session.check("CSD's lead at × 1", csd[1, 0] - lwf[1, 0], 11, 0.5)
+assert np.ptp(csd[1:, 0]) < 1 and (np.diff(lwf[:, 0]) > 0).all(), "one flat, the other rising"
+assert 0 < csd[-1, 0] - lwf[-1, 0] < 1, "at × 30 less than a point is left"
+assert lwf[3:, 2].min() > csd[:, 2].max(), "from × 10 on LwF is above all of CSD's curve"
+
 # The playground: its button, with settings that no cell above has tried.
 *inputs, button, picture = widgets.panel(try_out, press="Train", **controls).children
 shown = dict(zip(controls, inputs, strict=True))
