@@ -58,7 +58,7 @@ def features_of(
     """Return a network's features of images, in eval mode: float32 ``[N, D]``.
 
     Args:
-        images: uint8 ``[N, C, H, W]``.
+        images: ``[N, C, H, W]`` as for ``embed``.
         network: what ``networks.make_network`` returns, for example.
         size: height and width that the images are scaled to; default: as they are.
     """
@@ -74,10 +74,12 @@ def features_of(
 
 
 def scaled(images: Tensor, size: int | None) -> Tensor:
-    """Return uint8 images ``[N, C, H, W]`` with another height and width, or as they are."""
+    """Return images ``[N, C, H, W]`` with another height and width, or as they are."""
     if size is None or images.shape[2:] == (size, size):
         return images
     found = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    if images.dtype.is_floating_point:
+        return found
     return found.round().clamp(0, 255).to(torch.uint8)
 
 

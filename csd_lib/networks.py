@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from csd_lib import InputError, checks
 from csd_lib.files import parsing, read_tensors, sha256_of
 from csd_lib.model import Network, NormalizedHead, ResNet, freeze
+from csd_lib.numerics import evaluating
 from csd_lib.stored import StoredImages
 
 if TYPE_CHECKING:
@@ -154,11 +155,10 @@ def try_network(network: Network, name: str, images: Tensor | StoredImages) -> N
     """
     if isinstance(network, ResNet):
         return
-    was_training, top = network.training, network.added_embedding
+    top = network.added_embedding
     size = top.in_features if top else network.feature_size
     batch = images[torch.arange(min(2, len(images)))].to(network.mean.device)
-    network.eval()
-    with torch.no_grad():
+    with evaluating(network), torch.no_grad():
         try:
             is_raw = batch.dtype == torch.uint8
             features = network.backbone(network.normalize_images(batch) if is_raw else batch)
@@ -183,7 +183,6 @@ def try_network(network: Network, name: str, images: Tensor | StoredImages) -> N
         raise InputError(
             f"network={name!r} returned {checks.shown(found)}: return features, logits"
         )
-    network.train(was_training)
 
 
 def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network:

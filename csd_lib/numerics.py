@@ -1,4 +1,4 @@
-"""Vectors of length 1, and arithmetic in at least 32 bits."""
+"""Vectors of length 1, arithmetic in at least 32 bits, and networks that only measure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csd_lib import checks
 
@@ -80,6 +80,18 @@ def true_float32(device_type: str) -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark = benchmark
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Switch a network to eval mode, and put back the mode that each of its modules was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def in_parts(network: Callable[[Tensor], Any], batch: Tensor) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from csd_lib import InputError, checks
 from csd_lib.data import Task
 from csd_lib.model import Network
-from csd_lib.numerics import in_parts, true_float32, unit_length
+from csd_lib.numerics import evaluating, in_parts, true_float32, unit_length
 from csd_lib.stored import StoredImages
 
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
@@ -42,16 +42,13 @@ def _features_and_logits(
     checks.finite("images", images, "correct them, or leave them out")
     checks.whole("batch_size", batch_size, 1, 1_000_000)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     outputs = []
     for batch in images.split(batch_size):
-        with true_float32(device.type):
+        with evaluating(model), true_float32(device.type):
             found = in_parts(model, batch.to(device))
         if not isinstance(found, tuple) or [len(f) for f in found] != [len(batch)] * 2:
             raise InputError(f"model returned {checks.shown(found)}: it must be features, logits")
         outputs.append(found)
-    model.train(was_training)
     features, logits = zip(*outputs, strict=True)
     return torch.cat(features), torch.cat(logits)
 
@@ -187,7 +184,7 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = Fa
     return torch.cat(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RetrievalMatrix:
     """Row i, column j: after training on task i, measured on the test images of task j.
 

@@ -17,7 +17,7 @@ import torch
 from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task
-from csd_lib.engine import load_optimizer
+from csd_lib.engine import load_optimizer, pick_device
 from csd_lib.files import (
     Damaged,
     make_folder,
@@ -334,11 +334,13 @@ class RunFolder:
 def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | None:
     """Look in a folder of runs for one that differs only in where it stops.
 
+    One from another kind of device is passed over: its random numbers cannot be gone on with here.
+
     Returns:
         Of the checkpoints that this config can go on from the one that is furthest, or None.
     """
     found: list[tuple[int, Path]] = []
-    wanted = identity.key(config, "stop_at_epoch")
+    wanted, device = identity.key(config, "stop_at_epoch"), pick_device(config.device).type
     for settings in folder.glob(f"{identity.data_name(config)}-{config.method}-*/config.json"):
         try:
             other = identity.from_stored(read_json(settings)["config"])
@@ -348,7 +350,8 @@ def find_prefix(folder: Path, config: TrainConfig, dataset: Dataset) -> Path | N
             continue
         for path in (settings.with_name("prefix.pt"), settings.with_name("checkpoint.pt")):
             with suppress(InputError):  # it is further than this run goes, or another data set's
-                if path.exists() and (saved := RunFolder.load_prefix(path, config, dataset)):
+                saved = RunFolder.load_prefix(path, config, dataset) if path.exists() else None
+                if saved and saved["device"] == device:
                     found.append((saved["learning"]["epoch"], path))
     return max(found, default=(0, None))[1]
 

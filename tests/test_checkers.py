@@ -1020,6 +1020,19 @@ def test_an_exercise_inside_a_chapter_is_the_one_of_the_solved_notebook(monkeypa
         path.write_text(changed.replace(f"Exercise {number} :", f"Exercise {number}:"), "utf-8")
 
 
+@pytest.mark.parametrize("path", STUDENT, ids=lambda p: p.stem)
+def test_a_changed_copy_of_students_is_found(monkeypatch, tmp_path, path):
+    """Also one that has the same name as a chapter."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool = importlib.import_module("exercises")
+    shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(tool, "STUDENT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["exercises.py", "--check"])
+    (tmp_path / path.name).write_text(path.read_text("utf-8").replace("Goal", "goal"), "utf-8")
+    with pytest.raises(SystemExit, match=path.name):
+        tool.main()
+
+
 def test_a_changed_copy_is_found_and_graded_copies_hold_no_solution(tmp_path):
     tool = [ROOT / "tools" / "exercises.py", "--graded", tmp_path]
     assert warm.run(*tool).returncode == 0

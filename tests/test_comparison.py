@@ -107,6 +107,13 @@ def test_a_changed_weight_never_stands_in_the_papers_table():
     assert not other.published and other.rows[0][0].config.csd_temperature == 0.3
 
 
+@pytest.mark.parametrize("split", [dict(first_classes=10), dict(class_order_seed=3)])
+def test_another_split_is_not_set_beside_the_papers_numbers(split):
+    table = table_of([made("csd", **split), made("lwf", **split)])
+    assert not table.published
+    assert table_of([made("csd", first_classes=50)]).published
+
+
 @pytest.mark.parametrize("machine", [dict(device="cuda:1"), dict(cuda_graph=True)])
 def test_the_machine_never_splits_a_table(machine):
     config = TrainConfig(dataset="cifar100", depth=8, seed=1, **machine)

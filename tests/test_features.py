@@ -58,6 +58,9 @@ def test_features_are_what_the_network_embeds_of_scaled_images():
     wanted = embed(network, larger.round().to(torch.uint8)).numpy()
     assert np.allclose(features_of(images, network, 48), wanted, atol=1e-5)
     assert not np.allclose(plain, wanted, atol=1e-2)
+    normalised = network.normalize_images(images)  # larger than 1, and below 0
+    found = features_of(normalised, network, 48)
+    assert np.allclose(found, features_of(images, network, 48), atol=0.05)
 
 
 def test_many_batches_make_the_same_features(monkeypatch):

@@ -102,7 +102,7 @@ _WHY_EXEMPT = {
         engine.StepState.put_back engine.CapturedStep engine.CapturedStep.rehearse
         engine.Precision.autocast engine.Precision.switches engine.flushes_denormals
         engine.on_device engine.StepState.synchronize numerics.tf32 numerics.true_float32
-        numerics.without_autocast numerics.in_parts
+        numerics.without_autocast numerics.in_parts numerics.evaluating
         train.training_step train.TaskTraining train.TaskTraining.eager_step
         train.TaskTraining.run_epoch train.TaskTraining.finish
         train.learning_rate""",
@@ -353,6 +353,7 @@ CALLS = {
     ),
     "seeds.mean_and_sd": lambda: dict(values=[0.5, 0.6], percent=True),
     "seeds.paired": lambda: dict(differences=[0.1, 0.2]),
+    "seeds.mean_and_half": lambda: dict(differences=[0.1, 0.2]),
     "report.variants": lambda: dict(records=records()),
     "report.render": lambda: dict(records=records(), markdown=False, against={"method": "csd"}),
     "report.render_json": lambda: dict(records=records()),
@@ -398,13 +399,6 @@ CALLS = {
     "plots.LiveCurves": lambda: dict(seconds=1.0),
     "plots.LiveCurves.finish": lambda: dict(
         self=plots.LiveCurves(), history=HISTORY, description="losses"
-    ),
-    "plots.retrieval_examples": lambda: dict(
-        query_images=digits().test_images[:1],
-        found_images=digits().test_images[:2].unsqueeze(0),
-        is_hit=torch.tensor([[True, False]]),
-        query_names=["0"],
-        row_labels=["a row"],
     ),
     **{
         f"plots.{name}": lambda: dict(of=digits(), queries=[0], found={"a network": [[1, 2]]})
@@ -605,9 +599,6 @@ ALLOWED = {
     "plots.unit_circle": dict(arrows={"None"}, class_names=NAMES, axis={"None"}),
     "plots.LiveCurves": dict(seconds={"0", "10**30", "1e30", "half"}),
     "plots.LiveCurves.finish": dict(description=TEXTS),
-    "plots.retrieval_examples": dict(
-        query_names=NAMES, row_labels={"None", "list of texts", "text"}
-    ),
     "figures.method_curves": dict(
         ylabel=TEXTS, title=TEXTS, xlabels={"empty text", "list", "list of texts"}
     ),

@@ -58,13 +58,6 @@ FIGURES = {
         {"student": POINTS, "teacher": POINTS.flip(0)}, LABELS, arrows=0.2 * POINTS
     ),
     "training_curves": lambda d, t: plots.training_curves(HISTORY),
-    "retrieval_examples": lambda d, t: plots.retrieval_examples(
-        d.test_images[:2],
-        d.test_images[:6].unflatten(0, (2, 3)),
-        torch.eye(2, 3) > 0,
-        "01",
-        ["first\nrow", "second\nrow"],
-    ),
     "search_pictures": lambda d, t: plots.search_pictures(d, *a_search(d)),
     "method_curves": lambda d, t: figures.method_curves(
         {name: np.random.rand(2, 3) for name in METHODS}, "y", "title", "abc"

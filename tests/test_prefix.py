@@ -96,6 +96,14 @@ def test_a_stop_goes_on_from_a_half_done_whole_run_but_not_from_one_that_is_furt
     assert runs.find_prefix(own_runs, replace(QUICK, stop_at_epoch=1), digits) is None
 
 
+def test_a_prefix_from_another_kind_of_device_is_passed_over(digits, own_runs):
+    found = run_experiment(replace(QUICK, stop_at_epoch=1), digits, progress=False)
+    path = found.folder / "prefix.pt"
+    assert runs.find_prefix(own_runs, QUICK, digits) == path
+    files.write_tensors(path, files.read_tensors(path) | {"device": "cuda"})
+    assert len(run_experiment(QUICK, digits, progress=False).history) == 8
+
+
 def test_a_prefix_of_another_run_is_refused(digits, own_runs):
     found = run_experiment(replace(QUICK, stop_at_epoch=2), digits, progress=False)
     path = found.folder / "prefix.pt"

@@ -144,6 +144,15 @@ def test_embed_leaves_the_network_as_it_was_and_does_not_depend_on_batches(digit
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_embed_leaves_each_module_in_its_mode_also_where_it_fails(digits):
+    model = ResNet(8, 3, 1, digits.mean, digits.std).train()
+    frozen = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    embed(model, digits.test_images[:2])
+    with pytest.raises(InputError):
+        embed(model, torch.zeros(2, 5, 8, 8, dtype=torch.uint8))
+    assert model.training and not frozen.training
+
+
 def test_embed_refuses_what_is_not_a_batch_of_images(digits):
     with pytest.raises(InputError, match="N > 0, C, H, W"):
         embed(ResNet(8, 3, 1), digits.test_images[0])

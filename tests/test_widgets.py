@@ -194,8 +194,8 @@ def test_neighbors_are_those_that_a_plain_search_finds(
         vectors = of_stage.numpy().astype(float)
         cosine = {i: vectors[i] @ vectors[query] / np.linalg.norm(vectors[i]) for i in searched}
         found = sorted(searched, key=cosine.get, reverse=True)[:k]
-        axes = figure.axes[row * (k + 1) :][: k + 1]
-        assert np.array_equal(axes[0].images[0].get_array(), images[query])
+        assert np.array_equal(figure.axes[0].images[0].get_array(), images[query])
+        axes = figure.axes[1 + row * (k + 1) :][: k + 1]  # the first says after which task
         for i, axis in zip(found, axes[1:], strict=True):
             assert np.array_equal(axis.images[0].get_array(), images[i])
             assert axis.get_title() == ("✓" if labels[i] == labels[query] else f"✗ {labels[i]}")

@@ -128,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.graded or STUDENT
     folder.mkdir(parents=True, exist_ok=True)
-    stale = {path.name for path in folder.glob("*.ipynb")}
+    stale = {*folder.glob("*.ipynb")}
     made = {}
     for path in sorted(SOLVED.glob("*.ipynb")):
         notebook = student_copy(nbformat.read(path, as_version=4), graded=bool(arguments.graded))
@@ -141,14 +141,15 @@ def main() -> None:
     for target, notebook in made.items():
         text = nbformat.writes(notebook) + "\n"
         if target.is_file() and target.read_text(encoding="utf-8") == text:
-            stale.discard(target.name)
+            stale.discard(target)
         elif arguments.check:
-            stale.add(target.name)
+            stale.add(target)
         else:
             target.write_text(text, encoding="utf-8")
-            stale.discard(target.name)
+            stale.discard(target)
     if stale:
-        sys.exit(f"error: {', '.join(sorted(stale))} in {folder}: not what is in {SOLVED.name}")
+        names = ", ".join(sorted(str(path) for path in stale))
+        sys.exit(f"error: {names}: not what is in {SOLVED.name}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from csd_lib.paper.report import (
     table_rows,
     variants,
 )
-from csd_lib.paper.seeds import by_seed
+from csd_lib.paper.seeds import by_seed, mean_and_half
 from csd_lib.paper.seeds import cells as described
 from csd_lib.record import Record
 from csd_lib.retrieval import average, recall_at_k, wrong_before_right
@@ -348,14 +348,20 @@ def ends_of(records: Sequence[Record]) -> dict[int, list[float]]:
     }
 
 
+def differences(first: Sequence[Record], second: Sequence[Record]) -> list[list[float]]:
+    """Of each of COLUMNS but the first the differences, by seed; as shares."""
+    one, other = ends_of(first), ends_of(second)
+    shared = sorted(one.keys() & other.keys())
+    return np.array([np.subtract(one[seed], other[seed]) for seed in shared]).T.tolist()
+
+
 def minus(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
     """Cells of COLUMNS: the difference in points, by seed; with its interval if there are some."""
-    one, other = ends_of(first), ends_of(second)
-    seeds = sorted(one.keys() & other.keys())
-    cells = [str(len(seeds))]
-    for column in np.array([np.subtract(one[s], other[s]) for s in seeds]).T:
-        difference, interval, _ = paired(column.tolist())
-        cells.append(difference.split()[0] + (f" [{interval}]" if len(seeds) > 1 else ""))
+    found = differences(first, second)
+    cells = [str(len(found[0]))]
+    for column in found:
+        difference, interval, _ = paired(column)
+        cells.append(difference.split()[0] + (f" [{interval}]" if len(column) > 1 else ""))
     return cells
 
 
@@ -502,14 +508,14 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     for height, (title, factors, rows) in enumerate(found):
         usual = set(factors.values()) == {1}
         style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
-        n, *cells = minus(rows["csd"], rows["lwf"])
+        by_column = differences(rows["csd"], rows["lwf"])
         names.append(title if usual else "× {lwf:g} and × {csd:g}".format(**factors))
         for axis, column in zip(axes, shown.values(), strict=True):
-            text = cells[COLUMNS.index(column) - 1]
-            mean, low, high = map(float, re.findall(r"[+-][\d.]+", text))
-            bars = [[mean - low], [high - mean]]
-            axis.errorbar(mean, -height, xerr=bars, ms=8, capsize=6, lw=2.5, **style)
-        axes[-1].annotate(n, (1.03, -height), xycoords=("axes fraction", "data"), va="center")
+            mean, half = mean_and_half(by_column[COLUMNS.index(column) - 1])
+            axis.errorbar(100 * mean, -height, xerr=100 * half, ms=8, capsize=6, lw=2.5, **style)
+        axes[-1].annotate(
+            len(by_column[0]), (1.03, -height), xycoords=("axes fraction", "data"), va="center"
+        )
     for axis, title in zip(axes, shown, strict=True):
         axis.axvline(0, color="black", lw=1.5)
         axis.set(title=title, xlabel="← LwF     CSD →")

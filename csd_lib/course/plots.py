@@ -6,7 +6,6 @@ drawn; ``show`` puts it on a notebook page with a text that describes it.
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -358,57 +357,6 @@ class LiveCurves:
             self.handle.update(figure, metadata=metadata)
         plt.close(figure)
         self.drawn_at = time.monotonic()
-
-
-def retrieval_examples(
-    query_images: Tensor,
-    found_images: Tensor,
-    is_hit: Tensor,
-    query_names: Sequence[str],
-    row_labels: Sequence[str] | None = None,
-    found_names: Sequence[Sequence[str]] | None = None,
-) -> Figure:
-    """Queries on the left and what each finds, nearest first, marked as right or wrong.
-
-    Args:
-        query_images: uint8 ``[n, C, H, W]``.
-        found_images: uint8 ``[n, k, C, H, W]``.
-        is_hit: bool ``[n, k]``.
-        query_names: class of each query.
-        row_labels: one text on the left of each row.
-        found_names: class of each found image, which then stands above the wrong ones.
-    """
-    _check_images("query_images", query_images)
-    count, k = checks.table("is_hit", is_hit).shape
-    if getattr(found_images, "shape", ())[:2] != (count, k):
-        raise InputError(
-            f"found_images are {checks.shown(found_images)}: is_hit says [{count}, {k}, C, H, W]"
-        )
-    _check_images("found_images", found_images.flatten(0, 1))
-    checks.names("query_names", query_names, count)
-    if row_labels is not None:
-        checks.names("row_labels", row_labels, count)
-    if len(query_images) != count:
-        raise InputError(f"{len(query_images)} query_images for {count} rows of is_hit")
-    width = 1.15 * (k + 1) + 0.8 + 1.2 * bool(row_labels)
-    figure, axes = plt.subplots(
-        count, k + 1, figsize=(width, 1.35 * count), squeeze=False, layout="constrained"
-    )
-    for row in range(count):
-        _draw_image(axes[row][0], query_images[row])
-        axes[row][0].set_title(f"query: {query_names[row]}", fontsize=12)
-        for column in range(k):
-            axis = axes[row][column + 1]
-            _draw_image(axis, found_images[row, column])
-            hit = bool(is_hit[row, column])
-            wrong = "wrong" if found_names is None else textwrap.fill(found_names[row][column], 9)
-            axis.set_title("✓" if hit else f"✗ {wrong}", color=BLUE if hit else RED, fontsize=12)
-            axis.spines[:].set(visible=True, color=BLUE if hit else RED, linewidth=4)
-        for axis in axes[row]:
-            axis.set(xticks=[], yticks=[])
-        if row_labels:
-            axes[row][0].set_ylabel(row_labels[row], rotation=0, ha="right", va="center")
-    return figure
 
 
 def search_pictures(

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from csd_lib import InputError, checks
 from csd_lib.course import plots
-from csd_lib.data import Dataset, Task, class_incremental_split
+from csd_lib.data import Dataset, Task, class_incremental_split, merge_tasks
 from csd_lib.experiment import FinishedRun
 from csd_lib.files import read_arrays
 from csd_lib.losses import csd_loss
@@ -40,7 +40,6 @@ from csd_lib.paper.report import changed_settings
 from csd_lib.paths import variable
 from csd_lib.record import Record
 from csd_lib.retrieval import nearest
-from csd_lib.stored import join
 
 Drawing = tuple[Figure, str]
 # Steps of equal ratio from 0.05 to 2, with the 0.07 of the paper's code and the 0.5 of the pencil.
@@ -291,20 +290,19 @@ def neighbors(
         stage: the later task, from 1.
     """
     checks.sequence("tasks", tasks, Task, "the list of class_incremental_split")
-    images = join([task.test_images for task in tasks])
-    labels = torch.cat([task.test_labels for task in tasks])
+    whole = merge_tasks(tasks)
+    labels, names = whole.test_labels, whole.class_names
     checks.mapping("features", features, "features after each task, by method")
     checks.one_of("method", method, features)
     checks.whole("stage", stage, 1, len(features[method]))
-    checks.whole("query", query, 0, len(images) - 1)
+    checks.whole("query", query, 0, len(labels) - 1)
     for of_stage in (features[method][0], features[method][stage - 1]):
         checks.matrix("features", of_stage)
         checks.finite("features", of_stage)
-        if len(of_stage) != len(images):
+        if len(of_stage) != len(labels):
             raise InputError(
-                f"features are of {len(of_stage)} images, the tasks have {len(images)}"
+                f"features are of {len(of_stage)} images, the tasks have {len(labels)}"
             )
-    names = [name for task in tasks for name in task.class_names]
     task_of = torch.cat([torch.full_like(task.test_labels, task.index) for task in tasks])
     gallery = ((task_of < stage) | (task_of == task_of[query])).nonzero().squeeze(1)
     gallery = gallery[gallery != query]
@@ -313,14 +311,8 @@ def neighbors(
     found = torch.cat([gallery[nearest(of[[query]], of[gallery], k)] for of in both])  # [2, k]
     hits = labels[found] == labels[query]
     name, title = names[labels[query]], get_method(method).title
-    figure = plots.retrieval_examples(
-        images[[query, query]],
-        images[found],
-        hits,
-        [name, name],
-        row_labels=["after\ntask 1", f"after\ntask {stage}"],
-        found_names=[[names[label] for label in row] for row in labels[found].tolist()],
-    )
+    rows = {"after\ntask 1": found[:1], f"after\ntask {stage}": found[1:]}
+    figure = plots.search_pictures(whole, [query], rows)
     first = names[labels[found[1, 0]]]
     verdict = "a hit" if hits[1, 0] else "a miss"
     return figure, (

@@ -33,6 +33,21 @@ def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
+def mean_and_half(differences: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of differences, one for each seed, and half its 95 % interval (one: NaN).
+
+    Raises:
+        InputError: for no differences, or what are no finite numbers.
+    """
+    checks.sequence("differences", differences, (int, float), "one or more numbers")
+    for difference in differences:
+        checks.number("differences", difference)
+    mean, n = statistics.fmean(differences), len(differences)
+    if n == 1:
+        return mean, math.nan
+    return mean, float(stdtrit(n - 1, 0.975)) * statistics.stdev(differences) / n**0.5
+
+
 def paired(differences: Sequence[float]) -> tuple[str, str, str]:
     """Describe differences between two methods, one for each seed, in points.
 
@@ -42,14 +57,10 @@ def paired(differences: Sequence[float]) -> tuple[str, str, str]:
     Raises:
         InputError: for no differences, or what are no finite numbers.
     """
-    checks.sequence("differences", differences, (int, float), "one or more numbers")
-    for difference in differences:
-        checks.number("differences", difference)
-    mean, n = statistics.fmean(differences), len(differences)
+    mean, half = mean_and_half(differences)
     shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
-    if n == 1:
+    if len(differences) == 1:
         return shown, "–", "undecided (one seed)"
-    half = stdtrit(n - 1, 0.975) * statistics.stdev(differences) / n**0.5
     verdict = "holds" if mean > half else "does not" if mean < -half else "undecided"
     return shown, f"{100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}", verdict
 
