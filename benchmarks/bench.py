@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,9 +51,15 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def peak_mb() -> float:
+    """Return the most memory that this process has used so far; not on Windows."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
 def write(name: str, content: dict[str, Any], folder: Path) -> None:
     """Add a measurement to ``<folder>/<name>.jsonl``; earlier ones stay."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(content) + "\n")
-    print(f"added to {folder / name}.jsonl")
+    print(f"added to {folder / name}.jsonl: {json.dumps(content)}", flush=True)

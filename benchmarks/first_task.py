@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 import torch
-from bench import machine
+from bench import machine, write
 from torch import Tensor
 
 from csd_lib.config import TrainConfig
@@ -87,7 +87,6 @@ def main() -> None:
     begun = load_run(arguments.begun) if arguments.begun else None
     tasks = class_incremental_split(dataset, 2)
     path = arguments.out / "first_task.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     known = path.read_text().splitlines() if path.exists() else []
     seen = {(line["dataset"], line["seed"], line["epoch"]) for line in map(json.loads, known)}
 
@@ -101,9 +100,7 @@ def main() -> None:
         found["machine"] = machine(student.head.weight.device)
         if begun:
             found["began"] = f"{len(begun.history)} epochs on {begun.record.device}"
-        with path.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(json.dumps(found), flush=True)
+        write("first_task", found, arguments.out)
 
     if begun is None:
         run_experiment(config, dataset, on_epoch=on_epoch, progress=False)

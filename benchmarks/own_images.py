@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench import machine, write
+from bench import machine, peak_mb, write
 
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
@@ -68,13 +66,11 @@ def measure(path: Path, steps: int) -> dict[str, float]:
             highest = max(highest, anonymous_mb())
     learned = time.perf_counter()
     embed(student, tasks[0].test_images)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     return {
         "load_and_hash_seconds": round(loaded - started, 1),
         "step_seconds": round((learned - loaded) / (2 * steps), 3),
         "own_memory_mb": round(max(highest, anonymous_mb()) - before),
-        "peak_mb": round(peak),
+        "peak_mb": round(peak_mb()),
     }
 
 
@@ -100,7 +96,6 @@ def main() -> None:
             "file_mb": round(path.stat().st_size / 1e6),
             **measure(path, arguments.steps),
         }
-    print(found)
     write("own_images", found, arguments.out)
 
 

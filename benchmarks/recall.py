@@ -6,12 +6,10 @@ python benchmarks/recall.py
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 from pathlib import Path
 
 import torch
-from bench import alternate, machine, write
+from bench import alternate, machine, peak_mb, write
 
 from csd_lib.retrieval import recall_at_k
 
@@ -27,18 +25,15 @@ def main() -> None:
     features = torch.randn(arguments.images, 64, generator=generator)
     labels = torch.randint(100, (arguments.images,), generator=generator)
     torch.randn(512, 512) @ torch.randn(512, 512)  # the matrix library is loaded before we look
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    before = peak_mb()
     medians = alternate({"recall": lambda: recall_at_k(features, labels)}, arguments.rounds)
     seconds = medians["recall"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     found = {
         "machine": machine(torch.device("cpu")),
         "images": arguments.images,
         "seconds": round(seconds, 3),
-        "memory_mb_on_top": round(peak - before, 1),
+        "memory_mb_on_top": round(peak_mb() - before, 1),
     }
-    print(f"{found['images']} x {found['images']}: {seconds:.2f} s, {peak - before:.0f} MB on top")
     write("recall", found, arguments.out)
 
 

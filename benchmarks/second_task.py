@@ -15,7 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from bench import machine
+from bench import machine, write
 
 from csd_lib.api import Network, TrainConfig, load_run
 from csd_lib.data import Task
@@ -53,7 +53,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     path = arguments.out / "second_task.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     run = load_run(arguments.run)
     cells = [
@@ -88,9 +87,7 @@ def main() -> None:
             "machine": machine(run.models[0].head.weight.device),
         }
         line = place | found
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        write("second_task", line, arguments.out)
 
 
 if __name__ == "__main__":
