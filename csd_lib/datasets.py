@@ -129,39 +129,18 @@ def read_npz(
     path = Path(path)
     remedy = "delete the file and load the data set again"
     arrays = read_arrays(path, max_bytes=MAX_UNPACKED)
-
-    def require(key: str, dtype_kind: str, ndim: int) -> np.ndarray:
-        if key not in arrays:
-            raise InputError(f"{path} has no array {key!r}: {remedy}")
-        array = arrays[key]
-        if array.dtype.kind not in dtype_kind or array.ndim != ndim or len(array) == 0:
-            raise InputError(
-                f"{path}: {key} is {array.dtype} with shape {array.shape}, which is not "
-                f"{'an image array' if ndim == 4 else 'a list of labels or names'}: {remedy}"
-            )
-        return array
-
-    names = tuple(str(class_name) for class_name in require("class_names", "U", 1))
-    tensors = {}
-    for part in ("train", "test"):
-        images, labels = require(f"{part}_images", "u", 4), require(f"{part}_labels", "iu", 1)
-        if images.dtype != np.uint8 or images.shape[3] != len(mean):
-            raise InputError(
-                f"{path}: {part}_images is {images.dtype} {images.shape}, expected uint8 "
-                f"[N, H, W, {len(mean)}]: {remedy}"
-            )
-        if len(images) != len(labels):
-            raise InputError(
-                f"{path}: {len(images)} {part} images but {len(labels)} labels: {remedy}"
-            )
-        if labels.min() < 0 or labels.max() >= len(names):
-            wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise InputError(
-                f"{path}: label {wrong} in {part}_labels is outside 0..{len(names) - 1}: {remedy}"
-            )
-        tensors[f"{part}_images"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        tensors[f"{part}_labels"] = torch.from_numpy(labels.astype(np.int64))
-    return Dataset(name=name, class_names=names, mean=mean, std=std, **tensors)
+    try:
+        tensors: dict[str, Any] = {}
+        for part in ("train", "test"):
+            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+            tensors[f"{part}_images"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+            tensors[f"{part}_labels"] = torch.from_numpy(labels.astype(np.int64, casting="safe"))
+        names = tuple(arrays["class_names"].tolist())
+        return Dataset(name=name, class_names=names, mean=mean, std=std, **tensors)
+    except KeyError as error:
+        raise InputError(f"{path} has no array {error}: {remedy}") from error
+    except (InputError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}: {remedy}") from error
 
 
 def _load_kinds(root: str | Path | None = None) -> Dataset:
