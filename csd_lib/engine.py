@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +115,18 @@ def on_device(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+@contextmanager
+def torchs_numbers(device: torch.device, *seeds: int) -> Iterator[None]:
+    """Let what draws from torch's own random numbers, as dropout does, depend on the seeds alone.
+
+    Without seeds it goes on where it was. Afterwards torch's own numbers are as they were.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if seeds:
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
+        yield
+
+
 def flushes_denormals() -> bool:
     """Say whether this thread's CPU arithmetic turns numbers below 1e-38 into zero."""
     smallest = torch.tensor(torch.finfo(torch.float32).tiny)
@@ -218,7 +231,8 @@ class StepState:
         moments = copy.deepcopy(self.optimizer.state_dict()["state"])
         scale, random_state = self.scaler.state_dict(), self.generator.get_state()
         try:
-            yield
+            with torchs_numbers(self.totals.device):
+                yield
         finally:
             with torch.no_grad():
                 for tensor, before in zip(self.tensors, tensors, strict=True):

@@ -16,7 +16,14 @@ from tqdm.auto import tqdm
 from csd_lib import checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, merge_tasks
-from csd_lib.engine import Precision, StepState, check_machine, make_optimizer, set_learning_rate
+from csd_lib.engine import (
+    Precision,
+    StepState,
+    check_machine,
+    make_optimizer,
+    set_learning_rate,
+    torchs_numbers,
+)
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
 from csd_lib.prepare import add_head_rows, load_images, new_student, split_classes
@@ -199,7 +206,8 @@ class TaskTraining:
         self.images, self.labels = task.train_images.to(device), task.train_labels.to(device)
         self.totals = Totals(self.method.term_names(teacher is not None), len(self.labels), device)
         batch = self.images[:: max(1, len(self.images) // config.batch_size)][: config.batch_size]
-        self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
+        with torchs_numbers(device, config.seed, task.index):
+            self.health = Health(len(task.classes), spread_in_training(student, batch, precision))
         networks = [student] if teacher is None else [student, teacher]
         state = StepState(networks, self.totals.sums, self.optimizer, precision.scaler, generator)
         # A graph cannot read a file.
@@ -228,10 +236,11 @@ class TaskTraining:
         self.totals.sums.zero_()
         device = self.labels.device
         order = torch.randperm(len(self.labels), device=device, generator=self.generator)
-        for batch in order.split(config.batch_size):  # the last, smaller batch is kept
-            self.step(batch)
-            if bar is not None:
-                bar.update()
+        with torchs_numbers(device, config.seed, self.index, self.epoch):
+            for batch in order.split(config.batch_size):  # the last, smaller batch is kept
+                self.step(batch)
+                if bar is not None:
+                    bar.update()
         means, shares, finite = self.totals.read(self.student)
         record = {"task": self.index, "epoch": self.epoch, **means, "learning_rate": rate}
         self.epoch += 1

@@ -9,7 +9,7 @@ from torch import nn
 
 from csd_lib import InputError, identity, networks
 from csd_lib.config import TrainConfig
-from csd_lib.engine import make_optimizer, set_learning_rate
+from csd_lib.engine import make_optimizer, set_learning_rate, torchs_numbers
 from csd_lib.experiment import load_run, run_experiment, run_name
 from csd_lib.fingerprint import fingerprint
 from csd_lib.identity import data_hash
@@ -33,6 +33,13 @@ class Small(Network):
 
     def backbone(self, images):
         return self.norm(self.layer(images)).relu().mean(dim=(2, 3))
+
+
+class Chance(Small):
+    """Draws from torch's own random numbers while it learns, as many networks do."""
+
+    def backbone(self, images):
+        return nn.functional.dropout(super().backbone(images), 0.3, self.training)
 
 
 SMALL = f"{__name__}:Small"
@@ -107,6 +114,29 @@ def test_a_slow_backbone_moves_less_and_goes_on_to_the_same_bits(digits, tmp_pat
         ours, theirs = (run.models[-1].state_dict() for run in (whole, again))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert moved[0.01] < 0.1 * moved[1.0]
+
+
+def test_dropout_is_seeded_and_goes_on_to_the_same_bits(digits, tmp_path):
+    config = TrainConfig(network=f"{__name__}:Chance", epochs=2, device="cpu", method="csd")
+    random_state = torch.get_rng_state()
+    whole = train(config, digits, progress=False)
+    assert torch.equal(torch.get_rng_state(), random_state), "the user's own numbers were drawn"
+    torch.rand(1)
+
+    def kill(history, _):
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, digits, folder=tmp_path, on_epoch=kill, progress=False)
+    again = train(config, digits, folder=tmp_path, progress=False)
+    ours, theirs = (run.models[-1].state_dict() for run in (whole, again))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert len({fingerprint(config, 1, 8) for _ in range(2)}) == 1
+    with torchs_numbers(CPU, 0, 0, 0):
+        first = torch.rand(1)
+    with torchs_numbers(CPU, 0, 0, 1):
+        assert torch.rand(1) != first, "each epoch has its own"
 
 
 def test_new_settings_change_what_is_computed_and_their_defaults_do_not():
