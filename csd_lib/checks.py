@@ -7,6 +7,8 @@ wait for a GPU. The few that read values say so.
 from __future__ import annotations
 
 import math
+import operator
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields
 from difflib import get_close_matches
@@ -344,14 +346,17 @@ def points(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def scalar(name: str, value: Any) -> None:
-    """Refuse what is not a tensor of one number.
+def loss_term(title: str, value: Any, learned: bool) -> None:
+    """Refuse what is not a tensor of one number, and warn of one from which nothing is learned.
 
     Raises:
         InputError: if it is not.
     """
+    name = f"the loss term {title!r}"
     if not isinstance(value, Tensor) or value.ndim:
         raise InputError(f"{name} is {shown(value)}: return a scalar tensor, such as a mean")
+    if learned and not value.requires_grad:
+        warnings.warn(f"{name} has no gradient, so nothing is learned from it", stacklevel=4)
 
 
 def matrix(name: str, value: Any) -> None:
@@ -426,6 +431,21 @@ def pair(old: Any, new: Any) -> None:
         )
     finite("old features", old)
     finite("new features", new)
+
+
+def find_themselves(queries: Tensor, gallery: Tensor, same_images: bool) -> None:
+    """Warn if most queries are in the gallery and are not left out of it."""
+    rows = (features.detach().cpu().double().numpy() for features in (queries, gallery))
+    mine, theirs = ([row.tobytes() for row in features] for features in rows)
+    if 2 * sum(map({*theirs}.__contains__, mine)) <= len(mine):  # images given twice are few
+        return
+    if not same_images:
+        remedy = "same_images=True leaves them out"
+    elif 2 * sum(map(operator.eq, mine, theirs)) <= len(mine):
+        remedy = "same_images=True is for one that begins with them"
+    else:
+        return
+    warnings.warn(f"most queries find themselves in the gallery: {remedy}", stacklevel=3)
 
 
 def search(queries: Any, gallery: Any, same_images: Any) -> None:

@@ -234,8 +234,8 @@ def sweep(
             combinations. These values take the place of the experiment's.
         seeds: run every cell with each of these seeds.
         engine: local (processes of this machine, until all is done) or slurm (a job a cell).
-        at_once: local: number of processes (default: one a GPU, or one for each of so many cpus);
-            slurm: most jobs of an array that run at the same time.
+        at_once: local: number of processes (default: one a GPU, or one for each of so many cpus;
+            1 needs no submitit); slurm: most jobs of an array that run at the same time.
         cpus: cores of a process, and threads it uses.
         gpus: slurm: GPUs of a job, 0 or 1.
         hours: slurm: time limit of a job; one that is longer is requeued and goes on.
@@ -269,7 +269,8 @@ def sweep(
     else:  # where jobs are sent from there may be no GPU; what is recorded does not depend on it
         configs = [replace(config, device="cpu") for config in configs]
     if not dry_run:
-        sweep.import_submitit()
+        if engine == "slurm" or at_once != 1:
+            sweep.import_submitit()
         make_folder(folder or results_folder())
     images = load_images(asked)
     cells = ledger.plan(configs, images, folder)

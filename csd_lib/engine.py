@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
 from csd_lib.model import Network
 from csd_lib.networks import top_and_backbone
-from csd_lib.numerics import tf32
+from csd_lib.numerics import tf32, torchs_numbers
 
 
 def pick_device(name: str) -> torch.device:
@@ -113,18 +112,6 @@ class Precision:
 def on_device(device: torch.device) -> AbstractContextManager:
     """Context in which a GPU is the current one: streams, graphs and their memory belong to it."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-@contextmanager
-def torchs_numbers(device: torch.device, *seeds: int) -> Iterator[None]:
-    """Let what draws from torch's own random numbers, as dropout does, depend on the seeds alone.
-
-    Without seeds it goes on where it was. Afterwards torch's own numbers are as they were.
-    """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if seeds:
-            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
-        yield
 
 
 def flushes_denormals() -> bool:

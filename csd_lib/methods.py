@@ -61,6 +61,10 @@ class Term:
     settings: tuple[str, ...] = ()  # names of the other settings that it reads
     distils: bool = True  # holds on to the teacher, so it begins with the second task
 
+    def __post_init__(self) -> None:
+        if self.weight:
+            checks.one_of("weight", self.weight, [each.name for each in fields(LossSettings)])
+
     def __call__(self, outputs: Outputs, settings: LossSettings) -> Tensor:
         """Return the weighted term for one batch.
 
@@ -69,7 +73,7 @@ class Term:
         """
         declared: Any = checks.Declared(self.title, settings, self.settings)
         value = self.compute(outputs, declared)
-        checks.scalar(f"the loss term {self.title!r}", value)
+        checks.loss_term(self.title, value, learned=outputs.features.requires_grad)
         return getattr(settings, self.weight) * value if self.weight else value
 
 

@@ -1,4 +1,4 @@
-"""Vectors of length 1, arithmetic in at least 32 bits, and networks that only measure."""
+"""Vectors of length 1, arithmetic in at least 32 bits, torch's random numbers and eval mode."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +81,18 @@ def true_float32(device_type: str) -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark = benchmark
+
+
+@contextmanager
+def torchs_numbers(device: torch.device, *seeds: int) -> Iterator[None]:
+    """Let what draws from torch's own random numbers, as dropout does, depend on the seeds alone.
+
+    Without seeds it goes on where it was. Afterwards torch's own numbers are as they were.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if seeds:
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
+        yield
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +29,11 @@ class Recall(dict):
     def __init__(self, values: dict[int, float], queries: int, left_out: int):
         super().__init__(values)
         self.queries, self.left_out = queries, left_out
+
+    def __repr__(self) -> str:
+        """Name the queries that could find nothing, if there are some."""
+        of = f" ({self.left_out} queries have no image of their class in the gallery)"
+        return super().__repr__() + (of if self.left_out else "")
 
 
 @torch.no_grad()
@@ -146,9 +150,8 @@ def recall_at_k(
     for k in ks:
         checks.whole("ks", k, 1)
     counts = wrong_before_right(queries, query_labels, gallery, gallery_labels, same_images)
-    others = None if same_images else gallery
-    if others is not None and torch.equal(queries.cpu().double(), others.cpu().double()):
-        warnings.warn("each query finds itself: same_images=True leaves it out", stacklevel=2)
+    if gallery is not None:
+        checks.find_themselves(queries, gallery, same_images)
     counted = counts[counts >= 0]
     if len(counted) == 0:
         raise InputError(

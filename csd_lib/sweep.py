@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.engine import pick_device
 from csd_lib.experiment import run_experiment
 from csd_lib.files import make_folder
+from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.networks import import_network, optional_module
 from csd_lib.paper import ledger
 from csd_lib.paths import runs_folder, visible_devices
@@ -48,9 +49,19 @@ class Job:
     device: str = "auto"  # as it was given: the machine that sends a job may have another one
     threads: int = 1
     is_first_task: bool = False
+    # What has been registered where the job is made; the process that does it knows only the kit's.
+    terms: Mapping[str, Term] = field(
+        hash=False,
+        default_factory=lambda: {
+            name: term for name, term in TERMS.items() if term.compute.__module__ != Term.__module__
+        },
+    )
+    methods: Mapping[str, Method] = field(hash=False, default_factory=lambda: dict(METHODS))
 
     def __call__(self) -> None:
         """Do it, in the process that submitit has started."""
+        TERMS.update(self.terms)
+        METHODS.update(self.methods)
         torch.set_num_threads(self.threads)
         configs = [replace(config, device=self.device) for config in self.configs]
         import_network(configs[0].network, configs[0].weights, configs[0].init_from)
@@ -175,6 +186,7 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
     Args:
         job: all cells.
         processes: how many; default: one a GPU or, without one, as many as the cores suffice for.
+            1 is this process, and needs no submitit.
 
     Returns:
         Why processes did not end in order, each reason once; the others have done what they left.
@@ -182,6 +194,9 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
     Raises:
         InputError: if the device has a number, which is not the same to every process.
     """
+    if processes == 1:
+        job()
+        return []
     device, gpus = pick_device(job.device), list[int]()
     if device.type == "cuda":
         if ":" in job.device:

@@ -16,16 +16,10 @@ from tqdm.auto import tqdm
 from csd_lib import checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, merge_tasks
-from csd_lib.engine import (
-    Precision,
-    StepState,
-    check_machine,
-    make_optimizer,
-    set_learning_rate,
-    torchs_numbers,
-)
+from csd_lib.engine import Precision, StepState, check_machine, make_optimizer, set_learning_rate
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
+from csd_lib.numerics import torchs_numbers
 from csd_lib.prepare import add_head_rows, load_images, new_student, split_classes
 from csd_lib.runs import RunFolder
 from csd_lib.steps import Steps

@@ -93,6 +93,8 @@ class Health:
         self.note(record)
         if self.collapsed and (last or (was_collapsed and not self.learns)):
             epoch = self.spreads.index(best)
+            if best < 1e-4:
+                remedy = "the network began like that: give it weights, as weights=published"
             raise TrainingError(
                 f"{where}: the features have collapsed, all images have nearly the same one (mean "
                 f"cosine distance {record['spread']:.1e}; it was {best:.2g} "

@@ -294,6 +294,8 @@ def pretend_gpu(
             "synchronize": lambda device=None: None,
             "empty_cache": lambda: None,
             "current_device": lambda: gpu.current,
+            "get_rng_state": lambda device=None: None,  # its own numbers are the CPU's here
+            "set_rng_state": lambda state, device=None: None,
             "is_current_stream_capturing": lambda: False,
             "device": gpu.device_context,
             # Streams and graphs: what is put on them is done at once, or at each replay.

@@ -101,7 +101,7 @@ _WHY_EXEMPT = {
         engine.make_optimizer engine.set_learning_rate engine.load_optimizer engine.StepState
         engine.StepState.put_back engine.CapturedStep engine.CapturedStep.rehearse
         engine.Precision.autocast engine.Precision.switches engine.flushes_denormals
-        engine.on_device engine.torchs_numbers engine.StepState.synchronize
+        engine.on_device numerics.torchs_numbers engine.StepState.synchronize
         numerics.tf32 numerics.true_float32 numerics.without_autocast numerics.in_parts
         numerics.evaluating
         train.training_step train.TaskTraining train.TaskTraining.eager_step

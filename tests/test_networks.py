@@ -9,12 +9,13 @@ from torch import nn
 
 from csd_lib import InputError, identity, networks
 from csd_lib.config import TrainConfig
-from csd_lib.engine import make_optimizer, set_learning_rate, torchs_numbers
+from csd_lib.engine import make_optimizer, set_learning_rate
 from csd_lib.experiment import load_run, run_experiment, run_name
 from csd_lib.fingerprint import fingerprint
 from csd_lib.identity import data_hash
 from csd_lib.model import Network, freeze
 from csd_lib.networks import input_size, make_network, network_from_state, weights_sha256
+from csd_lib.numerics import torchs_numbers
 from csd_lib.paper import report
 from csd_lib.train import train
 

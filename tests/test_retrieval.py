@@ -90,6 +90,8 @@ def test_queries_without_a_positive_are_left_out_and_counted():
     features, labels = torch.eye(5), torch.tensor([0, 0, 1, 2, 2])
     recall = recall_at_k(features, labels)
     assert (recall.queries, recall.left_out) == (4, 1)
+    assert "1 queries have no image of their class" in repr(recall)
+    assert repr(recall_at_k(features[:2], labels[:2])) == "{1: 1.0}"
 
 
 GOOD = torch.eye(4)
@@ -227,11 +229,15 @@ def test_an_old_gallery_is_searched_by_new_queries_without_the_querys_own_image(
 def test_same_images_leave_out_exactly_the_own_image():
     labels = torch.tensor([0, 0, 1, 1])
     old = torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [0, 1]])
-    with pytest.warns(UserWarning, match="each query finds itself: same_images=True leaves it out"):
+    with pytest.warns(UserWarning, match="most queries find themselves .* leaves them out"):
         assert recall_at_k(old, labels, old, labels)[1] == 1
+    with pytest.warns(UserWarning, match="one that begins with them"):
+        recall_at_k(old, labels, old[[2, 0, 1, 3]], labels, same_images=True)
     assert recall_at_k(old, labels, old, labels, same_images=True)[1] == 0
     assert recall_at_k(old[:2], labels[:2], old, labels, same_images=True)[1] == 0
     more, its_labels = torch.cat([old, old[:2] + 0.01]), torch.cat([labels, labels[:2]])
+    with pytest.warns(UserWarning, match="most queries find themselves"):
+        recall_at_k(more[1:5], its_labels[1:5], more, its_labels)
     assert recall_at_k(old, labels, more, its_labels, same_images=True)[1] == 0.25
     for other in (labels.flip(0), labels[:3]):
         with pytest.raises(InputError, match="must begin with those of"):

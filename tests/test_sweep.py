@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
 from csd_lib import InputError, TrainingError, commands, grid, identity, sweep
 from csd_lib.config import TrainConfig
+from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.paper import ledger
 from csd_lib.paper import published as paper
 
@@ -306,6 +308,20 @@ def test_without_submitit_the_extra_is_named_in_a_dry_run_too(own_folders, monke
         sweep.import_submitit()
     commands.sweep("grid", settings=("dataset=digits", "epochs=1"), dry_run=True)
     assert "missing" in (said := capsys.readouterr().out) and "pip install 'csd-lib[sweep]'" in said
+    commands.sweep("grid", settings=("dataset=digits", "epochs=1", "tasks=1,2"), at_once=1)
+    assert len(ledger.load_records()) == 2, "one process needs none"
+
+
+def test_a_job_knows_the_terms_and_methods_of_ones_own(own_folders, digits):
+    own = Term("own", lambda o, s: (o.features - o.teacher_features).square().mean())
+    with patch.dict(TERMS, own=own), patch.dict(METHODS, mine=Method("Mine", "ce+own")):
+        (config,) = grid.make_configs("grid", (0,), {**QUICK, "method": ["mine"]})
+        job = sweep.Job(configs=(config,))
+    assert "own" not in TERMS
+    with patch.dict(TERMS), patch.dict(METHODS):
+        job()
+        (record,) = ledger.load_records()
+    assert record.config.method == "mine" and "own" in record.history[-1]
 
 
 @pytest.mark.parametrize("text", ["", "=1", "--wrap=rm", "a b=1", "a\nb"])

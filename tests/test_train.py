@@ -779,3 +779,22 @@ def test_a_term_that_reads_an_undeclared_setting_is_refused(digits):
     declared = replace(hidden, settings=("csd_temperature",))
     with patch.dict(TERMS, hidden=declared):
         train(TrainConfig(method="ce+hidden", epochs=1), digits, progress=False)
+
+
+def test_a_term_without_a_gradient_or_with_a_weight_that_is_no_setting_is_said(digits):
+    detached = Term("detached", lambda o, s: o.features.detach().square().mean(), distils=False)
+    with (
+        patch.dict(TERMS, detached=detached),
+        pytest.warns(UserWarning, match="the loss term 'detached' has no gradient"),
+    ):
+        train(TrainConfig(method="ce+detached", tasks=1, epochs=1, device="cpu"), digits)
+    with pytest.raises(InputError, match="weight='lambda_own': choose one of"):
+        Term("own", detached.compute, "lambda_own")
+
+
+def test_a_network_that_began_collapsed_is_told_from_a_high_rate():
+    health = Health(5, 0.0)
+    record = {"task": 0, "epoch": 0, "loss": 1.6, "ce": 1.6, "spread": -1e-8, "learning_rate": 1.0}
+    with pytest.raises(TrainingError, match="the network began like that") as error:
+        health.check(record, finite=True, last=True)
+    assert "learning rate" not in str(error.value)
