@@ -671,4 +671,6 @@ def _batch_labels(labels: Any, matrix: Tensor) -> None:
 
 
 def _expected(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "expected a tensor (torch.from_numpy makes it): "
     return "expected " if isinstance(value, Tensor) else "expected a tensor: "

@@ -97,7 +97,8 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = _maker(str(config.network))(config, mean, std)
-        checks.instance(f"NETWORKS[{config.network!r}]", network, Network, "what returns a Network")
+        wanted = "what returns a Network: subclass it, and call your module in its backbone"
+        checks.instance(f"NETWORKS[{config.network!r}]", network, Network, wanted)
         if config.weights not in (RANDOM, PUBLISHED):
             _begin_with(network, str(config.weights))
         elif config.weights == PUBLISHED and not isinstance(network, LibraryNetwork):
