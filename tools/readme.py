@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
+from csd_lib.identity import key
 from csd_lib.methods import METHODS, get_method
 from csd_lib.paper import figures
 from csd_lib.paper.comparison import (
@@ -469,6 +470,27 @@ def leads_table(found: Sequence[Lead]) -> str:
     return "\n".join(format_table(header, lines, markdown=True))
 
 
+def first_length_table() -> str:
+    """A longer first task on clothes: what its model finds, and CSD minus LwF in points."""
+    records, _ = load_runs(ROOT / "data" / "results" / "fashion")
+    reached = tuned.found(tuned.load_tries(SEARCHES["clothes"]))
+    chosen = {name: tuned.best(reached[name]) for name in ("lwf", "csd")}
+    lines = []
+    for epochs in (5, 20, 80):
+        for factors in ({"lwf": 1.0, "csd": 1.0}, chosen):
+            rows = {}
+            for method, factor in {"initial": 1.0, **factors}.items():
+                config = tuned.times(replace(SEARCHES["clothes"], method=method), factor)
+                wanted = key(replace(config, epochs=epochs, later_epochs=5), "seed")
+                rows[method] = [r for r in records if key(r.config, "seed") == wanted]
+            first = 100 * np.mean(list(ends_of(rows["initial"]).values()), axis=0)
+            left = [str(epochs), *(f"{share:.1f}" for share in first[:2])]
+            left += [f"× {factor:g}" for factor in factors.values()]
+            lines.append([*left, *minus(rows["csd"], rows["lwf"])])
+    header = ["first task's epochs", "first model: old", "new", "LwF's weights", "CSD's", *COLUMNS]
+    return "\n".join(format_table(header, lines, markdown=True))
+
+
 def tuned_table(config: TrainConfig) -> str:
     """What methods reach with weights chosen for them: on held-out images, and against CSD."""
     tries = tuned.load_tries(config)
@@ -702,6 +724,7 @@ def main() -> None:
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
             "tuned": tuned_table(SEARCHES["clothes"]),
+            "first length": first_length_table(),
         },
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),
