@@ -54,6 +54,7 @@ def test_plain_runs_are_those_of_the_newest_code_that_change_nothing_of_the_pres
     kept = [made("ce+csd", seed) for seed in (1, 0)] + [made("lwf", precision="amp")]
     left_out = [
         made("ce+csd", lambda_csd=0.1),
+        made("ce+csd", epochs=80, date="2027-01-01"),
         made("lwf", tasks=5, first_column=None),
         made("lwf", preset="reference", seed=3),
         made("lwf", dataset="cifar100", seed=4),

@@ -47,6 +47,7 @@ from csd_lib.paper.report import (
     headline,
     load_runs,
     mean_and_sd,
+    plain_runs,
     render,
     table_rows,
     variants,
@@ -250,7 +251,7 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
         raw: numbers for a last row: of raw pixels.
     """
     records, _ = load_runs(ROOT / "data" / "results" / name)
-    plain = [r for r in records if r.config.tasks == 2 and not changed_settings(r.config)]
+    plain = [r for row in plain_runs(records, name, "clean").values() for r in row.values()]
     (group,) = grouped(plain, "method", "seed")
     galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
     header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
@@ -336,10 +337,10 @@ HEAD_PAIRS = (
 COLUMNS = ["n", "old", "new", "average", "average, all", "old gallery"]
 
 
-def ends_of(records: Sequence[Record]) -> dict[int, list[float]]:
-    """What COLUMNS say of runs of two tasks, by seed; as shares."""
+def ends_of(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
+    """What COLUMNS say of runs of two tasks, by seed and precision; as shares."""
     return {
-        r.config.seed: [
+        (r.config.seed, r.config.precision): [
             *(own := r.matrix.own[-1]),
             own.mean(),
             r.matrix.seen[-1].mean(),
@@ -350,10 +351,10 @@ def ends_of(records: Sequence[Record]) -> dict[int, list[float]]:
 
 
 def differences(first: Sequence[Record], second: Sequence[Record]) -> list[list[float]]:
-    """Of each of COLUMNS but the first the differences, by seed; as shares."""
+    """Of each of COLUMNS but the first the differences, by seed and precision; as shares."""
     one, other = ends_of(first), ends_of(second)
     shared = sorted(one.keys() & other.keys())
-    return np.array([np.subtract(one[seed], other[seed]) for seed in shared]).T.tolist()
+    return np.array([np.subtract(one[each], other[each]) for each in shared]).T.tolist()
 
 
 def minus(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
@@ -433,15 +434,15 @@ def learned_table(found: dict[str, Table]) -> str:
 
 
 def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[Record]]:
-    """The runs of each method that change nothing of a config but its weights, by these factors."""
+    """The runs of each method, in any precision, that change no more than weights, by factors."""
     records, _ = load_runs(ROOT / "data" / "results" / config.dataset)
-    return {
-        row[0].config.method: row
-        for row in variants(records)
-        if (method := row[0].config.method) in factors
-        and tuned.common(row[0].config) == tuned.common(config)
-        and tuned.is_times(row[0].config, factors[method])
-    }
+    found: dict[str, list[Record]] = {method: [] for method in factors}
+    for record in records:
+        method = record.config.method
+        alike = tuned.common(replace(record.config, precision=config.precision))
+        if method in factors and alike == tuned.common(config):
+            found[method] += [record] if tuned.is_times(record.config, factors[method]) else []
+    return found
 
 
 def leads(protocol: Table) -> list[Lead]:
@@ -470,25 +471,62 @@ def leads_table(found: Sequence[Lead]) -> str:
     return "\n".join(format_table(header, lines, markdown=True))
 
 
-def first_length_table() -> str:
-    """A longer first task on clothes: what its model finds, and CSD minus LwF in points."""
+FIRST_LENGTHS = (5, 20, 80)  # epochs of the first task on clothes
+
+
+@functools.cache
+def after_first_task_of(epochs: int) -> list[dict[str, tuple[float, list[Record]]]]:
+    """Factor and runs by method, on clothes after a first task of so long: usual, and chosen."""
     records, _ = load_runs(ROOT / "data" / "results" / "fashion")
     reached = tuned.found(tuned.load_tries(SEARCHES["clothes"]))
-    chosen = {name: tuned.best(reached[name]) for name in ("lwf", "csd")}
+    usual = dict.fromkeys(("initial", "fine-tuning", "lwf", "csd"), 1.0)
+    found = []
+    for factors in (usual, {method: tuned.best(reached[method]) for method in ("lwf", "csd")}):
+        rows = {}
+        for method, factor in factors.items():
+            config = tuned.times(replace(SEARCHES["clothes"], method=method), factor)
+            wanted = key(replace(config, epochs=epochs, later_epochs=5), "seed")
+            rows[method] = factor, [r for r in records if key(r.config, "seed") == wanted]
+        found.append(rows)
+    return found
+
+
+def first_length_table() -> str:
+    """CSD minus LwF on clothes after first tasks of several lengths, in points."""
     lines = []
-    for epochs in (5, 20, 80):
-        for factors in ({"lwf": 1.0, "csd": 1.0}, chosen):
-            rows = {}
-            for method, factor in {"initial": 1.0, **factors}.items():
-                config = tuned.times(replace(SEARCHES["clothes"], method=method), factor)
-                wanted = key(replace(config, epochs=epochs, later_epochs=5), "seed")
-                rows[method] = [r for r in records if key(r.config, "seed") == wanted]
-            first = 100 * np.mean(list(ends_of(rows["initial"]).values()), axis=0)
-            left = [str(epochs), *(f"{share:.1f}" for share in first[:2])]
-            left += [f"× {factor:g}" for factor in factors.values()]
-            lines.append([*left, *minus(rows["csd"], rows["lwf"])])
-    header = ["first task's epochs", "first model: old", "new", "LwF's weights", "CSD's", *COLUMNS]
+    for epochs in FIRST_LENGTHS:
+        for rows in after_first_task_of(epochs):
+            (lwf, of_lwf), (csd, of_csd) = rows["lwf"], rows["csd"]
+            weights = f"× {lwf:g}", f"× {csd:g}"
+            lines.append([str(epochs), *weights, *minus(of_csd, of_lwf)])
+            if epochs == FIRST_LENGTHS[-1] and lwf == 1:  # what half of the seeds would have said
+                few = [r for r in of_csd if r.config.seed < 4]
+                lines.append([f"{epochs}, seeds 0 to 3 only", *weights, *minus(few, of_lwf)])
+    header = ["CSD minus LwF: first task's epochs", "LwF's weights", "CSD's", *COLUMNS]
     return "\n".join(format_table(header, lines, markdown=True))
+
+
+def first_length_figure() -> Figure:
+    """Old and new classes on clothes after both tasks, by how long the first was learned."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.8))
+    shown: dict[tuple[str, float], list[np.ndarray]] = {}
+    for epochs in FIRST_LENGTHS:
+        for rows in after_first_task_of(epochs):
+            for method, (factor, row) in rows.items():
+                ends = 100 * np.mean(list(ends_of(row).values()), axis=0)
+                shown.setdefault((method, factor), []).append(ends)
+    styles = figures.method_styles(method for method, _ in shown)
+    for (method, factor), ends in shown.items():
+        style = styles[method] | ({} if factor == 1 else dict(linestyle=":", mfc="white", mew=2))
+        label = get_method(method).title + ("" if factor == 1 else f", × {factor:g}")
+        for axis, values in zip(axes, np.transpose(ends), strict=False):
+            axis.plot(range(len(FIRST_LENGTHS)), values, label=label, **style)
+    for axis, title in zip(axes, ("old classes", "new classes"), strict=True):
+        axis.set(title=title, xlabel="epochs of the first task")
+        axis.set_xticks(range(len(FIRST_LENGTHS)), FIRST_LENGTHS)
+    axes[0].set_ylabel("Recall@1 after both tasks (%)")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    return figure
 
 
 def tuned_table(config: TrainConfig) -> str:
@@ -771,6 +809,7 @@ def main() -> None:
     figure = first_task_figure(lines_of("first_task"))
     figure.savefig(ROOT / "docs" / "first-task.png", dpi=100)
     leads_figure(leading).savefig(ROOT / "docs" / "leads.png", dpi=100, bbox_inches="tight")
+    first_length_figure().savefig(ROOT / "docs" / "first-length.png", dpi=100, bbox_inches="tight")
     trade_off_figure(SEARCHES).savefig(ROOT / "docs" / "trade-off.png", dpi=100)
     for name, table in (("table1", papers), ("protocol", protocol)):
         figure = figures.paper_against_ours(table)

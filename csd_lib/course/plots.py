@@ -7,7 +7,7 @@ drawn; ``show`` puts it on a notebook page with a text that describes it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -360,7 +360,7 @@ class LiveCurves:
 
 
 def search_pictures(
-    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+    of: Dataset | Task, queries: Sequence[int], found: Mapping[str, Sequence[Sequence[int]]]
 ) -> Figure:
     """What several networks find: a block for each query, in it a row for each network.
 
@@ -397,7 +397,7 @@ def search_pictures(
 
 
 def search_words(
-    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+    of: Dataset | Task, queries: Sequence[int], found: Mapping[str, Sequence[Sequence[int]]]
 ) -> str:
     """Say in words what ``search_pictures`` shows, for readers who cannot see it.
 
@@ -417,7 +417,7 @@ def search_words(
 
 
 def _check_search(
-    of: Dataset | Task, queries: Sequence[int], found: dict[str, Sequence[Sequence[int]]]
+    of: Dataset | Task, queries: Sequence[int], found: Mapping[str, Sequence[Sequence[int]]]
 ) -> dict[str, Sequence[Sequence[int]]]:
     """Check what a search is drawn from, and return what was found as plain numbers."""
     checks.instance("of", of, (Dataset, Task), "a data set or a task")

@@ -311,7 +311,7 @@ def neighbors(
     found = torch.cat([gallery[nearest(of[[query]], of[gallery], k)] for of in both])  # [2, k]
     hits = labels[found] == labels[query]
     name, title = names[labels[query]], get_method(method).title
-    rows = {"after\ntask 1": found[:1], f"after\ntask {stage}": found[1:]}
+    rows = {"after\ntask 1": [found[0].tolist()], f"after\ntask {stage}": [found[1].tolist()]}
     figure = plots.search_pictures(whole, [query], rows)
     first = names[labels[found[1, 0]]]
     verdict = "a hit" if hits[1, 0] else "a miss"

@@ -161,11 +161,18 @@ def plain_runs(
         checks.text(name, value)
     checks.whole("tasks", tasks, 1)
     wanted = (dataset, preset, tasks)
+
+    def usual(config: TrainConfig) -> dict[str, Any]:
+        plain: dict[str, Any] = dict(
+            dataset=config.dataset, preset=preset, tasks=tasks, method=config.method
+        )
+        return identity.key(TrainConfig(**plain), "seed", "precision")
+
     chosen = [
         r
         for r in records
         if (identity.data_name(r.config), r.config.preset, r.config.tasks) == wanted
-        and not changed_settings(r.config).keys() - {"precision"}
+        and identity.key(r.config, "seed", "precision") == usual(r.config)
     ]
     newest: dict[str, list[Record]] = {}
     for row in sorted(variants(chosen), key=lambda row: (max(r.date for r in row), len(row))):
