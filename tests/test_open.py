@@ -59,7 +59,11 @@ def copy(tmp_path_factory):
     library = folder / "csd_lib"
     with (library / "losses.py").open("a") as file:
         file.write("\n\n" + LOSS)
-    insert(library / "methods.py", "    def __post_init__(self) -> None:\n", FIELD + "\n")
+    insert(
+        library / "methods.py",
+        "    def __post_init__(self) -> None:\n        checks.check_settings(self)\n",
+        FIELD + "\n",
+    )
     insert(library / "methods.py", '    "fecd": Term(\n', LINE)
     (folder / "tests" / "test_cosine.py").write_text(TEST)
     insert(
