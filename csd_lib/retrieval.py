@@ -32,8 +32,9 @@ class Recall(dict):
 
     def __repr__(self) -> str:
         """Name the queries that could find nothing, if there are some."""
-        of = f" ({self.left_out} queries have no image of their class in the gallery)"
-        return super().__repr__() + (of if self.left_out else "")
+        of = f"{self.left_out} of {self.queries + self.left_out} queries"
+        said = f" (left out, without an image of their class in the gallery: {of})"
+        return super().__repr__() + (said if self.left_out else "")
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ class Health:
         self.note(record)
         if self.collapsed and (last or (was_collapsed and not self.learns)):
             epoch = self.spreads.index(best)
-            if best < 1e-4:
+            if best < 1e-4:  # they were never apart, so no rate has pushed them together
                 remedy = "the network began like that: give it weights, as weights=published"
             raise TrainingError(
                 f"{where}: the features have collapsed, all images have nearly the same one (mean "

@@ -122,7 +122,7 @@ def test_dropout_is_seeded_and_goes_on_to_the_same_bits(digits, tmp_path):
     random_state = torch.get_rng_state()
     whole = train(config, digits, progress=False)
     assert torch.equal(torch.get_rng_state(), random_state), "the user's own numbers were drawn"
-    torch.rand(1)
+    torch.rand(1)  # what is not seeded now goes on elsewhere
 
     def kill(history, _):
         if len(history) == 3:

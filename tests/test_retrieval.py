@@ -90,7 +90,7 @@ def test_queries_without_a_positive_are_left_out_and_counted():
     features, labels = torch.eye(5), torch.tensor([0, 0, 1, 2, 2])
     recall = recall_at_k(features, labels)
     assert (recall.queries, recall.left_out) == (4, 1)
-    assert "1 queries have no image of their class" in repr(recall)
+    assert "in the gallery: 1 of 5 queries" in repr(recall)
     assert repr(recall_at_k(features[:2], labels[:2])) == "{1: 1.0}"
 
 

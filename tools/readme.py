@@ -440,8 +440,10 @@ def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[
     for record in records:
         method = record.config.method
         alike = tuned.common(replace(record.config, precision=config.precision))
-        if method in factors and alike == tuned.common(config):
-            found[method] += [record] if tuned.is_times(record.config, factors[method]) else []
+        if method not in factors or alike != tuned.common(config):
+            continue
+        if tuned.is_times(record.config, factors[method]):
+            found[method].append(record)
     return found
 
 
