@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
@@ -25,7 +26,7 @@ import torch
 from jinja2 import DictLoader
 from latex2mathml.converter import convert as latex_to_mathml
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -78,8 +79,9 @@ def notebook_paths(names: list[str], solved: bool) -> list[Path]:
     return chosen
 
 
-def execute(path: Path) -> NotebookNode:
-    """Run one notebook in a fresh kernel and return it with its outputs."""
+def execute(path: Path) -> tuple[NotebookNode, float]:
+    """Run one notebook in a fresh kernel; return it with its outputs, and the seconds it took."""
+    started = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -96,7 +98,7 @@ def execute(path: Path) -> NotebookNode:
     notebook.metadata.pop("widgets", None)
     # The kernel's exact version differs from machine to machine and says nothing here.
     notebook.metadata["language_info"] = {"name": "python"}
-    return notebook
+    return notebook, time.monotonic() - started
 
 
 def _is_progress_bar(output: NotebookNode) -> bool:
@@ -138,7 +140,7 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
 
 
 def main() -> None:
-    """Run the notebooks one after the other, with a progress line for each."""
+    """Run the notebooks, two at a time, with a line for each that has ended."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="only notebooks that begin so, e.g. 03")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder for the pages")
@@ -160,13 +162,21 @@ def main() -> None:
         os.environ["CSD_DATA"] = str(build / "no-photographs")
     build.mkdir(parents=True, exist_ok=True)
     failed = []
-    for number, path in enumerate(paths, start=1):
-        print(f"[{number}/{len(paths)}] {path.name} ...", end=" ", flush=True)
-        started = time.monotonic()
+    # What two chapters need is trained once, because one waits for the other. The numbers in the
+    # text are those of a chapter that has all cores to itself.
+    at_once = 2 if mode == "smoke" and not arguments.write else 1
+    if at_once > 1:
+        print("Two notebooks at a time, each with half of the cores.", flush=True)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    pool = ThreadPoolExecutor(at_once)
+    jobs = {pool.submit(execute, path): path for path in paths}
+    for number, job in enumerate(as_completed(jobs), start=1):
+        path = jobs[job]
+        progress = f"[{number}/{len(paths)}] {path.name} ..."
         try:
-            notebook = execute(path)
-        except CellExecutionError as error:
-            print("FAILED")
+            notebook, seconds = job.result()
+        except (CellExecutionError, DeadKernelError) as error:
+            print(progress, "FAILED", flush=True)
             print(error, file=sys.stderr)
             failed.append(path.name)
             continue
@@ -182,7 +192,7 @@ def main() -> None:
                 "date": datetime.date.today().isoformat(),
             }
             nbformat.write(notebook, path)
-        print(f"{time.monotonic() - started:.0f} s")
+        print(progress, f"{seconds:.0f} s", flush=True)
     if failed:
         sys.exit(f"error: {', '.join(failed)} failed")
     for name in PAGES:
@@ -197,4 +207,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # kernels end with this process; the threads would wait for them
+        os._exit(130)
