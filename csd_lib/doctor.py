@@ -33,7 +33,7 @@ from csd_lib.train import TaskTraining
 
 # Training images, test images, channels and pixels a side; CIFAR-100's, which may not be here yet.
 SIZES = {"cifar100": (50_000, 10_000, 3, 32)}
-# What notebooks 1 to 6 train, for each of their seeds.
+# What chapters 1 to 6 train, for each of their seeds.
 NOTEBOOK_RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((method, {}) for method in ("fine-tuning", "lwf", "csd", "joint", "ce")),
     ("fine-tuning", dict(later_learning_rate=1e-3, milestones=(0.25, 0.5, 0.75))),
@@ -51,7 +51,7 @@ MODE_SETTINGS: dict[str, dict[str, Any]] = {
     "class": dict(dataset="cifar100", preset="class"),
     "paper": dict(dataset="cifar100", preset="clean"),
 }
-# What `make run` takes in all, as a multiple of training in notebooks 1 to 6: the other notebooks,
+# What `make run` takes in all, as a multiple of training in chapters 1 to 6: the other chapters,
 # kernels, figures, maps, exercises. 197 s for a forecast of 40 s of training (two idle cores, torch
 # 2.14, November 2026).
 NOTEBOOKS = 4.9
@@ -129,7 +129,7 @@ def runs_of(name: str, device: str = "auto", precision: str = "fp32") -> list[Tr
     """Return the runs of something that takes time.
 
     Args:
-        name: one of ``MODE_SETTINGS``: notebooks 1 to 6 in that mode; ``table1 PRESET``:
+        name: one of ``MODE_SETTINGS``: chapters 1 to 6 in that mode; ``table1 PRESET``:
             CIFAR-100's Table 1, one seed; or ``table1 PRESET METHOD``: one cell of it.
         device, precision: to train with.
     """
@@ -206,7 +206,7 @@ def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
     checks.one_of("mode", mode, MODE_SETTINGS)
     configs = runs_of(mode, device)
     minutes = forecast(configs, measure(configs[2], seconds)) / 60
-    return f"Training in notebooks 1 to 6 takes about {_duration(minutes)} here in mode {mode}."
+    return f"Training in chapters 1 to 6 takes about {_duration(minutes)} here in mode {mode}."
 
 
 def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
     images = runs_of("class", device, precision)
     small, large = measure(digits[2 * SMOKE_SEEDS], seconds), measure(images[2], seconds)
     minutes = {"make run: the notebooks": NOTEBOOKS * forecast(digits, small)}
-    minutes["mode class: training in notebooks 1 to 6"] = forecast(images, large)
+    minutes["mode class: training in chapters 1 to 6"] = forecast(images, large)
     for preset in ("class", "reference"):
         known: list[TrainConfig] = []
         for config in runs_of(f"table1 {preset}", device, precision):

@@ -444,19 +444,62 @@ def forgetting_from_the_diagonal(matrix):
     return np.mean([matrix[j, j] - matrix[-1, j] for j in range(len(matrix) - 1)])
 
 
+def recall_by_raw_distance(f, y, k):
+    hits = []
+    for i in range(len(y)):
+        apart = (f - f[i]).norm(dim=1)
+        others = [j for j in range(len(y)) if j != i]
+        right = [float(apart[j]) for j in others if y[j] == y[i]]
+        if right:
+            wrong = [float(apart[j]) for j in others if y[j] != y[i]]
+            hits.append(sum(d < min(right) - 1e-6 for d in wrong) < k)
+    return np.mean(hits)
+
+
+def overlap_of_raw_distances(a, b, k):
+    kept = []
+    for i in range(len(a)):
+        near = [
+            set((x - x[i]).norm(dim=1).index_fill(0, torch.tensor(i), 1e9).argsort()[:k].tolist())
+            for x in (a, b)
+        ]
+        kept.append(len(near[0] & near[1]) / k)
+    return np.mean(kept)
+
+
+def copies_by_squares(train, test):
+    return sum(any(((x - y) ** 2).sum() == 0 for x in train) for y in test)
+
+
+def csd_over_all_pairs(s, t, y, temperature, own_teacher=True):
+    both = unit(torch.cat([s, t]))
+    values, means = [], []
+    for i in range(len(s)):
+        row = both @ both[i] / temperature
+        below = [j for j in range(len(both)) if j != i and (own_teacher or j != i + len(s))]
+        found = [row[below].logsumexp(0) - row[j] for j in below if y[j % len(s)] == y[i]]
+        values += found
+        means.append(sum(found) / max(1, len(found)))
+    return (
+        torch.stack(values).mean()
+        if own_teacher
+        else torch.stack([*map(torch.as_tensor, means)]).mean()
+    )
+
+
 def gallery_with_loops(
-    f, y, first, end, seen, gallery=None, queries=None, itself=False, scale=True
+    f, y, first, end, seen, gallery=None, queries=None, itself=False, scale=True, distance=False
 ):
     f, hits = unit(f) if scale else f, []
     gallery = gallery or (lambda label: label < seen)
     queries = queries or (lambda label: first <= label < end)
     inside = [j for j in range(len(y)) if gallery(y[j])]
-    similarity = f @ f[inside].T
+    similarity = -torch.cdist(f, f[inside]) if distance else f @ f[inside].T
     for i in range(len(y)):
         if queries(y[i]):
             row = similarity[i].clone()
             if not itself:
-                row[[n for n, j in enumerate(inside) if j == i]] = -9
+                row[[n for n, j in enumerate(inside) if j == i]] = -99
             hits.append(float(y[inside[int(row.argmax())]] == y[i]))
     return np.mean(hits)
 
@@ -839,6 +882,29 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("5.3", lambda f, g: rotation(f - f.mean(0), g - g.mean(0)), "better rotation exists"),
     ("5.3", lambda f, g: rotation(unit(f), unit(g)), "better rotation exists"),
     ("5.3", rotation_without_mirror, "mirror is allowed"),
+    ("1.2", lambda o, t: dict(enumerate(split_by_repeated_cutting(o, t))), "returns a dictionary"),
+    ("1.3", copies_by_squares, "uint8"),
+    ("2.1", lambda z, y: F.cross_entropy(z, y), "does the work"),
+    ("2.1", lambda z, y: -z.log_softmax(1)[range(len(y)), y].mean(), "does the work"),
+    ("2.3", lambda f, w: (f @ unit(w).T).detach(), "cut off from the graph"),
+    ("2.3", lambda f, w: f @ (w / w.norm(dim=1, keepdim=True).detach()).T, "part of it detached"),
+    ("3.2", csd_over_all_pairs, "First the mean over each anchor's"),
+    ("3.2", partial(csd_over_all_pairs, own_teacher=False), "belongs to both"),
+    ("4.1", recall_by_raw_distance, "straight-line distance"),
+    (
+        "4.3",
+        lambda *a: gallery_with_loops(*a, distance=True, scale=False),
+        "straight-line distance",
+    ),
+    (
+        "4.3",
+        lambda f, y, a, b, n: gallery_with_loops(
+            f, y, a, b, n, gallery=lambda c: c < n and not a <= c < b
+        ),
+        "finds an empty gallery",
+    ),
+    ("4.4", lambda a, b: (*paired_by_hand(a, b)[:2], win_share(a, b)), "share of the seeds"),
+    ("5.2", overlap_of_raw_distances, "straight-line distance"),
 ]
 MEASURED = ["2.4", "3.4b", "4.5", "5.4"]  # numbers to fill in, not a function
 FUNCTIONS = [exercise for exercise in CHECKERS if exercise not in MEASURED]

@@ -209,7 +209,7 @@ MORE = {
         (lambda o, t: np.array_split(np.array(o), t + 1), "Not right yet|returns|tasks"),
         (
             lambda o, t: dict(enumerate(split_by_repeated_cutting(o, t))),
-            "not iterable",
+            "returns a dictionary",
         ),
         (
             lambda o, t: [len(g) for g in split_by_repeated_cutting(o, t)],

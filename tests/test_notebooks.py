@@ -193,7 +193,7 @@ def test_each_mode_says_what_it_chose_and_why(mode, words, monkeypatch, capsys):
     config = session.config("csd")
     assert config.dataset == {"smoke": "digits", "clothes": "fashion"}.get(mode, "cifar100")
     assert config.epochs == {"smoke": 15, "clothes": 5, "class": 25, "paper": 800}[mode]
-    assert ("Training in notebooks 1 to 6 takes about" in printed) == (mode != "smoke")
+    assert ("Training in chapters 1 to 6 takes about" in printed) == (mode != "smoke")
 
 
 def test_mode_without_a_choice_follows_the_gpu(monkeypatch, capsys):

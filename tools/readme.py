@@ -571,7 +571,7 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
         usual = set(factors.values()) == {1}
         style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
         by_column = differences(rows["csd"], rows["lwf"])
-        names.append(title if usual else "× {lwf:g} and × {csd:g}".format(**factors))
+        names.append(title if usual else "with LwF × {lwf:g}, CSD × {csd:g}".format(**factors))
         for axis, column in zip(axes, shown.values(), strict=True):
             mean, half = mean_and_half(by_column[COLUMNS.index(column) - 1])
             axis.errorbar(100 * mean, -height, xerr=100 * half, ms=8, capsize=6, lw=2.5, **style)
@@ -600,6 +600,7 @@ def trade_off_figure(searches: dict[str, TrainConfig]) -> Figure:
             means = [np.mean(ends[method, factor], axis=0) for factor in tuned.FACTORS]
             old, new = zip(*means, strict=True)
             axis.plot(new, old, label=get_method(method).title, **style)
+            axis.plot(new[-1], old[-1], **style | {"markersize": 15})
             usual = tuned.FACTORS.index(1)
             axis.plot(new[usual], old[usual], "o", ms=17, mfc="none", mec=style["color"], mew=2)
         axis.set(title=title, xlabel="new classes, Recall@1 (%)")

@@ -1,4 +1,4 @@
-"""Record how retrieval and the map of features change from epoch to epoch, for notebook 5.
+"""Record how retrieval and the map of features change from epoch to epoch, for chapter 5.
 
     python tools/record_epochs.py            # some minutes on two cores
 

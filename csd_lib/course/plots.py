@@ -514,7 +514,8 @@ def grouped_points(
         figure.set_size_inches(1.7 * len(methods) + 1.5, 4.4)
     else:
         axis.set_xticks(range(len(values)), list(values))
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        if len(methods) > 1:
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 
@@ -555,7 +556,7 @@ def recipe_points(
             axis.scatter(found, np.full(len(found), place), alpha=1 if is_mine else 0.5, **look)
             if name in ringed and not is_mine:
                 ring = dict(s=110, facecolors="none", edgecolors=RED, linewidths=1.5)
-                axis.scatter([ringed[name][column]], [place], label="the one with its seed", **ring)
+                axis.scatter([ringed[name][column]], [place], label="recorded, same seed", **ring)
             if len(found) and not is_mine:
                 stroke = dict(marker="|", s=300, lw=3, color=BLACK, label="their mean")
                 axis.scatter([found.mean()], [place], **stroke)
@@ -645,9 +646,9 @@ def class_map(
             color=CLASS_COLORS[c % len(CLASS_COLORS)], marker=CLASS_MARKERS[c % len(CLASS_MARKERS)]
         )
         (x, y), (xs, ys) = center, positions[labels == c].T
-        axis.scatter(xs, ys, s=22, alpha=0.55, linewidths=0, **style)
+        axis.scatter(xs, ys, s=36, alpha=0.55, linewidths=0, **style)
         style |= dict(label=class_names[c], edgecolors=BLACK, linewidths=2, zorder=4)
-        axis.scatter(x, y, s=190, **style)
+        axis.scatter(x, y, s=130, **style)
         if c in came_from:
             from_x, from_y = came_from[c]
             axis.plot([from_x, x], [from_y, y], color=BLACK, lw=2, zorder=3)

@@ -486,7 +486,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
         matrix,
         [f"after task {i}" for i in range(1, count + 1)],
         [f"task {j}" for j in range(1, count + 1)],
-        title=f"Recall@1 (%), framed: now. Task 1: {first:.0f}",
+        title="Recall@1 (%); framed row: now",
         number_format=".0f",
         outlined=is_now,
         limits=(50, 100),
@@ -495,7 +495,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
     positions, home = recording.positions[which, moment].astype(float), recording.home.astype(float)
     labels = torch.from_numpy(recording.labels.astype(np.int64))
     seen = recording.task_of_image < task
-    right.scatter(*positions[~seen].T, s=14, facecolors="none", edgecolors=GREY, linewidths=0.7)
+    right.scatter(*positions[~seen].T, s=22, facecolors="none", edgecolors=GREY, linewidths=0.7)
     names = [str(label) for label in range(int(labels.max()) + 1)]
     homes = plots.class_centers(home, labels)
     plots.class_map(right, positions[seen], labels[seen], names, homes)

@@ -143,18 +143,22 @@ def method_curves(
     axis.set(ylabel=ylabel, title=title)
     axis.set_xticks(range(len(xlabels)), xlabels)
     axis.margins(x=0.12)
+    bars = "bars: ± one sd" if max(map(len, values.values())) > 1 else None
     if len(values) > 4 or max(map(len, values)) > 20:  # too large for the picture
-        axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+        axis.legend(title=bars, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     else:
-        axis.legend()
+        axis.legend(title=bars)
     return figure
 
 
 def _draw_curves(axis: Axes, values: dict[str, np.ndarray]) -> None:
     styles = method_styles(values)
-    for name, runs in values.items():
+    for place, (name, runs) in enumerate(values.items()):
+        aside = 0.03 * (
+            place - (len(values) - 1) / 2
+        )  # or equal means would hide each other's bars
         axis.errorbar(
-            range(runs.shape[1]),
+            np.arange(runs.shape[1]) + aside,
             runs.mean(axis=0),
             # One seed has no spread, and a bar of length zero would say that there is none.
             yerr=runs.std(axis=0, ddof=1) if len(runs) > 1 else None,

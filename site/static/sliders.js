@@ -1,4 +1,4 @@
-// The pencil examples of notebooks 3 and 4. csd_lib computes the same: tests/site/pages.py compares.
+// The pencil examples of chapters 3 and 4. csd_lib computes the same: tests/site/pages.py compares.
 "use strict";
 
 const onCircle = (degrees) =>

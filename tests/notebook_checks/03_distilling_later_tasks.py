@@ -17,6 +17,8 @@ for degrees, quoted in ((60, 2.23), (90, 6.54), (150, 11.02)):
 for temperature, quoted in ((0.07, "3.35"), (2.0, "0.15")):
     assert f"strongest pull is {quoted}" in widgets.csd_temperature(s, t, labels, temperature)[1]
 
+nines, sixes = (said[new_task.test_labels == label].bincount(minlength=5) for label in (9, 6))
+assert nines[3] > 0.7 * nines.sum() and sixes[4] > 0.6 * sixes.sum(), "9 looks like 3, 6 like 4"
 teacher, tuned, with_csd = on_new.values()
 assert teacher[0] < min(tuned[0], with_csd[0]) - 0.05, "the teacher finds new classes worse"
 session.check("teacher's cosine between new classes", teacher[1], 0.5, 0.12)

@@ -22,8 +22,9 @@ assert between["fine-tuning"] < between["lwf"] < between["csd"] < between["initi
 recorded = dict(zip(recording.about["methods"], 100 * recording.recall[:, :, 0], strict=True))
 home = {name: 100 * widgets.share_at_home(recording, name, 9) for name in recorded}
 at_two = [recorded[name][9] for name in methods]
-assert max(at_two) - min(at_two) < 1.5, "Recall@1 on task 1 is nearly the same for all three"
-assert max(home["fine-tuning"], home["lwf"]) < home["csd"] - 20, "far fewer are at home"
+assert {f"{value:.0f}" for value in at_two} == {"96", "97"}, "Recall@1 of task 1, for all three"
+assert 48 < min(home["fine-tuning"], home["lwf"]) < max(home["fine-tuning"], home["lwf"]) < 52
+assert f"{home['csd']:.0f}" == "82", "so many are at home under CSD"
 assert max(recorded["fine-tuning"][24], recorded["lwf"][24]) < recorded["csd"][24] - 5
 assert (np.diff(recorded["fine-tuning"][20:].astype(float)) < 0).all(), "from step to step"
 

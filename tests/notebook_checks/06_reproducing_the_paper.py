@@ -11,6 +11,7 @@ away = {
     for name, found in long.items()
 }
 assert max(abs(away["initial"]), abs(away["csd"])) < 1.15, "within 1.1 points for the old classes"
+assert 7.3 < away["fine-tuning"] < 7.5, "fine-tuning keeps 7.4 more"
 assert -7 < away["lwf"] < -6 and -16.5 < away["mmd"] < -15.5, "LwF and MMD keep 6.5 and 16 less"
 verdicts = {
     g: {row[0]: row for row in comparison.claim_rows(protocol, g)[1]} for g in ("own", "seen")

@@ -18,6 +18,7 @@ assert share["fine-tuning"][0] < share["initial"][0] - 0.04, "and forgets some o
 for name in ("lwf", "csd"):
     assert share[name][0] > share["fine-tuning"][0], "these forget less"
     assert old_gallery["fine-tuning"] < old_gallery[name] < old_gallery["initial"]
+assert old_gallery["lwf"] > share["lwf"][0], "the old gallery is better than its own new one"
 assert old_gallery["lwf"] > old_gallery["csd"] + 0.01, "here LwF is ahead in the old gallery"
 assert abs(share["lwf"][0] - share["csd"][0]) < 0.08, "and which of them leads is not decided"
 assert right["initial"][query] > right["fine-tuning"][query]

@@ -15,6 +15,10 @@ MASK_TIMES_COSINE = (
     "cosine of a row, or the largest. Before a minimum use plus infinity, before a maximum minus "
     "infinity: `masked_fill(…, torch.inf)`."
 )
+NOT_SCALED_DISTANCE = (
+    "This is the straight-line distance between features of any length. Use the cosine, or scale "
+    "them to length 1 first."
+)
 
 
 def random_features(*shape: int, seed: int = 0) -> Tensor:

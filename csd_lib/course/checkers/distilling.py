@@ -46,7 +46,7 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
 
     right = losses.kd_loss
     cases = {
-        "the example of notebook 3": (
+        "the example of chapter 3": (
             torch.tensor([[1.0, 1.0, 3.0]]),
             torch.tensor([[2.0, 0.0]]),
             2.0,
@@ -130,6 +130,7 @@ def _csd_variant(
     overflows: bool = False,
     own_teacher: bool = True,
     teachers_below: bool = True,
+    own_below: bool = True,
     log_outside: bool = False,
     mean_of_positives: bool = True,
     other_classes: bool = False,
@@ -150,6 +151,8 @@ def _csd_variant(
     below = torch.ones_like(itself) & ~itself if drop_itself else torch.ones_like(itself)
     if not teachers_below:
         below[:, batch:] = False
+    if not own_below:
+        below = below & ~own
     left_out = similarity * below if zero_for_itself else similarity.masked_fill(~below, -torch.inf)
     log_below = left_out.logsumexp(dim=1, keepdim=True)
     if overflows:  # as it does without ``logsumexp``
@@ -228,7 +231,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
     random = (random_features(12, 6), random_features(12, 6, seed=1), random_labels(12, 3))
     distinct = (random_features(5, 6), random_features(5, 6, seed=1), torch.arange(5))
     cases = {
-        "four images as in notebook 3, T = 0.5": (*pencil, 0.5),
+        "four images as in chapter 3, T = 0.5": (*pencil, 0.5),
         "twelve images of three classes, T = 0.1": (*random, 0.1),
         "features of other lengths": (2 * random[0], 0.3 * random[1], random[2], 0.5),
         "five images of five classes": (*distinct, 0.2),
@@ -276,6 +279,11 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
     def only_teachers(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
         return contrast(s, t, y[:, None] == y, torch.tensor(True), temp)
 
+    def over_pairs(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
+        cosines = (unit_length(s) @ unit_length(torch.cat([s, t])).T / temp).double()
+        log_below = cosines.masked_fill(itself(y), -torch.inf).logsumexp(dim=1, keepdim=True)
+        return -(cosines - log_below)[class_members(y)].mean()
+
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
         return contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
 
@@ -288,6 +296,19 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             "The anchor's own teacher is not among your positives, so an anchor that is alone in "
             "its class has none, and the mean of nothing is NaN.",
             lambda *a: _csd_variant(*a, own_teacher=False, least_positives=0),
+        ),
+        (
+            "You average over all pairs at once, so anchors with many positives count more. First "
+            "the mean over each anchor's positives, then over the anchors.",
+            over_pairs,
+        ),
+        *(
+            (
+                "The anchor's own teacher is neither among your positives nor below the line. It "
+                "belongs to both.",
+                partial(_csd_variant, own_teacher=False, own_below=False, least_positives=least),
+            )
+            for least in (0, 1)
         ),
         (
             "The anchor is among its own positives, above the line. Leave it out there, too.",

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import drift
-from csd_lib.course.checkers.cases import ZERO_FOR_LEFT_OUT, on_circle, random_features
+from csd_lib.course.checkers.cases import (
+    NOT_SCALED_DISTANCE,
+    ZERO_FOR_LEFT_OUT,
+    on_circle,
+    random_features,
+)
 from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
 from csd_lib.numerics import unit_length
 
@@ -69,9 +74,10 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         scale: bool = True,
         itself: bool = False,
         left_out: float = -torch.inf,
+        distance: bool = False,
     ) -> Tensor:
         f = unit_length(features) if scale else features
-        similarity = f @ f.T
+        similarity = -torch.cdist(f, f) if distance else f @ f.T
         if not itself:
             similarity.fill_diagonal_(left_out)
         return similarity.topk(k, dim=1).indices
@@ -118,6 +124,10 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         (
             "You did not scale the features to length 1: long ones become everybody's neighbours.",
             lambda a, b, k: (shared(a, b, k, scale=False) / k).mean().item(),
+        ),
+        (
+            NOT_SCALED_DISTANCE,
+            lambda a, b, k: (shared(a, b, k, scale=False, distance=True) / k).mean().item(),
         ),
         (
             "You divide by the size of the union (Jaccard). Asked for is the share of the k "

@@ -17,7 +17,14 @@ from csd_lib.course.checkers.cases import (
     random_features,
     random_labels,
 )
-from csd_lib.course.checkers.judge import Mistakes, Verdict, compare, compare_gradients, verdict
+from csd_lib.course.checkers.judge import (
+    Mistake,
+    Mistakes,
+    Verdict,
+    compare,
+    compare_gradients,
+    verdict,
+)
 from csd_lib.numerics import unit_length
 
 
@@ -81,6 +88,9 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
     def check() -> None:
         compare(cross_entropy, right, cases, mistakes, hints=hints)
         compare_gradients(cross_entropy, right, cases["twenty images"])
+        code = getattr(cross_entropy, "__code__", None)
+        for name in {"cross_entropy", "nll_loss", "log_softmax"} & {*getattr(code, "co_names", ())}:
+            raise Mistake(f"The value is right, but `{name}` does the work: write it yourself.")
 
     return verdict("2.1", "right, also for very large logits.", check)
 
@@ -149,7 +159,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
     pencil = (on_circle(0, 60, 90, 180), torch.tensor([0, 0, 1, 1]))
     alone = (on_circle(0, 30, 70, 150, 200), torch.tensor([0, 0, 1, 1, 2]))
     cases = {
-        "the four points of notebook 2, margin 1": (*pencil, 1.0),
+        "the four points of chapter 2, margin 1": (*pencil, 1.0),
         "the four points, margin 0.2": (*pencil, 0.2),
         "features of other lengths": (
             pencil[0] * torch.tensor([[1.0], [3.0], [0.5], [2.0]]),
@@ -279,6 +289,11 @@ def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
             lambda f, w: f @ (w / w.norm()).T,
         ),
     ]
-    return verdict(
-        "2.3", "all classes play by the same rules.", lambda: compare(head, right, cases, mistakes)
-    )
+
+    def check() -> None:
+        compare(head, right, cases, mistakes)
+        f, w = cases["random features and rows"]
+        compare_gradients(lambda f: head(f, w).sum(), lambda f: right(f, w).sum(), [f])
+        compare_gradients(lambda w: head(f, w).sum(), lambda w: right(f, w).sum(), [w])
+
+    return verdict("2.3", "all classes play by the same rules.", check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from csd_lib import retrieval
 from csd_lib.course.checkers.cases import (
+    NOT_SCALED_DISTANCE,
     ZERO_FOR_LEFT_OUT,
     on_circle,
     random_features,
     random_labels,
 )
-from csd_lib.course.checkers.judge import Mistakes, Verdict, compare, verdict
+from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, compare, verdict
 from csd_lib.numerics import unit_length
 
 Results = dict[str, dict[int, float]]  # a recipe's value for each seed
@@ -64,6 +66,14 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         hit = (sooner.sum(dim=1) < k) & same_class.any(dim=1)
         counted = torch.ones_like(hit) if singletons_miss else same_class.any(dim=1)
         return hit[counted].double().mean().item()
+
+    def by_distance(features: Tensor, labels: Tensor, k: int) -> float:
+        apart = torch.cdist(features.double(), features.double()).fill_diagonal_(torch.inf)
+        same_class = (labels[:, None] == labels[None]).fill_diagonal_(False)
+        best = apart.masked_fill(~same_class, torch.inf).amin(dim=1, keepdim=True)
+        sooner = (apart < best - 1e-6) & ~same_class.fill_diagonal_(True)
+        can_hit = best.isfinite().squeeze(1)
+        return (sooner.sum(dim=1) < k)[can_hit].double().mean().item()
 
     def among_nearest(features: Tensor, labels: Tensor, k: int) -> float:
         f = unit_length(features)
@@ -173,6 +183,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             "You did not scale the features to length 1: long ones are found too often.",
             partial(variant, scale=False),
         ),
+        (NOT_SCALED_DISTANCE, by_distance),
         (
             "You count a query as a miss if its class has no other image. It cannot hit: leave it "
             "out of the mean.",
@@ -326,6 +337,23 @@ def check_recall_in_gallery(
         found = (f @ f.T).fill_diagonal_(-torch.inf).argmax(dim=1)
         return (y[found] == y)[(y >= first) & (y < end)].double().mean().item()
 
+    def by_distance(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+        f, y = features[labels < seen], labels[labels < seen]
+        found = torch.cdist(f, f).fill_diagonal_(torch.inf).argmin(dim=1)
+        return (y[found] == y)[(y >= first) & (y < end)].double().mean().item()
+
+    def answer(*case: Any) -> float:
+        try:
+            return recall_in_gallery(*case)
+        except (IndexError, RuntimeError) as error:
+            empty = re.search("argm|amax|amin|topk|empty|selected index k", str(error))
+            if not empty or case[4] > case[3]:
+                raise
+            raise Mistake(
+                "After its own task a query finds an empty gallery. The images of the query's task "
+                "belong into it, but for the query itself."
+            ) from error
+
     def two_ends(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
         return search(features, labels, (labels >= first) & (labels <= end), labels <= seen)
 
@@ -355,6 +383,7 @@ def check_recall_in_gallery(
             "You did not scale the features to length 1: similarity is the cosine.",
             not_scaled,
         ),
+        (NOT_SCALED_DISTANCE, by_distance),
         (
             "Every query finds itself: it is part of the gallery and must be left out of its own "
             "search.",
@@ -366,7 +395,7 @@ def check_recall_in_gallery(
         ),
     ]
     praise = "old queries search everything seen so far, and nothing else."
-    return verdict("4.3", praise, lambda: compare(recall_in_gallery, right, cases, mistakes))
+    return verdict("4.3", praise, lambda: compare(answer, right, cases, mistakes))
 
 
 def check_paired_difference(
@@ -382,6 +411,7 @@ def check_paired_difference(
         sign: int = 1,
         ties_win: bool = False,
         standard_error: bool = False,
+        share: bool = False,
     ) -> tuple[float, float, float]:
         seeds = sorted(a.keys() & b.keys())
         pairs = (
@@ -391,7 +421,8 @@ def check_paired_difference(
         )
         d = sign * np.array([x - y for x, y in pairs])
         sd = d.std(ddof=ddof) / (np.sqrt(len(d)) if standard_error else 1)
-        return float(d.mean()), float(sd), float((d >= 0).sum() if ties_win else (d > 0).sum())
+        wins = (d >= 0) if ties_win else (d > 0)
+        return float(d.mean()), float(sd), float(wins.mean() if share else wins.sum())
 
     def unpaired(
         a: dict[int, float], b: dict[int, float], every_seed: bool = False
@@ -426,6 +457,10 @@ def check_paired_difference(
         (
             "The difference is the wrong way round: first method minus second.",
             lambda a, b: variant(a, b, sign=-1),
+        ),
+        (
+            "The last number is a share of the seeds. Asked for is how many.",
+            lambda a, b: variant(a, b, share=True),
         ),
         (
             "You count a tie as a win.",

@@ -76,6 +76,8 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
 
     def answer(order: Sequence[int], tasks: int) -> list[tuple[int, ...]] | None:
         groups = split_classes(order, tasks)
+        if isinstance(groups, dict):
+            raise Mistake("It returns a dictionary; return a list with one tuple for each task.")
         if isinstance(groups, list | tuple) and any(
             isinstance(group, int | np.integer) for group in groups
         ):
@@ -184,6 +186,7 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         "mirrored images, which are no copies": (train, mirrored),
         "images that differ in one pixel of the last row, by 1": (train, last_row),
         "images that differ in every pixel, by 1": (train, train[5:7] ^ 1),
+        "images that differ in every pixel, by 16": (train, train[5:7] ^ 16),
         "images in which two pixels have changed places": (train, swapped),
         "three channels, of which one differs": (colours, torch.cat([recoloured, colours[3:]])),
         "three channels that have changed places": (colours, colours[:2].flip(1)),
@@ -233,6 +236,8 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
     hints = {
         "images that differ in one pixel of the last row, by 1": "Compare *all* pixels, to the "
         "last row.",
+        "images that differ in every pixel, by 16": "Do you square differences? The square of 16 "
+        "is 256, which uint8 takes for 0. Compare with `==`.",
     }
     praise = "copies are found wherever they are, and each test image counts once."
     return verdict(
