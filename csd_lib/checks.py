@@ -1,5 +1,7 @@
 """What functions ask of their arguments: a mistake becomes one line with the value and the remedy.
 
+That line is an ``InputError``, which whatever here refuses something raises.
+
 Checks look at types, shapes, dtypes and devices, which costs microseconds and never makes the host
 wait for a GPU. The few that read values say so.
 """
@@ -46,11 +48,7 @@ def shown(value: Any) -> str:
 def whole(
     name: str, value: Any, minimum: int = 0, maximum: int | None = None, why: str = ""
 ) -> None:
-    """Refuse what is not a whole number from ``minimum`` to ``maximum``; True is no number.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not a whole number from ``minimum`` to ``maximum``; True is no number."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or value < minimum or (maximum is not None and value > maximum):
         limits = f"from {minimum}" if maximum is None else f"from {minimum} to {maximum}"
@@ -59,50 +57,30 @@ def whole(
 
 
 def seed(name: str, value: Any) -> None:
-    """Refuse what cannot seed every generator.
-
-    Raises:
-        InputError: if it is no whole number from 0 to ``MAX_SEED``.
-    """
+    """Refuse what is no whole number that seeds every generator: from 0 to ``MAX_SEED``."""
     whole(name, value, 0, MAX_SEED)
 
 
 def epochs(name: str, value: Any) -> None:
-    """Refuse what is no number of epochs.
-
-    Raises:
-        InputError: if it is no whole number from 1 to ``MAX_EPOCHS``.
-    """
+    """Refuse what is no number of epochs: from 1 to ``MAX_EPOCHS``."""
     whole(name, value, 1, MAX_EPOCHS)
 
 
 def first_classes(value: Any, tasks: int, classes: int) -> None:
-    """Refuse a number of classes of the first task that leaves a later task without one.
-
-    Raises:
-        InputError: if it does.
-    """
+    """Refuse a number of classes of the first task that leaves a later task without one."""
     if value is not None and tasks > 1:
         whole("first_classes", value, 1, classes - tasks + 1, "every later task needs a class")
 
 
 def depth(name: str, value: Any) -> None:
-    """Refuse what is no number of layers of a ResNet for small images.
-
-    Raises:
-        InputError: if it is not 6n + 2.
-    """
+    """Refuse what is no number of layers of a ResNet for small images: 6n + 2."""
     whole(name, value, 8, 1202, "a ResNet here has 6n + 2 layers")
     if value % 6 != 2:
         raise InputError(f"{name}={value}: a ResNet here has 6n + 2 layers: 8, 14, 20, 26, 32")
 
 
 def milestones(name: str, value: Any) -> None:
-    """Refuse what are neither fractions of a schedule nor epochs of it.
-
-    Raises:
-        InputError: if they are not.
-    """
+    """Refuse what are neither fractions of a schedule nor epochs of it."""
     if isinstance(value, list | tuple) and {type(m) for m in value} <= {int, float}:
         fractions = all(0 < m < 1 for m in value)
         epochs = all(1 <= m <= MAX_EPOCHS and m == int(m) for m in value)
@@ -121,11 +99,7 @@ def number(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Refuse what is not a finite number within limits; True is no number.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not a finite number within limits; True is no number."""
     is_number = isinstance(value, int | float | np.integer | np.floating)
     if (
         (not is_number or isinstance(value, bool) or not -math.inf < value < math.inf)
@@ -139,85 +113,53 @@ def number(
 
 
 def flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={shown(value)}: choose True or False")
 
 
 def automatic(name: str, value: Any) -> None:
-    """Refuse what is neither auto, true nor false.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is neither auto, true nor false."""
     is_known = isinstance(value, str) and value in ("auto", "true", "false")
     if not isinstance(value, bool) and not is_known:
         raise InputError(f"{name}={shown(value)}: choose auto, true or false")
 
 
 def one_of(name: str, value: Any, choices: Iterable[str], where: str = "") -> None:
-    """Refuse what is none of several names; ``where`` says where they are the only ones.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is none of several names; ``where`` says where they are the only ones."""
     if not isinstance(value, str) or value not in (choices := tuple(choices)):
         raise InputError(f"{name}={shown(value)}: choose one of {', '.join(choices)}{where}")
 
 
 def instance(name: str, value: Any, kind: Any, what: str) -> None:
-    """Refuse what is not of a kind, as of ``isinstance``; ``what`` says in words what is wanted.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not of a kind, as of ``isinstance``; ``what`` says in words what is wanted."""
     if not isinstance(value, kind):
         raise InputError(f"{name}={shown(value)}: give {what}")
 
 
 def sequence(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
-    """Refuse what is not a sequence of one or more values of a type.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not a sequence of one or more values of a type."""
     is_sequence = isinstance(value, Sequence) and (kind is str or not isinstance(value, str))
     if not is_sequence or len(value) == 0 or not all(isinstance(part, kind) for part in value):
         raise InputError(f"{name}={shown(value)}: give {what}")
 
 
 def names(name: str, value: Any, count: int, more: bool = True) -> None:
-    """Refuse what is not at least ``count`` texts; without ``more``, exactly so many.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not at least ``count`` texts; without ``more``, exactly so many."""
     sequence(name, value, str, "a list of texts")
     if len(value) < count or (len(value) > count and not more):
         raise InputError(f"{name}={shown(value)}: give {count} texts, one for each")
 
 
 def mapping(name: str, value: Any, what: str) -> None:
-    """Refuse what is not a dictionary with one or more names, none of them empty.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not a dictionary with one or more names, none of them empty."""
     is_mapping = isinstance(value, dict) and len(value) > 0
     if not is_mapping or not all(isinstance(key, str) and key for key in value):
         raise InputError(f"{name}={shown(value)}: give {what}")
 
 
 def text(name: str, value: Any) -> None:
-    """Refuse what is no text.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is no text."""
     instance(name, value, str, "a text")
 
 
@@ -252,11 +194,7 @@ def setting(
 
 
 def check_settings(settings: Any) -> None:
-    """Check every field that was declared with ``setting``; numpy's numbers become plain ones.
-
-    Raises:
-        InputError: for the first one that is outside its limits.
-    """
+    """Check every field that was declared with ``setting``; numpy's numbers become plain ones."""
     for part in fields(settings):
         value = getattr(settings, part.name)
         if isinstance(value, np.generic):  # it could not be stored with the result
@@ -268,11 +206,7 @@ def check_settings(settings: Any) -> None:
 
 
 def setting_names(settings: type, names: Iterable[str], where: str = "") -> None:
-    """Refuse a name that is no field of a dataclass, and say which one was probably meant.
-
-    Raises:
-        InputError: if there is one.
-    """
+    """Refuse a name that is no field of a dataclass, and say which one was probably meant."""
     known = [part.name for part in fields(settings)]
     for name in names:
         if name not in known:
@@ -347,11 +281,7 @@ def points(name: str, value: Any) -> np.ndarray:
 
 
 def loss_term(title: str, value: Any, learned: bool) -> None:
-    """Refuse what is not a tensor of one number, and warn of one from which nothing is learned.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not a tensor of one number, and warn of one from which nothing is learned."""
     name = f"the loss term {title!r}"
     if not isinstance(value, Tensor) or value.ndim:
         raise InputError(f"{name} is {shown(value)}: return a scalar tensor, such as a mean")
@@ -360,11 +290,7 @@ def loss_term(title: str, value: Any, learned: bool) -> None:
 
 
 def matrix(name: str, value: Any) -> None:
-    """Refuse what is not a float tensor ``[N, D]`` with at least one row and column.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not a float tensor ``[N, D]`` with at least one row and column."""
     if (
         (not isinstance(value, Tensor) or value.dtype not in _FLOATS)
         or (value.ndim != 2 or 0 in value.shape)
@@ -374,11 +300,7 @@ def matrix(name: str, value: Any) -> None:
 
 
 def permutation(name: str, value: Any, count: int) -> None:
-    """Refuse what does not have each whole number from 0 to ``count - 1`` once.
-
-    Raises:
-        InputError: if it has not.
-    """
+    """Refuse what does not have each whole number from 0 to ``count - 1`` once."""
     wanted = f"each class id 0..{count - 1} once"
     sequence(name, value, int, wanted)
     if sorted(value) != list(range(count)):
@@ -386,11 +308,7 @@ def permutation(name: str, value: Any, count: int) -> None:
 
 
 def labels(name: str, value: Any, count: int) -> None:
-    """Refuse what is not a tensor of one whole number for each of ``count`` images.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is not a tensor of one whole number for each of ``count`` images."""
     is_labels = isinstance(value, Tensor) and value.dtype in _WHOLE and not value.is_meta
     if not is_labels or value.shape != (count,):
         raise InputError(
@@ -400,11 +318,7 @@ def labels(name: str, value: Any, count: int) -> None:
 
 
 def finite(name: str, value: Any, because: str = "the network that made them is broken") -> None:
-    """Refuse rows, or images, with NaN or infinite values. Reads values.
-
-    Raises:
-        InputError: if there are any; it says why that may be.
-    """
+    """Refuse rows, or images, with NaN or infinite values ``because`` of this. Reads values."""
     if not value.dtype.is_floating_point:
         return
     if value.is_meta:
@@ -417,11 +331,7 @@ def finite(name: str, value: Any, because: str = "the network that made them is 
 
 
 def pair(old: Any, new: Any) -> None:
-    """Refuse what are not finite features of the same images from two networks. Reads values.
-
-    Raises:
-        InputError: if they are not.
-    """
+    """Refuse what are not finite features of the same images from two networks. Reads values."""
     for name, value in {"old features": old, "new features": new}.items():
         matrix(name, value)
     if old.shape != new.shape or old.device != new.device:
@@ -449,11 +359,9 @@ def find_themselves(queries: Tensor, gallery: Tensor, same_images: bool) -> None
 
 
 def search(queries: Any, gallery: Any, same_images: Any) -> None:
-    """Refuse features that cannot be searched. Reads values.
+    """Refuse features that are not finite or not of one length. Reads values.
 
-    Raises:
-        InputError: if they are not finite or not of one length, or the gallery is too small to
-            begin with the images of the queries though ``same_images`` says so.
+    With ``same_images`` also a gallery that is too small to begin with the images of the queries.
     """
     flag("same_images", same_images)
     parts = {"queries": queries} if gallery is queries else {"queries": queries, "gallery": gallery}
@@ -478,9 +386,7 @@ def searched_labels(
 ) -> None:
     """Refuse labels that do not belong to these features. Reads values.
 
-    Raises:
-        InputError: if they do not, or the gallery's do not begin with those of the queries though
-            ``same_images`` says so.
+    With ``same_images`` also those of a gallery that do not begin with those of the queries.
     """
     labels("the labels of the queries", query_labels, len(queries))
     labels("the labels of the gallery", gallery_labels, len(gallery))
@@ -500,9 +406,6 @@ def batch(labels: Any = ..., *, temperature: Any = 1.0, margin: Any = 0.0, **mat
         temperature: a number from 0.001 to 1000.
         margin: a number from 0 to 100.
         matrices: by name; float ``[B, D]``, all of one shape, dtype and device.
-
-    Raises:
-        InputError: if anything does not fit.
     """
     (first_name, first), *rest = matrices.items()
     matrix(first_name, first)
@@ -520,10 +423,9 @@ def batch(labels: Any = ..., *, temperature: Any = 1.0, margin: Any = 0.0, **mat
 
 
 def class_logits(logits: Any, labels: Any) -> None:
-    """Refuse labels that are no rows of the head. Reads values only on a CPU, where it is free.
+    """Refuse labels of logits ``[B, C]`` that are not int64 ``[B]`` from 0 to C - 1, their columns.
 
-    Raises:
-        InputError: if logits are not ``[B, C]``, or labels not int64 ``[B]`` in 0 .. C - 1.
+    It reads values only on a CPU, where that is free.
     """
     matrix("logits", logits)
     _batch_labels(labels, logits)
@@ -538,11 +440,7 @@ def class_logits(logits: Any, labels: Any) -> None:
 
 
 def old_logits(student: Any, teacher: Any, temperature: Any) -> None:
-    """Refuse what cannot be distilled: the teacher knows a first part of the student's classes.
-
-    Raises:
-        InputError: if anything does not fit.
-    """
+    """Refuse what cannot be distilled: the teacher knows a first part of the student's classes."""
     matrix("student_logits", student)
     matrix("teacher_logits", teacher)
     if (
@@ -558,11 +456,7 @@ def old_logits(student: Any, teacher: Any, temperature: Any) -> None:
 
 
 def channels(mean: Any, std: Any, count: int) -> None:
-    """Refuse what are not a mean and a standard deviation for each of ``count`` channels.
-
-    Raises:
-        InputError: if they are not.
-    """
+    """Refuse what are not a mean and a standard deviation for each of ``count`` channels."""
     for name, value in {"mean": mean, "std": std}.items():
         sequence(name, value, (int, float), "one number per channel")
         for part in value:
@@ -572,11 +466,7 @@ def channels(mean: Any, std: Any, count: int) -> None:
 
 
 def generator(name: str, value: Any, device: torch.device) -> None:
-    """Refuse what is neither None nor a source of randomness on a device.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Refuse what is neither None nor a source of randomness on a device."""
     if value is not None:
         instance(name, value, torch.Generator, "None or a torch.Generator")
         if value.device.type != device.type:
@@ -590,9 +480,6 @@ def images(name: str, value: Any, like: Tensor | None = None) -> None:
         name: of the argument.
         value: the images.
         like: a tensor ``[1, C, 1, 1]`` with as many channels, on the same device.
-
-    Raises:
-        InputError: if it is not.
     """
     if (
         not isinstance(value, Tensor | StoredImages)
@@ -612,11 +499,7 @@ def images(name: str, value: Any, like: Tensor | None = None) -> None:
 
 
 def dataset(value: Any) -> None:
-    """Refuse the parts of a ``Dataset`` that do not go together. Reads values.
-
-    Raises:
-        InputError: if they do not.
-    """
+    """Refuse the parts of a ``Dataset`` that do not go together. Reads values."""
     text("name", value.name)
     instance("class_names", value.class_names, (list, tuple), "one name per class")
     names("class_names", value.class_names, 1)
