@@ -37,6 +37,7 @@ from csd_lib.stored import StoredImages
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 TEST_SHARE = 0.2  # of each class, where the images come without a split
+SPLIT_SEED = 0  # another one would be another split of the same images, for everybody
 MAX_IN_MEMORY = 256_000_000  # bytes of pixels; more than that stays in its file
 MAX_UNPACKED = 1_000_000_000  # bytes of arrays of an .npz file that have to be in memory
 MAX_SIDE = 4096  # pixels
@@ -98,14 +99,12 @@ class OwnImages:
         ]
 
 
-def load_own_images(
-    path: str | Path, image_size: int | None = None, split_seed: int = 0
-) -> Dataset:
+def load_own_images(path: str | Path, image_size: int | None = None) -> Dataset:
     """Load images of one's own as a data set; see ``find_own_images``.
 
     A warning names test images that are training images too.
     """
-    found = find_own_images(path, image_size, split_seed)
+    found = find_own_images(path, image_size)
     if pairs := found.duplicates():
         test, train = pairs[0]
         warnings.warn(
@@ -116,9 +115,7 @@ def load_own_images(
     return found.dataset()
 
 
-def find_own_images(
-    path: str | Path, image_size: int | None = None, split_seed: int = 0
-) -> OwnImages:
+def find_own_images(path: str | Path, image_size: int | None = None) -> OwnImages:
     """Read a folder of images, or an ``.npz`` file, and measure its statistics.
 
     A folder has a folder for each class, or ``train/`` and ``test/`` with one for each class in
@@ -135,7 +132,6 @@ def find_own_images(
         path: the folder or the file.
         image_size: scale each image of a folder until its shorter side has so many pixels, and cut
             out the square in its middle. None: they must all have one size.
-        split_seed: draws the split of images that come without one.
 
     Raises:
         InputError: if there are too few images or classes, files that are no images (they are
@@ -144,13 +140,12 @@ def find_own_images(
     checks.instance("path", path, (str, Path), "a folder of images, or an .npz file")
     if image_size is not None:
         checks.whole("image_size", image_size, 1, MAX_SIDE)
-    checks.seed("split_seed", split_seed)
     path = Path(path)
     if path.suffix == ".npz" and not path.is_dir():
-        return _from_arrays(path, image_size, split_seed)
+        return _from_arrays(path, image_size)
     if not path.is_dir():
         raise InputError(f"{path} does not exist: give a folder with a folder for each class")
-    return _from_folder(path, image_size, split_seed)
+    return _from_folder(path, image_size)
 
 
 def describe(found: OwnImages) -> str:
@@ -183,7 +178,7 @@ def describe(found: OwnImages) -> str:
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _from_folder(path: Path, image_size: int | None, split_seed: int) -> OwnImages:
+def _from_folder(path: Path, image_size: int | None) -> OwnImages:
     class_names, files, labels, given = _list(path)
     stats = [(name, (path / name).stat()) for name in files]
     # A copy may keep the time of a change, as rsync does; that of the inode cannot be set.
@@ -193,7 +188,7 @@ def _from_folder(path: Path, image_size: int | None, split_seed: int) -> OwnImag
     name = path.resolve().name
     pixels, facts = _kept(path, f"{name}-{digest}", files, image_size)
     hashes, sums = facts["hashes"], facts["sums"]
-    is_test = _split(hashes, labels, split_seed, class_names) if given is None else given
+    is_test = _split(hashes, labels, class_names) if given is None else given
     whole = Part(pixels, np.arange(len(files)), labels, hashes, np.array(files))
     train, test = whole.only(~is_test), whole.only(is_test)
     mean, std = _statistics(sums[train.rows], pixels[0, ..., 0].size)
@@ -381,7 +376,7 @@ def _reason(error: Exception) -> str:
 # --- arrays --------------------------------------------------------------------------------------
 
 
-def _from_arrays(path: Path, image_size: int | None, split_seed: int) -> OwnImages:
+def _from_arrays(path: Path, image_size: int | None) -> OwnImages:
     arrays = read_arrays(path, MAX_UNPACKED, leave_larger=MAX_IN_MEMORY // 4)
     kind = "features" if any(name.endswith("features") for name in arrays) else "images"
     is_split = f"train_{kind}" in arrays
@@ -406,7 +401,7 @@ def _from_arrays(path: Path, image_size: int | None, split_seed: int) -> OwnImag
         found.append(Part(values, np.arange(len(values)), labels, hashes, files))
     if not is_split:
         (whole,) = found
-        is_test = _split(whole.hashes, whole.labels, split_seed, names)
+        is_test = _split(whole.hashes, whole.labels, names)
         found = [whole.only(~is_test), whole.only(is_test)]
     if kind == "features":
         return _standardised(path.stem, names, *found)
@@ -482,14 +477,14 @@ def _images(part: Part, in_memory: bool) -> Tensor | StoredImages:
     return stored[:] if in_memory else stored
 
 
-def _split(hashes: np.ndarray, labels: np.ndarray, seed: int, names: tuple[str, ...]) -> np.ndarray:
+def _split(hashes: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Say which images are for testing: bool ``[N]``. Equal images are on the same side.
 
-    Each image draws a number from the seed and its own pixels. So the order of the files does not
+    Each image draws a number from its own pixels. So the order of the files does not
     count, and images that are added move few others.
     """
     is_test = np.zeros(len(labels), dtype=bool)
-    draws = [hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in hashes]
+    draws = [hashlib.sha256(f"{SPLIT_SEED}:{digest}".encode()).hexdigest() for digest in hashes]
     for label, name in enumerate(names):
         members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda row: draws[row])
         count = max(2, round(TEST_SHARE * len(members)))

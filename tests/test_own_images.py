@@ -144,7 +144,7 @@ def test_a_camera_that_was_turned_has_taken_the_picture_upright(tmp_path):
     )
 
 
-def test_a_seeded_split_is_a_fifth_and_does_not_depend_on_names_or_order(tmp_path):
+def test_a_seeded_split_is_a_fifth_and_does_not_depend_on_names_or_order(tmp_path, monkeypatch):
     found = find_own_images(make(tmp_path / "a", split=False, count=20))
     assert np.bincount(found.test.labels).tolist() == [4] * 4
     assert not {*found.train.hashes} & {*found.test.hashes}
@@ -152,11 +152,12 @@ def test_a_seeded_split_is_a_fifth_and_does_not_depend_on_names_or_order(tmp_pat
         path.rename(path.with_name(f"{997 * number % 1000:03}-renamed.png"))
     again = find_own_images(tmp_path / "a")
     assert {*again.test.hashes} == {*found.test.hashes}
-    other = find_own_images(tmp_path / "a", split_seed=1)
+    monkeypatch.setattr(own_images, "SPLIT_SEED", 1)
+    other = find_own_images(tmp_path / "a")
     assert {*other.test.hashes} != {*found.test.hashes}
 
 
-def test_equal_images_are_on_the_same_side_of_a_seeded_split(tmp_path):
+def test_equal_images_are_on_the_same_side_of_a_seeded_split(tmp_path, monkeypatch):
     folder = make(tmp_path / "a", split=False, count=11)
     for name in NAMES:
         for number in range(11):  # every image three times
@@ -164,7 +165,8 @@ def test_equal_images_are_on_the_same_side_of_a_seeded_split(tmp_path):
                 pixels = np.asarray(Image.open(folder / name / f"{number:03}.png"))
                 save(folder / name / f"{number:03}{copy}.png", pixels)
     for seed in range(5):
-        assert find_own_images(folder, split_seed=seed).duplicates() == []
+        monkeypatch.setattr(own_images, "SPLIT_SEED", seed)
+        assert find_own_images(folder).duplicates() == []
 
 
 def test_a_file_of_arrays_is_the_same_data_set_as_the_folder(tmp_path):
