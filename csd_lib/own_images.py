@@ -316,27 +316,18 @@ def _refuse_broken(path: Path, broken: list[str]) -> None:
         )
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise InputError(
-            "reading image files needs Pillow: pip install 'csd-lib[images]'"
-        ) from error
-    return Image, ImageOps
-
-
 def _opened(file: Path) -> Any:
     """Open an image file without decoding it.
 
     Raises:
         InputError: if that is impossible, or it claims to be huge.
     """
-    image_module, _ = _pillow()
+    with checks.needs_extra("images"):
+        from PIL import Image
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", image_module.DecompressionBombWarning)
-            image = image_module.open(file)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file)
     except Exception as error:  # what some of 40 parsers raise for bytes of another kind
         raise InputError(f"{file.name} ({_reason(error)})") from error
     if image.mode.startswith(("I", "F")):
@@ -356,15 +347,15 @@ def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:
 
 def _pixels(file: Path, channels: int, image_size: int | None) -> np.ndarray:
     """Decode an image to uint8 ``[H, W, C]``; of an animation, the first picture."""
-    image_module, ops = _pillow()
+    with checks.needs_extra("images"):
+        from PIL import Image, ImageOps
     with _opened(file) as image:
         try:
-            image = ops.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         except Exception as error:  # as in _opened
             raise InputError(f"{file.name} ({_reason(error)})") from error
     if image_size is not None and image.size != (image_size, image_size):
-        filling = image_module.Resampling.BILINEAR
-        image = ops.fit(image, (image_size, image_size), filling)
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).reshape(*image.size[::-1], -1))
 
 

@@ -33,10 +33,8 @@ def fit_map(features: Tensor, seed: int = 0) -> UMAP:
     checks.seed("seed", seed)
     if len(features) <= NEIGHBORS:
         raise InputError(f"{len(features)} features are too few: a map needs {NEIGHBORS + 1}")
-    try:
+    with checks.needs_extra("course"):
         import umap  # slow to import, so only where it is used
-    except ModuleNotFoundError as error:
-        raise InputError("a map needs umap-learn: install csd-lib[course]") from error
     reducer = umap.UMAP(n_neighbors=NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
     with _torchs_own_threads():
         return reducer.fit(features.cpu().numpy())

@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,20 @@ from csd_lib.engine import pick_device
 from csd_lib.experiment import run_experiment
 from csd_lib.files import make_folder
 from csd_lib.methods import METHODS, TERMS, Method, Term
-from csd_lib.networks import import_network, optional_module
+from csd_lib.networks import import_network
 from csd_lib.paper import ledger
 from csd_lib.paths import runs_folder, visible_devices
 
 REQUEUES = 10_000  # how often a job that ran into its time limit goes on
 ARRAY = 1000  # jobs; Slurm's limit is 1001 where nobody has changed it
 A_YEAR = 60 * 24 * 365  # minutes; submitit stops a local process after five if nothing is said
-import_submitit = partial(optional_module, "submitit", "sweep")
+
+
+def import_submitit() -> Any:
+    """Return submitit, which only sweeps in several processes need."""
+    with checks.needs_extra("sweep"):
+        import submitit
+    return submitit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ _WHY_EXEMPT = {
         networks.make_network networks.network_from_state networks.load_state
         networks.Published networks.Published.statistics networks.check_name
         networks.check_file networks.init_sha256 networks.init_head
-        networks.optional_module networks.read_state
+        networks.read_state
         networks.import_network networks.input_size networks.weights_sha256 networks.try_network
         networks.add_embedding networks.top_and_backbone networks.freeze_backbone
         model.Network.train""",

@@ -1,11 +1,7 @@
 """What only the notebooks need: the session, figures, controls and the exercises' checkers."""
 
-from csd_lib import InputError
+from csd_lib import checks
 
-try:
+with checks.needs_extra("course"):
     from csd_lib.course.checkers import *  # noqa: F403 - the notebooks call course.check_...
     from csd_lib.course.session import *  # noqa: F403
-except ModuleNotFoundError as missing:
-    if str(missing.name).startswith("csd_lib"):
-        raise
-    raise InputError(f"{missing.name} is missing: install csd-lib[course]") from missing

@@ -18,20 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
-from csd_lib.integrations import missing
 from csd_lib.methods import LossSettings, Outputs, get_method
 from csd_lib.model import freeze
 from csd_lib.retrieval import recall_at_k, wrong_before_right
 
-try:
+with checks.needs_extra("avalanche"):
     from avalanche.evaluation import PluginMetric
     from avalanche.evaluation.metric_results import MetricValue
     from avalanche.evaluation.metric_utils import get_metric_name
     from avalanche.models import avalanche_forward
     from avalanche.training.plugins import SupervisedPlugin
-except ImportError as error:
-    raise missing(error, "avalanche") from error
-
 
 _Labelled = tuple[Tensor, Tensor]  # features [N, D] and labels [N]
 

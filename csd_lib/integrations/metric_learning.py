@@ -16,13 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csd_lib import InputError, losses
-from csd_lib.integrations import missing
+from csd_lib import InputError, checks, losses
 
-try:
+with checks.needs_extra("metric-learning"):
     from pytorch_metric_learning.losses import BaseMetricLossFunction
-except ImportError as error:
-    raise missing(error, "metric-learning") from error
 
 
 class _DistillationLoss(BaseMetricLossFunction):
