@@ -118,53 +118,65 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
     return verdict("3.1", "old classes only, at temperature T, teacher in front.", check)
 
 
-def _csd_variant(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    temperature: float = 0.07,
+# Which of the students and, behind them, teachers something counts for, as bool ``[B, 2B]``.
+def _itself(y: Tensor) -> Tensor:
+    return torch.eye(len(y), 2 * len(y), dtype=torch.bool)
+
+
+def _own_teacher(y: Tensor) -> Tensor:
+    return _itself(y).roll(len(y), dims=1)
+
+
+def _same_class(y: Tensor) -> Tensor:
+    return y[:, None] == y.repeat(2)
+
+
+def _members(y: Tensor) -> Tensor:
+    return _same_class(y) & ~_itself(y)
+
+
+def _teachers(y: Tensor) -> Tensor:
+    return (torch.arange(2 * len(y)) >= len(y)).expand(len(y), -1)
+
+
+def _mean(log_probability: Tensor, positive: Tensor) -> Tensor:
+    return (log_probability * positive).sum(dim=1) / positive.sum(dim=1)
+
+
+def _mean_or_zero(log_probability: Tensor, positive: Tensor) -> Tensor:
+    return (log_probability * positive).sum(dim=1) / positive.sum(dim=1).clamp_min(1)
+
+
+def _contrast(
+    anchors: Tensor,
+    others: Tensor,
+    positive: Tensor,
+    below: Tensor,
+    temperature: float,
     *,
+    each: Callable[[Tensor, Tensor], Tensor] = _mean,
     normalize: bool = True,
-    drop_itself: bool = True,
-    zero_for_itself: bool = False,
-    overflows: bool = False,
-    own_teacher: bool = True,
-    teachers_below: bool = True,
-    own_below: bool = True,
-    log_outside: bool = False,
-    mean_of_positives: bool = True,
-    other_classes: bool = False,
-    least_positives: int = 1,
+) -> Tensor:
+    """The formula of CSD, with masks bool ``[anchors, others]`` above and below the line."""
+    if normalize:
+        anchors, others = unit_length(anchors), unit_length(others)
+    cosines = anchors @ others.T / temperature
+    log_below = cosines.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return -each(cosines - log_below, positive).mean()
+
+
+def _csd(
+    s: Tensor,
+    t: Tensor,
+    y: Tensor,
+    temperature: float,
+    *,
+    positive: Callable[[Tensor], Tensor] = _members,
+    below: Callable[[Tensor], Tensor] = lambda y: ~_itself(y),
+    **how: Any,
 ) -> Tensor:
     """CSD with one thing or another done wrong: the defects of exercises 3.2 and 3.3."""
-    s, t = (unit_length(student), unit_length(teacher)) if normalize else (student, teacher)
-    similarity = s @ torch.cat([s, t]).T / temperature
-    batch = len(labels)
-    itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
-    own = torch.eye(batch, dtype=torch.bool)
-    own = torch.cat([torch.zeros_like(own), own], dim=1)
-    positive = (labels[:, None] == labels.repeat(2)[None]) & ~itself
-    if other_classes:
-        positive = labels[:, None] != labels.repeat(2)[None]
-    if not own_teacher:
-        positive = positive & ~own
-    below = torch.ones_like(itself) & ~itself if drop_itself else torch.ones_like(itself)
-    if not teachers_below:
-        below[:, batch:] = False
-    if not own_below:
-        below = below & ~own
-    left_out = similarity * below if zero_for_itself else similarity.masked_fill(~below, -torch.inf)
-    log_below = left_out.logsumexp(dim=1, keepdim=True)
-    if overflows:  # as it does without ``logsumexp``
-        log_below = left_out.exp().sum(dim=1, keepdim=True).log()
-    log_probability = similarity - log_below
-    if log_outside:
-        share = (log_probability.exp() * positive).sum(dim=1)
-        return -(share / positive.sum(dim=1)).log().mean()
-    total = (log_probability * positive).sum(dim=1)
-    return -(
-        total / positive.sum(dim=1).clamp_min(least_positives) if mean_of_positives else total
-    ).mean()
+    return _contrast(s, torch.cat([s, t]), positive(y), below(y), temperature, **how)
 
 
 ZERO_IN_THE_SOFTMAX = (
@@ -177,50 +189,50 @@ _CSD_MISTAKES: Mistakes = [
     (
         "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
         "largest there is, and drowns the others.",
-        lambda *a: _csd_variant(*a, drop_itself=False),
+        partial(_csd, below=lambda y: _itself(y) | ~_itself(y)),
     ),
     (
         "The anchor's own teacher is not among your positives. It is always one.",
-        lambda *a: _csd_variant(*a, own_teacher=False),
+        partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y), each=_mean_or_zero),
     ),
     (
         "The teachers are missing in the denominator: the anchor competes with other students "
         "only.",
-        lambda *a: _csd_variant(*a, teachers_below=False),
+        partial(_csd, below=lambda y: ~_itself(y) & ~_teachers(y)),
     ),
     (
         "The temperature is ignored.",
-        lambda s, t, y, temp=0.07: _csd_variant(s, t, y, 1.0),
+        lambda s, t, y, temp: _csd(s, t, y, 1.0),
     ),
     (
         "You multiply by the temperature instead of dividing by it.",
-        lambda s, t, y, temp=0.07: _csd_variant(s, t, y, 1 / temp),
+        lambda s, t, y, temp: _csd(s, t, y, 1 / temp),
     ),
     (
         "You did not scale the features to length 1, so these are not cosines.",
-        lambda *a: _csd_variant(*a, normalize=False),
+        partial(_csd, normalize=False),
     ),
     (
         "You add up over the positives. Take their mean, or anchors with many positives count "
         "more.",
-        lambda *a: _csd_variant(*a, mean_of_positives=False),
+        partial(_csd, each=lambda log_p, positive: (log_p * positive).sum(dim=1)),
     ),
     (
         "You take the mean of the probabilities first and the logarithm afterwards. The logarithm "
         "belongs to each positive.",
-        lambda *a: _csd_variant(*a, log_outside=True),
+        partial(_csd, each=lambda log_p, positive: _mean(log_p.exp(), positive).log()),
     ),
     (
         "Your positives are the images of *other* classes.",
-        lambda *a: _csd_variant(*a, other_classes=True),
+        partial(_csd, positive=lambda y: ~_same_class(y), each=_mean_or_zero),
     ),
     (
         "The minus sign is missing.",
-        lambda *a: -_csd_variant(*a),
+        lambda *a: -_csd(*a),
     ),
     (
         "Student and teacher have changed places: the anchors are student features.",
-        lambda s, t, y, temp=0.07: _csd_variant(t, s, y, temp),
+        lambda s, t, y, temp: _csd(t, s, y, temp),
     ),
 ]
 
@@ -238,85 +250,63 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         "T = 0.01": (*random, 0.01),
     }
 
-    def own_only(y: Tensor) -> Tensor:
-        own = torch.eye(len(y), dtype=torch.bool)
-        return torch.cat([torch.zeros_like(own), own], dim=1)
-
-    def itself(y: Tensor) -> Tensor:
-        return torch.eye(len(y), 2 * len(y), dtype=torch.bool)
-
-    def same_class(y: Tensor) -> Tensor:
-        return y[:, None] == y.repeat(2)
-
-    def class_members(y: Tensor) -> Tensor:
-        return same_class(y) & ~itself(y)
-
-    def teachers(y: Tensor) -> Tensor:
-        return torch.arange(2 * len(y)) >= len(y)
-
-    def contrast(
-        a: Tensor, b: Tensor, positive: Tensor, below: Tensor, temp: float, more: int = 0
+    def zero_in_the_softmax(
+        s: Tensor, t: Tensor, y: Tensor, temp: float, overflows: bool
     ) -> Tensor:
-        cosines = unit_length(a) @ unit_length(b).T / temp
-        log_below = cosines.masked_fill(~below, -torch.inf).logsumexp(dim=1, keepdim=True)
-        return -(((cosines - log_below) * positive).sum(1) / (positive.sum(1) + more)).mean()
-
-    def among_both(
-        s: Tensor,
-        t: Tensor,
-        y: Tensor,
-        temp: float,
-        positive: Callable[[Tensor], Tensor] = class_members,
-        below: Callable[[Tensor], Tensor] = lambda y: ~itself(y),
-        more: int = 0,
-    ) -> Tensor:
-        return contrast(s, torch.cat([s, t]), positive(y), below(y), temp, more)
+        cosines = unit_length(s) @ unit_length(torch.cat([s, t])).T / temp
+        left = cosines * ~_itself(y)
+        log_below = left.logsumexp(dim=1, keepdim=True)
+        if overflows:  # as it does without ``logsumexp``
+            log_below = left.exp().sum(dim=1, keepdim=True).log()
+        return -_mean(cosines - log_below, _members(y)).mean()
 
     def supcon(f: Tensor, y: Tensor, temp: float) -> Tensor:
         others = ~torch.eye(len(y), dtype=torch.bool)
-        return contrast(f, f, (y[:, None] == y) & others, others, temp)
+        return _contrast(f, f, (y[:, None] == y) & others, others, temp)
 
     def only_teachers(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        return contrast(s, t, y[:, None] == y, torch.tensor(True), temp)
-
-    def over_pairs(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        cosines = (unit_length(s) @ unit_length(torch.cat([s, t])).T / temp).double()
-        log_below = cosines.masked_fill(itself(y), -torch.inf).logsumexp(dim=1, keepdim=True)
-        return -(cosines - log_below)[class_members(y)].mean()
+        return _contrast(s, t, y[:, None] == y, torch.tensor(True), temp)
 
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        return contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
+        return _contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
 
     mistakes: Mistakes = [
         *(
-            (ZERO_IN_THE_SOFTMAX, partial(_csd_variant, zero_for_itself=True, overflows=overflows))
+            (ZERO_IN_THE_SOFTMAX, partial(zero_in_the_softmax, overflows=overflows))
             for overflows in (False, True)
         ),
         (
             "The anchor's own teacher is not among your positives, so an anchor that is alone in "
             "its class has none, and the mean of nothing is NaN.",
-            lambda *a: _csd_variant(*a, own_teacher=False, least_positives=0),
+            partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y)),
         ),
         (
             "You average over all pairs at once, so anchors with many positives count more. First "
             "the mean over each anchor's positives, then over the anchors.",
-            over_pairs,
+            partial(_csd, each=lambda log_p, positive: log_p[positive]),
         ),
         *(
             (
                 "The anchor's own teacher is neither among your positives nor below the line. It "
                 "belongs to both.",
-                partial(_csd_variant, own_teacher=False, own_below=False, least_positives=least),
+                partial(
+                    _csd,
+                    positive=lambda y: _members(y) & ~_own_teacher(y),
+                    below=lambda y: ~_itself(y) & ~_own_teacher(y),
+                    each=each,
+                ),
             )
-            for least in (0, 1)
+            for each in (_mean, _mean_or_zero)
         ),
         (
             "The anchor is among its own positives, above the line. Leave it out there, too.",
-            partial(among_both, positive=same_class),
+            partial(_csd, positive=_same_class),
         ),
         (
             "You count the anchor among its positives when you divide by their number.",
-            partial(among_both, more=1),
+            partial(
+                _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
+            ),
         ),
         (
             "You add up over the batch. Take the mean over the anchors.",
@@ -325,16 +315,16 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         (
             "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
             "of the anchor's class are.",
-            partial(among_both, positive=own_only),
+            partial(_csd, positive=_own_teacher),
         ),
         (
             "Your positives are teachers only. The other students of the class are positives, too.",
-            partial(among_both, positive=lambda y: same_class(y) & teachers(y)),
+            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y)),
         ),
         (
             "Your positives are students, and of the teachers only the anchor's own. All teachers "
             "of the class are.",
-            partial(among_both, positive=lambda y: class_members(y) & ~teachers(y) | own_only(y)),
+            partial(_csd, positive=lambda y: (_members(y) & ~_teachers(y)) | _own_teacher(y)),
         ),
         (
             "You compare with the teachers only. The other students belong to the comparison, "
@@ -349,7 +339,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         (
             "Your sum below the line leaves the anchor's own teacher out. Only the anchor itself "
             "is left out.",
-            partial(among_both, below=lambda y: ~itself(y) & ~own_only(y)),
+            partial(_csd, below=lambda y: ~_itself(y) & ~_own_teacher(y)),
         ),
         (
             "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
@@ -368,16 +358,16 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         ),
         (
             "You scaled the student's features to length 1, but not the teacher's.",
-            lambda s, t, y, temp: _csd_variant(unit_length(s), t, y, temp, normalize=False),
+            lambda s, t, y, temp: _csd(unit_length(s), t, y, temp, normalize=False),
         ),
         (
             "You scaled the teacher's features to length 1, but not the student's.",
-            lambda s, t, y, temp: _csd_variant(s, unit_length(t), y, temp, normalize=False),
+            lambda s, t, y, temp: _csd(s, unit_length(t), y, temp, normalize=False),
         ),
         (
             "Your sum below the line holds only images of other classes. Everything but the anchor "
             "itself belongs there, positives too.",
-            partial(among_both, below=lambda y: ~same_class(y)),
+            partial(_csd, below=lambda y: ~_same_class(y)),
         ),
         (
             "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "
