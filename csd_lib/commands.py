@@ -340,10 +340,7 @@ def report(
 
         make_folder(figures)
     recorded, problems = ([], []) if folder else ledger.read_ledger()
-    own: list[Record] = []
-    more_problems: list[str] = []
-    if folder or any(runs_folder().glob("*/results.json")):
-        own, more_problems = report.load_runs(folder, may_be_none=folder is None)
+    own, more_problems = report.load_runs(folder) if folder else ledger.read_ledger(runs_folder())
     problems = [printable(problem) for problem in [*problems, *more_problems]]
     if json or csv:
         once = _each_run_once(recorded, own)

@@ -19,6 +19,12 @@ from csd_lib.retrieval import RetrievalMatrix, average, forgetting
 MAX_ENTRIES = 10_000  # of a matrix, in tasks times stages
 
 
+class _NoRecord(InputError):  # noqa: N818
+    def __init__(self, path: Path, why: str):
+        super().__init__(f"{path} is not a record: {why}")
+        self.why = why
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
     """What ``results.json`` says of one run."""
@@ -47,19 +53,11 @@ class Record:
         Raises:
             InputError: if it is damaged, or not a record of this kit and its methods.
         """
-        found = cls._read(path)
-        if isinstance(found, str):
-            raise InputError(f"{path} is not a record: {found}")
-        return found
-
-    @classmethod
-    def _read(cls, path: Path) -> Record | str:
-        """Return a record, or say why it is none."""
         content = read_json(path)
         try:
             return cls._parse(content, path.parent)
         except (LookupError, TypeError, ValueError) as error:
-            return str(error)
+            raise _NoRecord(path, str(error)) from error
 
     @classmethod
     def _parse(cls, content: dict[str, Any], folder: Path) -> Record:
@@ -134,24 +132,21 @@ def read_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:
     """Read many records; what cannot be read is named, and does not stop the others.
 
     Returns:
-        The records, and a line for each reason why others are left out.
+        The records, the oldest first, and a line for each reason why others are left out.
     """
     records, problems = [], []
     others: dict[str, list[Path]] = {}  # which are no records, by the reason
     for path in paths:
         try:
-            found = Record._read(path)
+            records.append(Record.read(path))
+        except _NoRecord as error:
+            others.setdefault(error.why, []).append(path)
         except InputError as error:
             problems.append(f"left out: {error}")
-            continue
-        if isinstance(found, str):
-            others.setdefault(found, []).append(path)
-        else:
-            records.append(found)
     for why, alike in others.items():
         are = "is not a record" if len(alike) == 1 else f"and {len(alike) - 1} more are no records"
         problems.append(f"left out: {alike[0]} {are}: {why}")
-    return records, problems
+    return sorted(records, key=lambda record: record.date), problems
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:

@@ -349,9 +349,7 @@ CALLS = {
     "projection.place_on_map": lambda: dict(fitted=FITTED, features=features()),
     "published.get_experiment": lambda: dict(name="table1"),
     "published.Experiment.configs": lambda: dict(self=EXPERIMENTS["eq8"], seeds=(0,), epochs=1),
-    "report.load_runs": lambda: dict(
-        folder=ROOT / "data" / "results" / "digits", may_be_none=False
-    ),
+    "report.load_runs": lambda: dict(folder=ROOT / "data" / "results" / "digits"),
     "seeds.mean_and_sd": lambda: dict(values=[0.5, 0.6], percent=True),
     "seeds.paired": lambda: dict(differences=[0.1, 0.2]),
     "seeds.mean_and_half": lambda: dict(differences=[0.1, 0.2]),
@@ -576,7 +574,6 @@ ALLOWED = {
     "projection.place_on_map": dict(features={"half precision", "matrix", "wrong length"}),
     "published.Experiment.configs": dict(epochs={"None"}),
     "seeds.mean_and_sd": dict(values={"list of None"}, percent={"True"}),
-    "report.load_runs": dict(may_be_none={"True"}),
     "report.variants": dict(records={"list"}),
     "report.plain_runs": dict(records={"list"}, dataset=TEXTS, preset=TEXTS, tasks={"10**30"}),
     "report.render_json": dict(records={"list"}),

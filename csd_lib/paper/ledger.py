@@ -85,8 +85,7 @@ def read_ledger(folder: str | Path | None = None) -> tuple[list[Record], list[st
     """
     folders = [Path(folder)] if folder else record_folders()
     found = {p.relative_to(f): p for f in reversed(folders) for p in f.rglob("results.json")}
-    records, problems = read_records(sorted(found.values()))
-    return sorted(records, key=lambda record: record.date), problems
+    return read_records(sorted(found.values()))
 
 
 def load_records(folder: str | Path | None = None) -> list[Record]:

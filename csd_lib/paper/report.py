@@ -55,14 +55,8 @@ class Group:
         return self.records[0].config
 
 
-def load_runs(
-    folder: str | Path | None = None, may_be_none: bool = False
-) -> tuple[list[Record], list[str]]:
+def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]]:
     """Read every ``results.json`` under a folder (default: ``runs/`` or ``$CSD_RUNS``).
-
-    Args:
-        folder: all below it is looked through.
-        may_be_none: return an empty list if there is no record.
 
     Returns:
         The records, the oldest first, and a line for each file that cannot be read.
@@ -70,7 +64,6 @@ def load_runs(
     Raises:
         InputError: if there is no record.
     """
-    checks.flag("may_be_none", may_be_none)
     checks.instance("folder", folder, (str, Path, type(None)), "a folder, or None")
     folder = Path(folder or runs_folder())
     try:
@@ -78,12 +71,12 @@ def load_runs(
     except OSError as error:
         raise InputError(f"folder={checks.shown(folder)}: {error.strerror}") from error
     records, problems = read_records(paths)
-    if not records and not may_be_none:
+    if not records:
         found = "; ".join(problems[:3]) or "make one with 'python -m csd_lib train'"
         raise InputError(
             f"no finished run under {folder}: {found}, or name another folder with --folder"
         )
-    return sorted(records, key=lambda record: record.date), problems
+    return records, problems
 
 
 def are_current(records: Sequence[Record]) -> list[bool]:
