@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -26,6 +26,12 @@ from csd_lib.record import Record
 OWN = "a folder of images or an .npz file, as ./flowers (with a slash)"
 FETCHED = ("cifar100", *FINE_GRAINED)
 LIBRARY_NETWORKS = ["efficientnet:lite0", "torchvision:NAME", "timm:NAME", "package.module:Class"]
+# Settings that all cells of an experiment share, where reproduce asks for them.
+SHARED = (
+    *("dataset", "preset", "image_size", "network", "weights", "depth", "embedding"),
+    *("backbone_rate", "first_classes", "epochs", "stop_at_epoch"),
+    *("device", "precision", "cuda_graph"),
+)
 app = tyro.extras.SubcommandApp()
 
 
@@ -52,8 +58,13 @@ def _choice(what: str, *names: Iterable[str]) -> Any:
     )
 
 
-def _settings() -> Any:
-    """Return TrainConfig as the command line shows it: with all names that are registered now."""
+def _settings(*only: str, **defaults: Any) -> Any:
+    """Return TrainConfig as the command line shows it: with all names that are registered now.
+
+    Args:
+        only: names of the settings to show; none stands for all.
+        defaults: of some, in the place of TrainConfig's.
+    """
     presets = [PRESETS, *(spec.presets for spec in DATASETS.values())]
     terms = f"a sum of terms of {'+'.join(TERMS)} in this order"
     choices = {
@@ -62,17 +73,19 @@ def _settings() -> Any:
         "method": _choice("Method", METHODS, [terms]),
         "network": _choice("Network", NETWORKS, LIBRARY_NETWORKS),
     }
-    parts = {part.name: part for part in fields(TrainConfig)}
-    shown = [
-        (n, Annotated[str if parts[n].default else str | None, c], field(default=parts[n].default))
-        for n, c in choices.items()
-    ]
-    # It checks nothing: train makes a TrainConfig of it.
+    types, changed = get_type_hints(TrainConfig), []
+    for part in fields(TrainConfig):
+        default = field(default=defaults.get(part.name, part.default))
+        if only and part.name not in only:
+            changed.append((part.name, Annotated[types[part.name], tyro.conf.Suppress], default))
+        elif part.name in choices:
+            changed.append((part.name, Annotated[types[part.name], choices[part.name]], default))
+    # It checks nothing: the command makes a TrainConfig of it.
     unchecked = {"__post_init__": lambda self: None}
     options: dict[str, Any] = dict(
         bases=(TrainConfig,), frozen=True, kw_only=True, namespace=unchecked
     )
-    return Annotated[make_dataclass("TrainConfig", shown, **options), tyro.conf.arg(name="")]
+    return Annotated[make_dataclass("TrainConfig", changed, **options), tyro.conf.arg(name="")]
 
 
 @command
@@ -111,25 +124,10 @@ def train(
 @command
 def reproduce(
     experiment: Annotated[str, tyro.conf.Positional, _choice("What to run", EXPERIMENTS)],
+    config: _settings(*SHARED, dataset="cifar100", preset="reference"),  # type: ignore[valid-type]
     *,
-    preset: str = "reference",
     seeds: tuple[int, ...] = (0,),
-    dataset: Annotated[
-        str, _choice("Data set; digits take a minute", DATASETS, [OWN])
-    ] = "cifar100",
-    image_size: int | None = None,
-    network: Annotated[str | None, _choice("Network", NETWORKS, LIBRARY_NETWORKS)] = None,
-    weights: str | None = None,
-    depth: int | None = None,
-    embedding: int | None = None,
-    backbone_rate: float | None = None,
-    first_classes: int | None = None,
     tasks: int | None = None,
-    epochs: int | None = None,
-    stop_at_epoch: int | None = None,
-    device: str = "auto",
-    precision: str = "fp32",
-    cuda_graph: str = "auto",
     folder: Path | None = None,
     keep_models: bool = False,
     again: bool = False,
@@ -142,23 +140,9 @@ def reproduce(
 
     Args:
         experiment: what to run.
-        preset: reference (the published code, traps included), clean, or class (short).
+        config: what all cells share; epochs are for trying a command.
         seeds: run every cell with each of these seeds.
-        dataset: which images.
         tasks: only the cells with this number of tasks.
-        image_size: scale the images of a folder to this height and width.
-        network: which network.
-        weights: that it begins with: random, published, or a file of its state.
-        depth: layers of the ResNet, 6n + 2: 8 is the fastest, the paper's has 32.
-        embedding: size of a linear layer on top of its features.
-        backbone_rate: learning rate below embedding and classifier, as a multiple of theirs.
-        first_classes: classes of the first task; the other tasks share the rest.
-        epochs: epochs per task, to try a command; default: the preset's.
-        stop_at_epoch: stop each task at this epoch of its schedule: a prefix, kept apart.
-        device: auto, cpu, cuda, ...
-        precision: fp32, tf32 or amp.
-        cuda_graph: replay each training step as one CUDA graph: auto (where a trial on this GPU
-            finds it right and faster), true or false.
         folder: where records are kept. Default: data/results/.
         keep_models: also keep the last model and its test features (2 + 1.3 MB a cell).
         again: run also what was recorded by code that computes other numbers.
@@ -172,29 +156,13 @@ def reproduce(
     from csd_lib.paper.report import render
     from csd_lib.prepare import load_images
 
-    configs = get_experiment(experiment).configs(
-        seeds,
-        only_tasks=tasks,
-        dataset=dataset,
-        image_size=image_size,
-        network=network,
-        weights=weights,
-        depth=depth,
-        embedding=embedding,
-        backbone_rate=backbone_rate,
-        first_classes=first_classes,
-        preset=preset,
-        epochs=epochs,
-        stop_at_epoch=stop_at_epoch,
-        device=device,
-        precision=precision,
-        cuda_graph=cuda_graph,
-    )
+    shared = {name: getattr(config, name) for name in SHARED}
+    configs = get_experiment(experiment).configs(seeds, only_tasks=tasks, **shared)
     if not configs:
         raise InputError(f"tasks={tasks}: {experiment} has no cell with that number of tasks")
     import_network(configs[0].network, configs[0].weights)
     # Now, not when the first run has been trained.
-    check_machine(device, precision, cuda_graph)
+    check_machine(config.device, config.precision, config.cuda_graph)
     if dry_run:
         cells = ledger.plan(configs, load_images(configs[0]), folder)
         print(ledger.render_plan(cells, again))

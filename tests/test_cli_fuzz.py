@@ -44,6 +44,8 @@ def options(command):
     names = list(inspect.signature(getattr(commands, command)).parameters)
     if command == "train":
         names = [field.name for field in fields(TrainConfig)] + ["folder", "quiet"]
+    if command == "reproduce":
+        names = [*(name for name in names if name != "config"), *commands.SHARED]
     return [name for name in names if name not in NOT_TRIED.get(command, ())]
 
 
