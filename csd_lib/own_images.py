@@ -247,36 +247,28 @@ def _kept(
     stored, index = folder / f"{name}.npy", folder / f"{name}.npz"
     with only_one(folder, f"reading images of {path.name}"):
         if not index.exists():  # it is written last
-            facts: dict[str, np.ndarray] = {}
-            write_atomically(stored, lambda to: facts.update(_decode(path, files, image_size, to)))
-            write_arrays(index, facts)
+            write_atomically(stored, lambda to: _decode(path, files, image_size, to))
+            hashes, sums = _measured(np.lib.format.open_memmap(stored, mode="r"))
+            write_arrays(index, {"hashes": hashes, "sums": sums})
     with parsing(stored, ValueError):  # numpy: no header, or fewer bytes than it says
         pixels = np.lib.format.open_memmap(stored, mode="c")
     return pixels, read_arrays(index, MAX_UNPACKED)
 
 
-def _decode(
-    path: Path, files: Sequence[str], image_size: int | None, into: Path
-) -> dict[str, np.ndarray]:
-    """Write all pixels into an ``.npy`` file, an image at a time, and return hashes and sums."""
+def _decode(path: Path, files: Sequence[str], image_size: int | None, into: Path) -> None:
+    """Write all pixels into an ``.npy`` file, an image at a time."""
     height, width, channels = _common_shape(path, files, image_size)
     shape = (len(files), height, width, channels)
-    hashes, broken = [], []
-    sums = np.zeros((len(files), 2, channels), dtype=np.int64)
+    broken = []
     with into.open("wb") as file:
         header = dict(descr="|u1", fortran_order=False, shape=shape)
         np.lib.format.write_array_header_1_0(file, header)
-        for number, name in enumerate(files):
+        for name in files:
             try:
-                pixels = _pixels(path / name, channels, image_size)
+                file.write(_pixels(path / name, channels, image_size).data)
             except InputError as error:
                 broken.append(str(error))
-                continue
-            sums[number] = _sums(pixels[None])[0]
-            hashes.append(hashlib.sha256(pixels.data).hexdigest())
-            file.write(pixels.data)
     _refuse_broken(path, broken)
-    return {"hashes": np.array(hashes), "sums": sums}
 
 
 def _common_shape(path: Path, files: Sequence[str], image_size: int | None) -> tuple[int, int, int]:
