@@ -1,7 +1,8 @@
-"""What every benchmark here needs: fair timing, and a record of what it ran on."""
+"""What every benchmark here needs: options, fair timing, and a record of what it ran on."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
@@ -14,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def new_parser(text: str) -> argparse.ArgumentParser:
+    """Return a parser with the first line of a benchmark's text, and the folder of the records."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
+    return parser
 
 
 def alternate(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -55,6 +63,12 @@ def peak_mb() -> float:
     """Return the most memory that this process has used so far; not on Windows."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def read(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Return all measurements in ``<folder>/<name>.jsonl``, the oldest first."""
+    path = folder / f"{name}.jsonl"
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def write(name: str, content: dict[str, Any], folder: Path) -> None:

@@ -17,18 +17,16 @@ Images are random: the work is the same, and no download is needed.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.metadata
 import logging
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from bench import alternate, machine, write
+from bench import alternate, machine, new_parser, write
 from PIL import Image
 from pytorch_metric_learning import distances, losses, miners, reducers
 from torch.utils.data import DataLoader, Dataset
@@ -187,11 +185,10 @@ def avalanche_lwf(images: np.ndarray, labels: np.ndarray, device: torch.device):
 
 def main() -> None:
     """Measure, print images per second and ratios, and add them to the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, default=1280, help="per epoch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     device = pick_device(arguments.device)

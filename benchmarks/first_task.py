@@ -12,12 +12,10 @@ random numbers differ there: here they begin anew, and each line says where the 
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
-from bench import machine, write
+from bench import machine, new_parser, read, write
 from torch import Tensor
 
 from csd_lib.config import TrainConfig
@@ -67,14 +65,13 @@ def moved_here(run: Path, folder: Path, config: TrainConfig) -> Path:
 
 def main() -> None:
     """Train, look, and add a line to the records for every look."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--stop-at-epoch", type=int)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begun", type=Path, help="folder of the prefix to go on from")
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     dataset = load_dataset(arguments.dataset)
     config = TrainConfig(
@@ -86,9 +83,8 @@ def main() -> None:
     )
     begun = load_run(arguments.begun) if arguments.begun else None
     tasks = class_incremental_split(dataset, 2)
-    path = arguments.out / "first_task.jsonl"
-    known = path.read_text().splitlines() if path.exists() else []
-    seen = {(line["dataset"], line["seed"], line["epoch"]) for line in map(json.loads, known)}
+    known = read("first_task", arguments.out)
+    seen = {(line["dataset"], line["seed"], line["epoch"]) for line in known}
 
     def on_epoch(history: list[dict[str, float]], student: Network) -> None:
         place = (config.dataset, config.seed, len(history))

@@ -6,7 +6,6 @@ python benchmarks/many_runs.py --runs 10000 --epochs 25
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import machine, write
+from bench import machine, new_parser, write
 
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import FinishedRun, run_experiment
@@ -25,11 +24,10 @@ from csd_lib.experiment import FinishedRun, run_experiment
 
 def main() -> None:
     """Copy one run's results under many seeds, report and plan them, record what that takes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=1, help="of each task, in the records")
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         # The size of a run's files is that of the paper's network; its images do not matter.

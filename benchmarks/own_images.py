@@ -5,7 +5,6 @@ python benchmarks/own_images.py
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import tempfile
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import machine, peak_mb, write
+from bench import machine, new_parser, peak_mb, write
 
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
@@ -76,11 +75,10 @@ def measure(path: Path, steps: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print one line, and add it to the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npz"

@@ -5,21 +5,17 @@ python benchmarks/recall.py
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
-from bench import alternate, machine, peak_mb, write
+from bench import alternate, machine, new_parser, peak_mb, write
 
 from csd_lib.retrieval import recall_at_k
 
 
 def main() -> None:
     """Measure, print one line, and add it to the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(arguments.images, 64, generator=generator)

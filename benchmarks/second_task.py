@@ -9,13 +9,11 @@ python benchmarks/second_task.py runs/cifar100-initial-2tasks-seed0-... --precis
 
 from __future__ import annotations
 
-import argparse
-import json
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from bench import machine, write
+from bench import machine, new_parser, read, write
 
 from csd_lib.api import Network, TrainConfig, load_run
 from csd_lib.data import Task
@@ -43,16 +41,14 @@ def learn(first: Network, tasks: list[Task], config: TrainConfig) -> RetrievalMa
 
 def main() -> None:
     """Learn with every recipe and seed that has no line yet, and add one for each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run whose first model is taken")
     parser.add_argument("--methods", nargs="+", default=["fine-tuning", "lwf", "csd"])
     parser.add_argument("--head-init", nargs="+", default=["random", "class_means"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--preset", default="class")
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
-    path = arguments.out / "second_task.jsonl"
 
     run = load_run(arguments.run)
     cells = [
@@ -75,8 +71,7 @@ def main() -> None:
             "seed": seed,
             "preset": arguments.preset,
         }
-        lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
-        if any(place.items() <= line.items() for line in lines):
+        if any(place.items() <= line.items() for line in read("second_task", arguments.out)):
             continue
         matrix = learn(run.models[0], run.tasks, config)
         found = {

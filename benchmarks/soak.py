@@ -5,14 +5,13 @@ python benchmarks/soak.py
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench import machine, write
+from bench import machine, new_parser, write
 
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
@@ -26,9 +25,8 @@ def memory_mb() -> float:
 
 def main() -> None:
     """Train until the time is up, print the memory after every run, and add it to the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     arguments = parser.parse_args()
     started, minutes, memory = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as folder:

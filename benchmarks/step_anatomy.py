@@ -12,13 +12,11 @@ is measured.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench import alternate, machine, synchronize, write
+from bench import alternate, machine, new_parser, synchronize, write
 
 from csd_lib.config import TrainConfig
 from csd_lib.data import Task
@@ -149,10 +147,9 @@ def same_losses(device: torch.device, later_task: bool, steps: int = 50) -> dict
 
 def main() -> None:
     """Measure, print a short table, and add it to the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks"))
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args()
     device, steps = pick_device(arguments.device), arguments.steps

@@ -7,7 +7,6 @@ python tools/readme.py --check   # exit code 1 if a table is not that of the rec
 from __future__ import annotations
 
 import functools
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -58,6 +57,7 @@ from csd_lib.record import Record
 from csd_lib.retrieval import average, recall_at_k, wrong_before_right
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import bench
 import tuned  # so that the rule by which weights are chosen is written once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,10 +94,7 @@ def between_marks(text: str, mark: str, content: str) -> str:
     return rendered
 
 
-def lines_of(benchmark: str) -> list[dict]:
-    """All measurements of a benchmark, the oldest first."""
-    lines = (ROOT / "data" / "results" / "benchmarks" / f"{benchmark}.jsonl").read_text()
-    return [json.loads(line) for line in lines.splitlines()]
+lines_of = functools.partial(bench.read, folder=ROOT / "data" / "results" / "benchmarks")
 
 
 def newest(benchmark: str, **wanted: int) -> dict:
