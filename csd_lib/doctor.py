@@ -125,27 +125,14 @@ def forecast(configs: Iterable[TrainConfig], rates: Rates) -> float:
     return total
 
 
-def runs_of(name: str, device: str = "auto", precision: str = "fp32") -> list[TrainConfig]:
-    """Return the runs of something that takes time.
-
-    Args:
-        name: one of ``MODE_SETTINGS``: chapters 1 to 6 in that mode; ``table1 PRESET``:
-            CIFAR-100's Table 1, one seed; or ``table1 PRESET METHOD``: one cell of it.
-        device, precision: to train with.
-    """
+def runs_of(mode: str, device: str = "auto", precision: str = "fp32") -> list[TrainConfig]:
+    """Return the runs of chapters 1 to 6 in a mode."""
     common: dict[str, Any] = dict(device=device, precision=precision)
-    if name in MODE_SETTINGS:
-        seeds = range(SMOKE_SEEDS if name == "smoke" else 1)
-        return [
-            TrainConfig(method=method, seed=seed, **(common | MODE_SETTINGS[name] | changes))
-            for method, changes in NOTEBOOK_RUNS
-            for seed in seeds
-        ]
-    from csd_lib.paper.published import get_experiment
-
-    experiment, preset, *method = name.split()
-    configs = get_experiment(experiment).configs((0,), dataset="cifar100", preset=preset, **common)
-    return [config for config in configs if not method or config.method == method[0]]
+    return [
+        TrainConfig(method=method, seed=seed, **(common | MODE_SETTINGS[mode] | changes))
+        for method, changes in NOTEBOOK_RUNS
+        for seed in range(SMOKE_SEEDS if mode == "smoke" else 1)
+    ]
 
 
 def examine(device: str = "auto", precision: str = "fp32", seconds: float = 2.0) -> dict[str, Any]:
@@ -211,15 +198,18 @@ def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
 
 def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
     """Measure both data sets' steps, and forecast."""
+    from csd_lib.paper.published import EXPERIMENTS
+
     here, _ = check_machine(device, precision, "auto")  # before anything that takes time
     digits = runs_of("smoke", "cpu")
     images = runs_of("class", device, precision)
     small, large = measure(digits[2 * SMOKE_SEEDS], seconds), measure(images[2], seconds)
     minutes = {"make run: the notebooks": NOTEBOOKS * forecast(digits, small)}
     minutes["mode class: training in chapters 1 to 6"] = forecast(images, large)
+    common: dict[str, Any] = dict(dataset="cifar100", device=device, precision=precision)
     for preset in ("class", "reference"):
         known: list[TrainConfig] = []
-        for config in runs_of(f"table1 {preset}", device, precision):
+        for config in EXPERIMENTS["table1"].configs((0,), preset=preset, **common):
             before = forecast(known, large)
             known.append(config)
             name = f"Table 1, preset {preset}, {get_method(config.method).title}"

@@ -50,11 +50,7 @@ def test_a_shared_first_task_counts_once():
     assert forecast([one, other_seed], RATES) == pytest.approx(both, rel=1e-9)
 
 
-def test_the_runs_of_a_table_are_its_cells():
-    assert [c.method for c in runs_of("table1 reference csd")] == ["csd"]
-    methods = {c.method for c in runs_of("table1 class")}
-    assert methods == {*EXPERIMENTS["table1"].methods}
-    assert {c.epochs for c in runs_of("table1 class")} == {25}
+def test_runs_are_those_of_a_mode():
     assert {c.dataset for c in runs_of("clothes")} == {"fashion"}
     assert len(runs_of("smoke")) == doctor.SMOKE_SEEDS * len(runs_of("class"))
 
@@ -123,22 +119,30 @@ def test_a_notebook_gets_one_line(monkeypatch):
     assert "\n" not in line and "min" in line and "mode class" in line
 
 
+def table_1(preset):
+    settings = dict(dataset="cifar100", preset=preset, device="cpu")
+    return EXPERIMENTS["table1"].configs((0,), **settings)
+
+
 @pytest.mark.parametrize(
-    "row, name, rates",
+    "row, configs, rates",
     [
-        ("CSD, two tasks", "table1 class csd", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
-        ("Table 1 in preset `class`", "table1 class", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
-        ("everything", "class", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
-        ("the same in `amp`", "class", Rates(5.3e-3, 6.9e-3, 16e-6, 2e-10)),
-        ("Table 1 in preset `ref", "table1 reference", Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
+        (
+            "CSD, two tasks",
+            [TrainConfig(dataset="cifar100", preset="class", device="cpu")],
+            Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10),
+        ),
+        ("Table 1 in preset `class`", table_1("class"), Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
+        ("everything", runs_of("class", "cpu"), Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
+        ("the same in `amp`", runs_of("class", "cpu"), Rates(5.3e-3, 6.9e-3, 16e-6, 2e-10)),
+        ("Table 1 in preset `ref", table_1("reference"), Rates(10.7e-3, 13.7e-3, 31e-6, 2e-10)),
     ],
 )
-def test_the_page_about_gpus_has_the_forecast_of_its_own_figures(row, name, rates):
+def test_the_page_about_gpus_has_the_forecast_of_its_own_figures(row, configs, rates):
     """From the milliseconds that a T4's memory needs for a step; the search hardly counts."""
     page = (Path(__file__).resolve().parent.parent / "docs" / "gpu.md").read_text()
     (line,) = [line for line in page.splitlines() if line.startswith(f"| {row}")]
     full, slower = (float(cell) for cell in line.strip("|").split("|")[1:])
-    configs = runs_of(name, "cpu")
     assert forecast(configs, rates) / 60 == pytest.approx(full, abs=0.06)
     parts = ("first_step", "later_step", "test_image")
     slow = replace(rates, **{part: getattr(rates, part) / 0.6 for part in parts})
