@@ -19,7 +19,10 @@ TAG = f"v{__version__}"
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave. The message names the value and the remedy."""
+    """A mistake in what the user gave. The message names the value and the remedy.
+
+    Every function may raise it for arguments of a wrong kind; docstrings name other reasons.
+    """
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython and Jupyter show: one line, since the mistake is not in our code."""

@@ -76,11 +76,7 @@ class Task:
 
 
 def class_order_from_seed(num_classes: int, seed: int) -> tuple[int, ...]:
-    """Return a random order of the class ids 0..num_classes-1, the same for the same seed.
-
-    Raises:
-        InputError: for what are no whole numbers.
-    """
+    """Return a random order of the class ids 0..num_classes-1, the same for the same seed."""
     checks.whole("num_classes", num_classes, 1, 1_000_000)
     checks.seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
@@ -147,11 +143,7 @@ def class_incremental_split(
 
 
 def merge_tasks(tasks: Sequence[Task]) -> Task:
-    """Return one task with the classes and images of all the given ones (for joint training).
-
-    Raises:
-        InputError: for an empty list, or for what are no tasks.
-    """
+    """Return one task with the classes and images of all the given ones (for joint training)."""
     checks.sequence("tasks", tasks, Task, "a list of one or more tasks")
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     joined: dict[str, Any] = {p: join([getattr(task, p) for task in tasks]) for p in parts}

@@ -183,11 +183,7 @@ class DatasetSpec:
         checks.first_classes(first_classes, tasks, classes)
 
     def check_size(self, name: str, image_size: int | None) -> None:
-        """Refuse a size of images that have only one.
-
-        Raises:
-            InputError: if one is given.
-        """
+        """Refuse a size of images that have only one."""
         if image_size is not None and not self.scaled:
             raise InputError(
                 f"image_size={checks.shown(image_size)}: {name} has images of one size: leave it "

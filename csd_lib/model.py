@@ -76,9 +76,6 @@ class Network(nn.Module):
         feature_size: D, the length of the features.
         mean, std: channel statistics for pixel values in [0, 1], kept with the model so that
             images are normalised the same way in training and retrieval.
-
-    Raises:
-        InputError: for impossible sizes or statistics.
     """
 
     mean: Tensor
@@ -134,11 +131,7 @@ class Network(nn.Module):
         return self.head.weight.shape[0]
 
     def grow_head(self, new_classes: int, generator: torch.Generator | None = None) -> None:
-        """Add a row in a random direction for each new class (the published code's way).
-
-        Raises:
-            InputError: for what is no number of classes.
-        """
+        """Add a row in a random direction for each new class (the published code's way)."""
         checks.whole("new_classes", new_classes, 0, 1_000_000)
         checks.generator("generator", generator, torch.device("cpu"))
         self.head.grow(torch.randn(new_classes, self.feature_size, generator=generator))
@@ -159,9 +152,6 @@ class ResNet(Network):
         mean, std: channel statistics for pixel values in [0, 1], kept with the model so that
             images are normalised the same way in training and retrieval. Default: 0 and 1.
         seed: decides the initial weights. The global random state is left as it was.
-
-    Raises:
-        InputError: for an impossible depth or number, or another number of channel statistics.
     """
 
     def __init__(

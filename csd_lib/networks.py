@@ -58,11 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {"features": dict(crop_padding=0, flip=Fal
 
 
 def check_name(name: str, value: Any) -> None:
-    """Refuse what can be no name of a network. Nothing is imported.
-
-    Raises:
-        InputError: for such a name.
-    """
+    """Refuse what can be no name of a network. Nothing is imported."""
     of, _, which = value.partition(":") if isinstance(value, str) else ("", "", "")
     parts = of.split(".") + which.split(".")
     is_known = isinstance(value, str) and value in NETWORKS
@@ -116,11 +112,7 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
 
 
 def add_embedding(network: Network, size: int) -> None:
-    """Put a linear layer of so many outputs on top of the features, below a new head.
-
-    Raises:
-        InputError: for an impossible size.
-    """
+    """Put a linear layer of so many outputs on top of the features, below a new head."""
     checks.whole("size", size, 1, 100_000)
     network.added_embedding = nn.Linear(network.feature_size, size)
     network.feature_size, network.head = size, NormalizedHead(size)

@@ -24,9 +24,6 @@ def fit_map(features: Tensor, seed: int = 0) -> UMAP:
     Fit once and place later features in it with ``place_on_map``: two maps fitted apart cannot be
     compared, because each is free to turn, mirror and stretch. The first call in a process
     compiles for some 10 to 20 seconds.
-
-    Raises:
-        InputError: for what are no finite features, or for too few images.
     """
     checks.matrix("features", features)
     checks.finite("features", features)
@@ -41,11 +38,7 @@ def fit_map(features: Tensor, seed: int = 0) -> UMAP:
 
 
 def place_on_map(fitted: UMAP, features: Tensor) -> np.ndarray:
-    """Place features ``[N, D]`` on a map that was fitted before: float32 ``[N, 2]``.
-
-    Raises:
-        InputError: for what is no fitted map, or no finite features of as many dimensions.
-    """
+    """Place features ``[N, D]`` on a map that was fitted before: float32 ``[N, 2]``."""
     seen = getattr(fitted, "_raw_data", None)
     if seen is None:
         raise InputError(f"fitted={checks.shown(fitted)}: give a map that fit_map returned")

@@ -63,9 +63,6 @@ def embed(model: Network, images: Tensor | StoredImages, batch_size: int = 512) 
 
     Images are uint8 from 0 to 255, which the network normalises; float32 images are taken as
     normalised already. The network is used in eval mode; the result stays on its device.
-
-    Raises:
-        InputError: for what are no images, or those of another number of channels.
     """
     return _features_and_logits(model, images, batch_size)[0]
 
@@ -170,9 +167,6 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = Fa
         gallery: float ``[M, D]``.
         k: how many.
         same_images: as in ``recall_at_k``.
-
-    Raises:
-        InputError: for features that are not finite or of two lengths, or too few to be found.
     """
     checks.search(queries, gallery, same_images)
     checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")

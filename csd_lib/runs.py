@@ -363,11 +363,7 @@ def has_begun(folder: Path) -> bool:
 
 
 def check_owner(folder: Path, wanted: dict[str, Any]) -> None:
-    """Refuse a folder that another run has used, even if only its settings or results are left.
-
-    Raises:
-        InputError: if it has.
-    """
+    """Refuse a folder that another run has used, even if only its settings or results are left."""
     for name in ("config.json", "results.json"):
         path = folder / name
         if path.exists() and (what := identity.difference(read_json(path), wanted)):

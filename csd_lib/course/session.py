@@ -151,9 +151,6 @@ def start(keep_in_drive: bool = False) -> Session:
     Args:
         keep_in_drive: on Google Colab, ask for the learner's Google Drive and keep the runs there,
             so that they go on after a disconnect. Without it Drive is never touched.
-
-    Raises:
-        InputError: for a mode that does not exist.
     """
     checks.flag("keep_in_drive", keep_in_drive)
     has_gpu = torch.cuda.is_available()

@@ -56,9 +56,6 @@ class Control:
             each a value or a pair of its name and its value.
         value: the choice to begin with; None is taken for no choice.
         menu: show the choices as a menu, not as a slider.
-
-    Raises:
-        InputError: if the value is not one of the options.
     """
 
     label: str

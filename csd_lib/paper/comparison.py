@@ -90,11 +90,7 @@ class Table:
 
 
 def paper_groups(records: Sequence[Record]) -> list[Group]:
-    """Group records that an experiment can compare; those that today's code made come first.
-
-    Raises:
-        InputError: for what are no records.
-    """
+    """Group records that an experiment can compare; those that today's code made come first."""
     return grouped(records, "method", "seed", *sorted(VARIED))
 
 

@@ -176,10 +176,6 @@ EXPERIMENTS = {
 
 
 def get_experiment(name: str) -> Experiment:
-    """Look an experiment up by name.
-
-    Raises:
-        InputError: if there is no such experiment.
-    """
+    """Look an experiment up by name."""
     checks.one_of("experiment", name, EXPERIMENTS)
     return EXPERIMENTS[name]

@@ -19,11 +19,7 @@ COLUMNS = ["n", "task 1 at the end", "average", "old gallery"]
 
 
 def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
-    """Format values as ``mean ± sample sd``; a single value has no sd, NaN becomes a dash.
-
-    Raises:
-        InputError: for no values, or what are no numbers.
-    """
+    """Format values as ``mean ± sample sd``; a single value has no sd, NaN becomes a dash."""
     checks.sequence("values", values, (int, float, type(None)), "one or more numbers")
     checks.flag("percent", percent)
     if any(value is None or not math.isfinite(value) for value in values):
@@ -34,11 +30,7 @@ def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
 
 
 def mean_and_half(differences: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of differences, one for each seed, and half its 95 % interval (one: NaN).
-
-    Raises:
-        InputError: for no differences, or what are no finite numbers.
-    """
+    """Return the mean of differences, one for each seed, and half its 95 % interval (one: NaN)."""
     checks.sequence("differences", differences, (int, float), "one or more numbers")
     for difference in differences:
         checks.number("differences", difference)
@@ -53,9 +45,6 @@ def paired(differences: Sequence[float]) -> tuple[str, str, str]:
 
     Returns:
         Mean ± sample sd, the 95 % interval of the mean, and whether it is above zero.
-
-    Raises:
-        InputError: for no differences, or what are no finite numbers.
     """
     mean, half = mean_and_half(differences)
     shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
