@@ -258,7 +258,6 @@ HISTORY = [dict(task=0, epoch=0, ce=1.0, triplet=0.5), dict(task=0, epoch=1, ce=
 FITTED = SimpleNamespace(_raw_data=np.zeros((20, 3)), transform=lambda x: x[:, :2])
 SESSION = session.Session("class", "cpu", (0,))
 CONTROL = widgets.Control("k", range(3), 1)
-DATASET = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 
 # The arguments of losses, by name: a new loss with these names is tried as it is.
 LOSS_ARGUMENTS = {

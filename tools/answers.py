@@ -21,7 +21,6 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
-from readme import between_marks
 
 from csd_lib.course.checkers import CHECKERS
 from csd_lib.files import write_atomically
@@ -30,6 +29,15 @@ ROOT = Path(__file__).resolve().parent.parent
 INSTRUCTORS = ROOT / "notebooks" / "INSTRUCTORS.md"
 SOLVED = ROOT / "notebooks" / "solutions"
 MARK = "common wrong answers"
+
+
+def between_marks(text: str, mark: str, content: str) -> str:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- end of mark -->``."""
+    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
+    rendered, places = marks.subn(lambda found: f"{found[1]}{content.strip()}\n{found[2]}", text)
+    if places != 1:
+        sys.exit(f"error: {places} places are marked {mark!r}, expected one")
+    return rendered
 
 
 def known_mistakes() -> dict[str, list[str]]:

@@ -42,7 +42,7 @@ STUDENT = (
 INSTRUCTOR = (
     *STUDENT,
     *("notebooks/solutions/*.ipynb", "notebooks/INSTRUCTORS.md", "notebooks/slides.md"),
-    *("tools/exercises.py", "tools/answers.py", "tools/slides.py", "tools/readme.py"),
+    *("tools/exercises.py", "tools/answers.py", "tools/slides.py"),
 )
 TOP = "csd-kit"  # the folder that unpacking makes
 SECRET = b"BEGIN SOLUTION"  # stands in the solved notebooks only

@@ -7,7 +7,6 @@ python tools/readme.py --check   # exit code 1 if a table is not that of the rec
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from answers import between_marks
 from matplotlib.figure import Figure
 
 from csd_lib.config import TrainConfig
@@ -83,15 +83,6 @@ def is_plain(record: Record) -> bool:
     return record.config.method in EXPERIMENTS["table1"].methods and not changed_settings(
         record.config
     )
-
-
-def between_marks(text: str, mark: str, content: str) -> str:
-    """Replace what stands between ``<!-- mark -->`` and ``<!-- end of mark -->``."""
-    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
-    rendered, places = marks.subn(lambda found: f"{found[1]}{content.strip()}\n{found[2]}", text)
-    if places != 1:
-        sys.exit(f"error: {places} places are marked {mark!r}, expected one")
-    return rendered
 
 
 lines_of = functools.partial(bench.read, folder=ROOT / "data" / "results" / "benchmarks")
