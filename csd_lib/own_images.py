@@ -14,7 +14,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -436,18 +436,13 @@ def _standardised(name: str, names: tuple[str, ...], train: Part, test: Part) ->
     values = train.pixels[train.rows].astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
     std[std <= 1e-6 * np.abs(values).max(axis=0)] = 1.0  # it is the same everywhere, and stays 0
-    train, test = (
-        Part(
-            ((part.pixels[part.rows] - mean) / std).astype(np.float32),
-            np.arange(len(part.rows)),
-            part.labels,
-            part.hashes,
-            part.files,
-        )
-        for part in (train, test)
-    )
+
+    def scaled(part: Part) -> Part:
+        values = ((part.pixels[part.rows] - mean) / std).astype(np.float32)
+        return replace(part, pixels=values, rows=np.arange(len(values)))
+
     size = len(mean)
-    return OwnImages(name, names, train, test, (0.0,) * size, (1.0,) * size)
+    return OwnImages(name, names, scaled(train), scaled(test), (0.0,) * size, (1.0,) * size)
 
 
 # --- both ----------------------------------------------------------------------------------------
