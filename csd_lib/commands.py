@@ -266,6 +266,8 @@ def sweep(
         if left := sum(not cell.is_done(again) for cell in cells):
             raise TrainingError(f"{left} of {len(cells)} cells are missing: {'; '.join(ended)}")
         print("\n" + render([cell.record for cell in cells if cell.record]))
+        if older := sum(not cell.is_current for cell in cells):
+            print(f"note: {older} of {len(cells)} cells are of other code: --again runs them again")
 
 
 @command

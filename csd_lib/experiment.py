@@ -32,7 +32,7 @@ from csd_lib.retrieval import RetrievalMatrix, retrieval_matrix
 from csd_lib.train import Run, train
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FinishedRun(Run):
     """A finished run with what was measured on it."""
 

@@ -5,6 +5,9 @@ because the code was only tidied up. So a run is not tied to the text of the cod
 code does: a tiny run with the run's own settings, on made-up images, from the split to the
 measured matrices. All its numbers are rounded and hashed.
 
+Of a loss term or a network from outside the kit also the instructions count, and those of what they
+name: a number may change only on images that the tiny run has not.
+
 It is computed in float64, in which other machines, numbers of threads and versions of torch agree
 to many more digits than the five that count.
 
@@ -22,18 +25,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csd_lib import TrainingError, identity, paths
+from csd_lib import InputError, TrainingError, identity, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.methods import TERMS, Outputs, get_method
@@ -62,7 +66,7 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         channels: of its images.
         size: their height or width, whichever is smaller.
     """
-    kept = _kept() if _is_command() and _is_the_kits(config) else None
+    kept = _kept() if _is_command() and not _from_outside(config) else None
     if kept is None:
         return _fingerprint(config, channels, size)
     recipe = [
@@ -99,12 +103,13 @@ def _fingerprint(config: TrainConfig, channels: int, size: int) -> str:
     network = make_network(tiny, (0.5,) * channels, (0.5,) * channels)
     dataset = _made_up_images(channels, min(size, max(16, network.smallest_image)))
     try:
-        with _one_thread_in_float64():
+        with _one_thread_in_float64(), warnings.catch_warnings(action="ignore"):
             numbers += _measured_once(tiny, dataset)
     except TrainingError:  # the settings are such that even two epochs are too many
         numbers.append(math.nan)
     kinds = _types_under_autocast(tiny, dataset) if config.precision == "amp" else []
-    text = " ".join([*map(_rounded, numbers), *kinds])
+    outside = _from_outside(config)
+    text = " ".join([*map(_rounded, numbers), *kinds, *_instructions(outside.values())])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -114,11 +119,70 @@ def _is_command() -> bool:
     return started.name == "csd" or started == Path(__file__).with_name("__main__.py")
 
 
-def _is_the_kits(config: TrainConfig) -> bool:
-    """Say whether the kit's own parts alone decide, and none from elsewhere."""
-    parts: list[Any] = [TERMS[name].compute for name in get_method(config.method).recipe.split("+")]
-    parts.append(NETWORKS.get(config.network))
-    return all(str(getattr(part, "__module__", "")).startswith("csd_lib.") for part in parts)
+def _from_outside(config: TrainConfig) -> dict[str, Any]:
+    """Name the loss terms and the network that do not come with the kit."""
+    recipe = get_method(config.method).recipe.split("+")
+    parts: dict[str, Any] = {f"loss term {name!r}": TERMS[name].compute for name in recipe}
+    parts[f"network {config.network!r}"] = NETWORKS.get(config.network)
+    return {
+        name: part
+        for name, part in parts.items()
+        if not str(getattr(part, "__module__", "")).startswith("csd_lib.")
+    }
+
+
+def _instructions(parts: Collection[Any]) -> list[str]:
+    """List the instructions and constants of functions and classes, and of all that they name.
+
+    Comments and layout do not count. Python, the kit and installed packages are left out, but for
+    packages that the parts themselves are from.
+    """
+    rooms, found, done = {_room(part) for part in parts}, [], set()
+    todo = [*parts]
+    for part in todo:  # grows
+        if isinstance(part, int | float | str | bytes | tuple):
+            found.append(repr(part))
+        elif isinstance(part, frozenset):  # in an order of its own in each process
+            found += sorted(map(repr, part))
+        if id(part) in done:
+            continue
+        done.add(id(part))
+        if _room(part) not in rooms and _is_installed(_room(part)):
+            found.append(getattr(part, "__qualname__", ""))
+            continue
+        if isinstance(part, FunctionType):
+            codes = [part.__code__]
+            for code in codes:  # grows by the functions inside
+                found += [code.co_code.hex(), *code.co_names]
+                codes += [value for value in code.co_consts if isinstance(value, CodeType)]
+                todo += [value for value in code.co_consts if value != part.__doc__]
+                todo += map(part.__globals__.get, code.co_names)
+            todo += [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
+            with suppress(ValueError):  # a cell may be empty
+                todo += [cell.cell_contents for cell in part.__closure__ or ()]
+        elif isinstance(part, type):
+            todo += part.__bases__
+            kept = (FunctionType, staticmethod, classmethod)  # beside what Python adds to a class
+            todo += [v for n, v in vars(part).items() if n[:2] != "__" or isinstance(v, kept)]
+        elif isinstance(part, functools.partial):
+            todo += [part.func, *part.args, *part.keywords.values()]
+        elif isinstance(part, staticmethod | classmethod | MethodType):
+            todo.append(part.__func__)
+        elif isinstance(part, property):
+            todo.append(part.fget)
+        elif callable(part):
+            todo.append(type(part))
+    return found
+
+
+def _room(part: Any) -> str:
+    """Return the package or module that something is from, or nothing."""
+    return str(getattr(part, "__module__", "")).split(".")[0]
+
+
+def _is_installed(room: str) -> bool:
+    file = getattr(sys.modules.get(room), "__file__", None)
+    return room in KNOWN or "site-packages" in Path(file or "").parts
 
 
 class _Kept:
@@ -164,8 +228,16 @@ _REMEMBERED: dict[tuple[int, ...], tuple[list[Any], dict[str, list[float]]]] = {
 
 def _measured_once(config: TrainConfig, dataset: Dataset) -> list[float]:
     """Return what ``_measured`` does; what this very code has computed before is not done again."""
-    code = _this_code()
-    if code is None or not _is_the_kits(config):
+    code, outside = _this_code(), _from_outside(config)
+    if outside:
+        measured = _measured(config, dataset)
+        if not np.array_equal(measured, _measured(config, dataset), equal_nan=True):
+            raise InputError(
+                f"{' or '.join(outside)} computes other numbers each time: take random ones from "
+                f"torch, which are seeded, and keep nothing from one batch to the next"
+            )
+        return measured
+    if code is None:
         return _measured(config, dataset)
     recipe = get_method(config.method).recipe
     what = json.dumps([identity.key(config), recipe, dataset.train_images.shape])

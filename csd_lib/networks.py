@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_lib import InputError, checks
-from csd_lib.files import parsing, read_tensors, sha256_of
+from csd_lib.files import Damaged, parsing, read_tensors, sha256_of
 from csd_lib.model import Network, NormalizedHead, ResNet, freeze
 from csd_lib.numerics import evaluating
 from csd_lib.stored import StoredImages
@@ -558,12 +558,18 @@ def _existing(setting: str, name: str) -> Path:
 
 
 def _read_state(setting: str, name: str) -> Mapping[str, Tensor]:
-    content = read_state(_existing(setting, name))
+    try:
+        content = read_state(_existing(setting, name))
+    except Damaged as error:
+        reason = str(error).rpartition(": ")[0]
+        raise InputError(f"{setting}: {reason}: give weights, such as model-task1.pt") from error
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided
         for name, value in content.items()
     ):
-        raise InputError(f"{setting}={name!r} holds no state by name")
+        raise InputError(
+            f"{setting}={name!r} holds no weights by name: give model-task1.pt or such"
+        )
     return content
 
 

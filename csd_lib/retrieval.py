@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -159,6 +160,14 @@ def recall_at_k(
     return Recall(values, len(counted), len(counts) - len(counted))
 
 
+def all_alike(features: Tensor) -> bool:
+    """Say whether a search ties most images ``[N, D]`` with the mean one: then all are found."""
+    unit = unit_length(features.double())
+    center = unit_length(unit.mean(dim=0, keepdim=True))
+    tied = ((unit @ center.T * STEPS).round() == STEPS).squeeze(1) | (unit == 0).all(dim=1)
+    return 2 * int(tied.sum()) > len(features)
+
+
 def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = False) -> Tensor:
     """Return what each query finds first: places in the gallery ``[N, k]``, the nearest first.
 
@@ -235,6 +244,12 @@ def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> Retrie
         outputs = [_features_and_logits(model, task.test_images, 512) for task in tasks]
         features = [f for f, _ in outputs]
         labels = [task.test_labels.to(features[0].device) for task in tasks]
+        if all_alike(torch.cat(features)):
+            warnings.warn(
+                f"after task {i + 1} most test images have the same feature: they tie, and each is "
+                f"found, which says nothing",
+                stacklevel=2,
+            )
         for j, task in enumerate(tasks):
             own[i, j] = recall_at_k(features[j], labels[j])[1]
             in_gallery = [j, *(t.index for t in arrived if t.index != j)]

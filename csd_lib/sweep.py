@@ -36,8 +36,11 @@ A_YEAR = 60 * 24 * 365  # minutes; submitit stops a local process after five if 
 
 def import_submitit() -> Any:
     """Return submitit, which only sweeps in several processes need."""
-    with checks.needs_extra("sweep"):
-        import submitit
+    try:
+        with checks.needs_extra("sweep"):
+            import submitit
+    except InputError as error:
+        raise InputError(f"{error}; on this machine --at-once 1 does without") from error
     return submitit
 
 

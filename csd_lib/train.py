@@ -27,7 +27,7 @@ from csd_lib.stored import StoredImages
 from csd_lib.watch import Health, Selection, Totals, progress_bar, spread_in_training
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """What training leaves behind."""
 
@@ -35,6 +35,11 @@ class Run:
     tasks: list[Task]
     models: list[Network]  # frozen, after each task (joint training: one, after all of them)
     history: list[dict[str, float]]  # one record per epoch
+
+    def __repr__(self) -> str:
+        """Name what was trained, without all images and weights."""
+        which = f"{self.config.method!r}, seed={self.config.seed}"
+        return f"{type(self).__name__}({which}, {len(self.models)} models)"
 
 
 def training_step(

@@ -17,7 +17,7 @@ from csd_lib.data import Task, hold_out
 from csd_lib.engine import Precision
 from csd_lib.model import Network
 from csd_lib.numerics import unit_length
-from csd_lib.retrieval import embed, recall_at_k
+from csd_lib.retrieval import all_alike, embed, recall_at_k
 from csd_lib.stored import StoredImages, join
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Health:
         """
         where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
         remedy = (
-            f"lower the learning rate (here {record['learning_rate']:g}; "
+            f"lower the learning rate (in this epoch {record['learning_rate']:g}; "
             f"the paper uses 1e-3 on the first task and 1e-5 later)"
         )
         broken = [f"{name} {value}" for name, value in record.items() if not math.isfinite(value)]
@@ -96,9 +96,10 @@ class Health:
             if best < 1e-4:  # they were never apart, so no rate has pushed them together
                 remedy = "the network began like that: give it weights, as weights=published"
             raise TrainingError(
-                f"{where}: the features have collapsed, all images have nearly the same one (mean "
-                f"cosine distance {record['spread']:.1e}; it was {best:.2g} "
-                f"{f'in epoch {epoch}' if epoch else 'before this task'}): {remedy}"
+                f"{where}: the features have collapsed: they are close together (mean cosine "
+                f"distance {record['spread']:.1e}; it was {best:.2g} "
+                f"{f'in epoch {epoch}' if epoch else 'before this task'}) and tell no classes "
+                f"apart: {remedy}, or give it more images"
             )
         return not self.collapsed
 
@@ -180,7 +181,9 @@ class Selection:
 
     def measure(self, student: Network) -> float:
         """Measure the student now, and keep a copy if it is better than every one before."""
-        recall = recall_at_k(embed(student, self.images), self.labels)[1]
+        features = embed(student, self.images)
+        # Images that all tie would all be found.
+        recall = 0.0 if all_alike(features) else recall_at_k(features, self.labels)[1]
         if recall > self.recall:
             self.recall = recall
             self.state = {name: value.clone() for name, value in student.state_dict().items()}

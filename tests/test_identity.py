@@ -9,8 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import warm
 
 import csd_lib.fingerprint as fingerprinting
@@ -30,6 +32,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.experiment import last_model, load_run, run_experiment, run_name
 from csd_lib.fingerprint import KEPT_CODES, fingerprint
 from csd_lib.methods import METHODS, TERMS, Method, Term
+from csd_lib.networks import NETWORKS
 from csd_lib.record import Record
 from csd_lib.train import train
 
@@ -454,6 +457,82 @@ def test_a_term_of_ones_own_that_changed_is_another_run(digits, tmp_path):
                     run_experiment(config, digits, folder=tmp_path, progress=False)
             else:
                 run_experiment(config, digits, folder=tmp_path, progress=False)
+
+
+OWN = """
+from torch.nn import functional as F
+
+FROM, WEIGHT = {labels}, 3.0
+
+
+def hardest(distances, count={count}):
+    return distances.topk(min(count, len(distances)))[0].mean()
+
+
+class Own:
+    def __call__(self, o, settings):
+        chosen = 1 + WEIGHT * (o.labels >= FROM)
+        return hardest(chosen * (o.features - o.teacher_features).square().mean(1))
+"""
+SAME_OWN = OWN.replace("def __call__", "# This is a comment.\n\n    def __call__")
+
+
+@pytest.mark.parametrize(
+    "text, same",
+    [
+        (OWN.format(labels=6, count=12), True),
+        (SAME_OWN.format(labels=6, count=12), True),
+        (OWN.format(labels=6, count=48), False),  # the made-up images have batches of 12
+        (OWN.format(labels=7, count=12), False),  # and six classes
+    ],
+    ids=["nothing", "a comment", "more than a batch has", "more classes than there are"],
+)
+def test_a_change_that_made_up_images_do_not_show_makes_another_run(text, same):
+    found = []
+    for source in (OWN.format(labels=6, count=12), text):
+        room = {"__name__": "somewhere"}
+        exec(source, room)
+        with patch.dict(TERMS, own=Term("own", room["Own"]())):
+            found.append(fingerprint(replace(QUICK, method="ce+triplet+own"), 1, 8))
+    assert (found[0] == found[1]) is same
+
+
+def test_a_network_that_differs_only_on_larger_images_is_another_one():
+    found = []
+    for shrink in (F.adaptive_max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
+
+        class Small(model.ResNet):
+            def backbone(self, images, shrink=shrink):
+                return super().backbone(shrink(images, 16))  # the made-up images have no more
+
+        with patch.dict(NETWORKS, own=lambda _, mean, std: Small(8, 0, len(mean), mean, std)):
+            found.append(fingerprint(replace(QUICK, network="own"), 1, 16))
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_term_that_is_another_one_each_time_is_refused_before_anything_is_trained(
+    digits, tmp_path
+):
+    queue = []
+
+    def remembers(o, settings):
+        queue.append(o.features.detach().mean())
+        return (o.features - queue[-2:][0]).square().mean()
+
+    def noisy(o, settings):
+        return (o.features * float(np.random.rand())).square().mean()
+
+    def seeded(o, settings):
+        return (o.features * torch.rand(())).square().mean()
+
+    for term in (remembers, noisy):
+        with patch.dict(TERMS, own=Term("own", term)):
+            config = replace(QUICK, method="ce+triplet+own")
+            with pytest.raises(InputError, match="'own' computes other numbers each time"):
+                run_experiment(config, digits, folder=tmp_path, progress=False)
+    assert not [*tmp_path.iterdir()]
+    with patch.dict(TERMS, own=Term("own", seeded)):
+        assert fingerprint(replace(QUICK, method="ce+triplet+own"), 1, 8)
 
 
 def test_a_first_task_of_other_images_is_refused(digits, swapped, tmp_path):

@@ -159,8 +159,8 @@ WRONG = {
     "a head that is not finite": ({}, {"head.weight": torch.full((5, 64), torch.inf)}, "head"),
     "half precision": ({}, {"stem.weight": torch.zeros(16, 1, 3, 3).half()}, "float16"),
     "16 bits": ({}, {"stem.weight": torch.zeros(16, 1, 3, 3).bfloat16()}, "bfloat16"),
-    "a number": ({}, {"stem.weight": 3}, "holds no state by name"),
-    "a sparse tensor": ({}, {"stem.weight": torch.eye(3).to_sparse()}, "holds no state by name"),
+    "a number": ({}, {"stem.weight": 3}, "holds no weights by name"),
+    "a sparse tensor": ({}, {"stem.weight": torch.eye(3).to_sparse()}, "holds no weights by name"),
 }
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_does_not_fit_is_refused(digits, tmp_path, begun, name):
 
 def test_names_that_are_no_text_are_refused(tmp_path):
     torch.save({"stem.weight": torch.zeros(3), 7: torch.zeros(3)}, tmp_path / "start.pt")
-    with pytest.raises(InputError, match="holds no state by name"):
+    with pytest.raises(InputError, match="holds no weights by name"):
         train(going_on(tmp_path / "start.pt"), progress=False)
 
 
@@ -188,7 +188,7 @@ def test_a_file_that_is_none_or_another_is_refused_before_any_work(cli_train, tm
     path.write_bytes(b"no model")
     assert "model.pt cannot be read" in cli_train("--init-from", str(path))
     torch.save([1], path)
-    assert "holds no state by name" in cli_train("--init-from", str(path))
+    assert "holds no weights by name" in cli_train("--init-from", str(path))
 
 
 @pytest.fixture

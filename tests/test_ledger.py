@@ -15,7 +15,7 @@ from disturbed import hold
 from made_up import record
 from warm import PROCESSES, Python
 
-from csd_lib import InputError, files, identity, losses
+from csd_lib import InputError, TrainingError, files, identity, losses
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
 from csd_lib.experiment import run_name
@@ -97,6 +97,21 @@ def test_what_older_code_recorded_is_kept_and_said_and_run_anew_on_demand(
     assert report.are_current([made[old], made[new]]) == [False, True]
     trained.clear()
     assert reproduce([config], again=True) == [new] and trained == []
+
+
+def test_a_run_whose_code_changes_meanwhile_is_not_trained_for_ever(own_folders, monkeypatch):
+    """The fingerprint of the plan is another one than that of the run."""
+    plan = ledger.plan
+
+    def older(*args, **kind):
+        cells = plan(*args, **kind)
+        for cell in cells:
+            cell.fingerprint = "00000000"
+        return cells
+
+    monkeypatch.setattr(ledger, "plan", older)
+    with pytest.raises(TrainingError, match="its code changed while it ran"):
+        reproduce([TrainConfig(**QUICK, method="initial")])
 
 
 def test_a_damaged_record_is_made_anew_and_kept(own_folders):

@@ -1,6 +1,7 @@
 """Recall@K against brute force, and the matrices built from it."""
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from csd_lib.model import ResNet, freeze
 from csd_lib.paper.report import average_compatibility, average_multi_model
 from csd_lib.retrieval import (
     RetrievalMatrix,
+    all_alike,
     average,
     backward_transfer,
     embed,
@@ -224,6 +226,29 @@ def test_an_old_gallery_is_searched_by_new_queries_without_the_querys_own_image(
     assert np.isnan(found[np.triu_indices(3, 1)]).all()
     seen = retrieval_matrix(models, tasks[:3]).seen
     assert found[0, 0] == pytest.approx(seen[0, 0]), "its own gallery is an ordinary search"
+
+
+def test_own_images_are_noticed_in_a_gallery_of_other_precision_and_length():
+    features, labels = (
+        torch.randn(40, 16, generator=torch.Generator().manual_seed(0)),
+        torch.arange(40) % 4,
+    )
+    for gallery in (features.half(), 3 * features.double(), features + 1e-7):
+        with pytest.warns(UserWarning, match="most queries find themselves"):
+            recall_at_k(features, labels, gallery, labels)
+    with warnings.catch_warnings(action="error"):
+        recall_at_k(features, labels, features.roll(4, 0) + 0.1, labels)
+
+
+def test_features_that_all_tie_are_said_to_say_nothing(digits):
+    tasks = class_incremental_split(digits, 2)
+    with warnings.catch_warnings(action="error"):
+        retrieval_matrix([ResNet(8, 10, 1)], tasks)
+    constant = ResNet(8, 10, 1)
+    constant.backbone = lambda images: torch.ones(64) + 1e-9 * images.mean((1, 2, 3))[:, None]
+    with pytest.warns(UserWarning, match="after task 1 most test images have the same feature"):
+        assert retrieval_matrix([constant], tasks).own[0, 0] == 1
+    assert all_alike(torch.zeros(4, 3)) and not all_alike(torch.eye(4)[[0, 0, 1, 2]])
 
 
 def test_same_images_leave_out_exactly_the_own_image():

@@ -615,6 +615,21 @@ def test_selection_on_held_out_images_never_sees_a_test_image(digits, monkeypatc
     assert held_out and not held_out & (trained_on | test_images)
 
 
+def test_a_run_is_shown_in_a_line(digits):
+    assert repr(quick(digits, "csd")) == "Run('csd', seed=0, 2 models)"
+
+
+def test_a_model_for_which_all_images_are_alike_is_never_the_best():
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 2
+    student, says_one_thing = ResNet(8, 2, 1), ResNet(8, 2, 1)
+    says_one_thing.backbone = lambda images: torch.ones(len(images), 64)
+    best = Selection(images, labels)
+    assert best.measure(student) == best.recall > 0
+    kept = best.state
+    assert best.measure(says_one_thing) == 0 and best.state is kept
+
+
 def test_features_of_zeros_are_a_collapse_too():
     assert feature_spread(torch.zeros(6, 4)) == 0
     some = torch.cat([torch.zeros(6, 4), torch.eye(2, 4)])

@@ -156,11 +156,12 @@ class Cell:
         """Count the epochs in the run's history, or of the first task that it will share."""
         return len(_history(self.run) or _history(self.first_run))
 
-    def state(self) -> str:
-        """Say in words how far this cell is."""
+    def state(self, again: bool = False) -> str:
+        """Say in words how far this cell is, and what becomes of a record that other code made."""
         if self.record:
             by = "" if self.is_current else f" by other code ({self.record.fingerprint or 'older'})"
-            return f"recorded on {self.record.date}{by}"
+            what = "to run again" if again else "--again runs it again"
+            return f"recorded on {self.record.date}{by}{by and f', {what}'}"
         total, done = self.epochs, len(_history(self.run))
         if done == total:
             return "trained, not yet recorded"
@@ -242,7 +243,7 @@ def reproduce(
     worker = _Worker(cells, dataset, keep_models, again, progress)
     for cell in cells:
         if cell.is_done(again):
-            tqdm.write(f"{worker.title(cell)}: {cell.state()}")
+            tqdm.write(f"{worker.title(cell)}: {cell.state(again)}")
     while waiting := worker.pending():
         if not any(worker.try_cell(cell) for cell in waiting):
             worker.say_that_it_waits(len(waiting))
@@ -301,6 +302,8 @@ class _Worker:
                     run = replace(run, record=replace(run.record, config=config))
                     place = write_record(run, cell.place_to_write(), self.keep_models)
                     cell.record = Record.read(place / "results.json")
+                    if not cell.is_current:
+                        raise TrainingError("recorded, but its code changed while it ran")
                 else:
                     tqdm.write(f"{self.title(cell)}: recorded by another process")
         except Busy:
@@ -381,15 +384,15 @@ def render_plan(cells: Sequence[Cell], again: bool = False) -> str:
     """List the cells and how far they are, and how long the rest takes."""
     lines = []
     for number, cell in enumerate(cells, start=1):
-        once_more = ", to run again" if cell.record and not cell.is_done(again) else ""
         lines.append(
             f"[{number}/{len(cells)}] {describe(cell.config)}, {cell.config.tasks} tasks, seed "
-            f"{cell.config.seed}: {cell.state()}{once_more}"
+            f"{cell.config.seed}: {cell.state(again)}"
         )
     hours = hours_left(cells, again)
     open_cells = sum(not cell.is_done(again) for cell in cells)
-    estimate = "unknown, nothing like it was measured here" if hours is None else f"{hours:.1f}"
-    return "\n".join([*lines, f"{open_cells} cells to run, hours for one process: {estimate}"])
+    unknown = "unknown, nothing like it was measured here"
+    left = unknown if hours is None else _duration(3600 * hours)
+    return "\n".join([*lines, f"{open_cells} cells to run, time for one process: {left}"])
 
 
 def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Path:
@@ -448,9 +451,7 @@ def load_model(record: Record) -> Network:
     try:
         return network_from_state(record.config, state)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not the model of its record ({error}): fetch it again"
-        ) from error
+        raise InputError(f"{path} is not the model of its record ({error})") from error
 
 
 def _recorded_file(record: Record, name: str) -> Path:

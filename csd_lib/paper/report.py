@@ -137,9 +137,15 @@ def variants(records: Sequence[Record]) -> list[list[Record]]:
     def place(row: list[Record]) -> tuple[Any, ...]:
         method = row[0].config.method
         place = named.index(method) if method in METHODS else len(named)
-        return place, method, str(changed_settings(row[0].config))
+        changed = changed_settings(row[0].config).items()
+        return place, method, [(name, *_in_order(value)) for name, value in changed]
 
     return sorted(rows.values(), key=place)
+
+
+def _in_order(value: Any) -> tuple[float, str]:
+    """Return what numbers, and anything else, can be sorted by."""
+    return (value if isinstance(value, int | float) else math.inf), str(value)
 
 
 def plain_runs(
@@ -284,7 +290,7 @@ def headline(group: Group) -> list[str]:
     facts = [
         f"{_inputs(records[0])}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
         f"seeds {_listed(record.config.seed for record in records)}",
-        _listed(record.device for record in records),
+        _listed(record.device for record in records) + _threads(records),
         _listed(record.config.precision for record in records),
         f"torch {_listed(record.versions.get('torch', '?') for record in records)}",
         _listed(record.date for record in records),
@@ -302,6 +308,12 @@ def headline(group: Group) -> list[str]:
             line += ", and new head rows start from class means, not at random as in the paper"
         lines.append(f"{line}: the gaps show how far it stays behind the full protocol.")
     return lines
+
+
+def _threads(records: Sequence[Record]) -> str:
+    """Name the numbers of threads on a CPU if they differ: they change single runs a little."""
+    counts = {r.threads for r in records if r.device.startswith("cpu") and r.threads}
+    return f" ({_listed(counts)} threads)" if len(counts) > 1 else ""
 
 
 def _length(config: TrainConfig) -> str:
@@ -454,8 +466,8 @@ def _render_old_gallery(values: np.ndarray) -> str:
     header = ["", *[f"model {j + 1}" for j in range(len(values))]]
     rows = [[f"by model {i + 1}", *[mean_and_sd([v]) for v in row]] for i, row in enumerate(values)]
     summary = (
-        f"average compatibility {average_compatibility(values):.2f}, average multi-model recall "
-        f"{mean_and_sd([average_multi_model(values)])}"
+        f"average compatibility {mean_and_sd([average_compatibility(values)])}, average "
+        f"multi-model recall {mean_and_sd([average_multi_model(values)])}"
     )
     title = "Recall@1, searched by one model, gallery indexed by it or an older one (%)"
     return "\n".join([title, *format_table(header, rows, False), summary])
