@@ -162,7 +162,10 @@ def recall_at_k(
 
 def all_alike(features: Tensor) -> bool:
     """Say whether a search ties most images ``[N, D]`` with the mean one: then all are found."""
-    unit = unit_length(features.double())
+    checks.matrix("features", features)
+    checks.finite("features", features)
+    on_mps = features.device.type == "mps"  # which has no float64
+    unit = unit_length((features.cpu() if on_mps else features).double())
     center = unit_length(unit.mean(dim=0, keepdim=True))
     tied = ((unit @ center.T * STEPS).round() == STEPS).squeeze(1) | (unit == 0).all(dim=1)
     return 2 * int(tied.sum()) > len(features)

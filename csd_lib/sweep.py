@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -211,6 +212,9 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
             raise InputError(f"device={job.device!r}: leave out the number, all GPUs are used")
         gpus = visible_gpus()
     processes = processes or len(gpus) or max(1, (os.cpu_count() or 1) // job.threads)
+    # The processes find modules beside the script that was started, as this one does.
+    paths = [os.path.abspath(sys.path[0]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     executor = import_submitit().LocalExecutor(folder := _new_folder())
     print(f"{len(job.configs)} cells, {processes} processes; what they say is in {folder}")
     running: list[Any] = []

@@ -328,6 +328,7 @@ CALLS = {
     "retrieval.nearest": lambda: dict(
         queries=features(), gallery=features(seed=1), k=2, same_images=False
     ),
+    "retrieval.all_alike": lambda: dict(features=features()),
     "retrieval.retrieval_matrix": lambda: dict(models=[model()], tasks=tasks()),
     "retrieval.average": lambda: dict(matrix=MATRIX),
     "retrieval.forgetting": lambda: dict(matrix=MATRIX),

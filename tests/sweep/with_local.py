@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -36,6 +38,29 @@ def test_two_workers_record_what_one_process_does_and_never_do_one_cell(tmp_path
     again = kept.run("sweep", "table1", *settings, "--dry-run")
     assert "0 cells to run" in again
     assert "processes" not in kept.run("sweep", "table1", *settings), "nothing is started"
+
+
+def test_a_script_with_a_term_of_its_own_may_lie_elsewhere(tmp_path):
+    kept, script = Kept(tmp_path), tmp_path / "mine" / "mine.py"
+    script.parent.mkdir()
+    script.with_name("my_terms.py").write_text(
+        "from csd_lib.methods import TERMS, Term\n\n"
+        "def far(o, s):\n    return (o.features - o.teacher_features).square().mean()\n\n"
+        "TERMS['far'] = Term('far', far)\n"
+    )
+    script.write_text("import my_terms\nfrom csd_lib.__main__ import main\n\nmain()\n")
+    sweep = ["sweep", "grid", *SETTINGS, "epochs=1", "method=initial,ce+far", "--at-once", "2"]
+    done = subprocess.run(
+        [sys.executable, str(script), *sweep],
+        env=kept.environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.returncode == 0, done.stderr
+    recorded = [path.parent.name for path in kept.results.rglob("results.json")]
+    assert [name.split("-")[1] for name in sorted(recorded)] == ["ce+far", "initial"]
 
 
 def started(kept, seed):
