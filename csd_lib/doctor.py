@@ -52,9 +52,9 @@ MODE_SETTINGS: dict[str, dict[str, Any]] = {
     "paper": dict(dataset="cifar100", preset="clean"),
 }
 # What `make run` takes in all, as a multiple of training in chapters 1 to 6: the other chapters,
-# kernels, figures, maps, exercises. 197 s for a forecast of 40 s of training (two idle cores, torch
-# 2.14, November 2026).
-NOTEBOOKS = 4.9
+# kernels, figures, maps; two notebooks at a time. 228 s for a forecast of 86 s of training (two
+# idle cores with AVX2, torch 2.14, November 2026).
+NOTEBOOKS = 2.7
 LEAST_DISK = 0.5e9  # bytes: CIFAR-100 with its archive has 350 MB, a run 20
 LEAST_MEMORY = 1.5e9  # bytes: recorded runs in mode class took 1.8 GB, of which torch has 0.5
 

@@ -174,7 +174,7 @@ def test_a_selection_waits_only_when_it_looks(gpu, images):
     ]
     reads = (counts[0][0] - counts[1][0]) / 2  # with each look
     copies = (counts[0][1] - counts[1][1]) / 2
-    assert reads <= 5  # are features finite (twice) and different, which queries count, how many hit
+    assert reads <= 5  # finite (twice) and different, which queries count, how many hit
     assert copies == 0  # the images to look at have been on the GPU from the beginning
 
 
