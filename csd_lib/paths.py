@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from pathlib import Path
 
 VARIABLES = {
@@ -49,6 +50,12 @@ def home() -> Path:
 def visible_devices() -> str:
     """Which GPUs CUDA may use: ``$CUDA_VISIBLE_DEVICES``, or an empty text."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def pass_on_imports() -> None:
+    """Let processes that this one starts find modules beside its script, as it does itself."""
+    folders = [os.path.abspath(sys.path[0]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
 
 
 def data_folder() -> Path:

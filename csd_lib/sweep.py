@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from csd_lib.files import make_folder
 from csd_lib.methods import METHODS, TERMS, Method, Term
 from csd_lib.networks import import_network
 from csd_lib.paper import ledger
-from csd_lib.paths import runs_folder, visible_devices
+from csd_lib.paths import pass_on_imports, runs_folder, visible_devices
 
 REQUEUES = 10_000  # how often a job that ran into its time limit goes on
 ARRAY = 1000  # jobs; Slurm's limit is 1001 where nobody has changed it
@@ -212,9 +211,7 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
             raise InputError(f"device={job.device!r}: leave out the number, all GPUs are used")
         gpus = visible_gpus()
     processes = processes or len(gpus) or max(1, (os.cpu_count() or 1) // job.threads)
-    # The processes find modules beside the script that was started, as this one does.
-    paths = [os.path.abspath(sys.path[0]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    pass_on_imports()
     executor = import_submitit().LocalExecutor(folder := _new_folder())
     print(f"{len(job.configs)} cells, {processes} processes; what they say is in {folder}")
     running: list[Any] = []

@@ -559,6 +559,7 @@ ALLOWED = {
     "retrieval.recall_at_k": SEARCHES,
     "retrieval.RetrievalMatrix": dict(old_gallery={"None"}),
     "comparison.render_table": dict(markdown={"True"}),
+    "retrieval.all_alike": dict(features=MATRICES | {"wrong length"}),
     "retrieval.nearest": dict(
         queries=MATRICES | {"wrong length"},
         gallery=MATRICES | {"wrong length"},

@@ -61,7 +61,7 @@ def test_one_sitting(path):
         assert statistics.median(lines) <= 6
     assert max(lines) <= 12
     assert len(re.findall(r"\w+", unfolded(prose(path)))) <= 2500
-    assert path.stat().st_size <= 450_000
+    assert path.stat().st_size <= 470_000
 
 
 @each_notebook
