@@ -41,7 +41,7 @@ from csd_lib import InputError, TrainingError, identity, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.methods import TERMS, Outputs, get_method
-from csd_lib.networks import NETWORKS, RANDOM, make_network
+from csd_lib.networks import NETWORKS, RANDOM, make_network, maker
 from csd_lib.retrieval import embed, retrieval_matrix
 from csd_lib.train import learning_rate, train
 
@@ -66,7 +66,7 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         channels: of its images.
         size: their height or width, whichever is smaller.
     """
-    kept = _kept() if _is_command() and not _from_outside(config) else None
+    kept = _kept() if _is_command() and _is_the_kits(config) else None
     if kept is None:
         return _fingerprint(config, channels, size)
     recipe = [
@@ -119,16 +119,17 @@ def _is_command() -> bool:
     return started.name == "csd" or started == Path(__file__).with_name("__main__.py")
 
 
+def _is_the_kits(config: TrainConfig) -> bool:
+    """Say whether the kit alone decides, and no code of a user or of a library of networks."""
+    return not _from_outside(config) and config.network in NETWORKS
+
+
 def _from_outside(config: TrainConfig) -> dict[str, Any]:
-    """Name the loss terms and the network that do not come with the kit."""
+    """Return the loss terms and the network that a user has written, by their names."""
     recipe = get_method(config.method).recipe.split("+")
     parts: dict[str, Any] = {f"loss term {name!r}": TERMS[name].compute for name in recipe}
-    parts[f"network {config.network!r}"] = NETWORKS.get(config.network)
-    return {
-        name: part
-        for name, part in parts.items()
-        if not str(getattr(part, "__module__", "")).startswith("csd_lib.")
-    }
+    parts[f"network {config.network!r}"] = maker(str(config.network))
+    return {name: part for name, part in parts.items() if _room(part) != "csd_lib"}
 
 
 def _instructions(parts: Collection[Any]) -> list[str]:
@@ -140,10 +141,10 @@ def _instructions(parts: Collection[Any]) -> list[str]:
     rooms, found, done = {_room(part) for part in parts}, [], set()
     todo = [*parts]
     for part in todo:  # grows
-        if isinstance(part, int | float | str | bytes | tuple):
+        if isinstance(part, int | float | str | bytes):
             found.append(repr(part))
-        elif isinstance(part, frozenset):  # in an order of its own in each process
-            found += sorted(map(repr, part))
+        elif isinstance(part, tuple | frozenset):  # a set has another order in each process
+            todo += part if isinstance(part, tuple) else sorted(part, key=repr)
         if id(part) in done:
             continue
         done.add(id(part))
@@ -228,17 +229,15 @@ _REMEMBERED: dict[tuple[int, ...], tuple[list[Any], dict[str, list[float]]]] = {
 
 def _measured_once(config: TrainConfig, dataset: Dataset) -> list[float]:
     """Return what ``_measured`` does; what this very code has computed before is not done again."""
-    code, outside = _this_code(), _from_outside(config)
-    if outside:
-        measured = _measured(config, dataset)
-        if not np.array_equal(measured, _measured(config, dataset), equal_nan=True):
+    code = _this_code()
+    if code is None or not _is_the_kits(config):
+        measured, outside = _measured(config, dataset), _from_outside(config)
+        if outside and not np.array_equal(measured, _measured(config, dataset), equal_nan=True):
             raise InputError(
                 f"{' or '.join(outside)} computes other numbers each time: take random ones from "
                 f"torch, which are seeded, and keep nothing from one batch to the next"
             )
         return measured
-    if code is None:
-        return _measured(config, dataset)
     recipe = get_method(config.method).recipe
     what = json.dumps([identity.key(config), recipe, dataset.train_images.shape])
     # The parts themselves must live on, or Python gives their ids to others.

@@ -92,7 +92,7 @@ def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = _maker(str(config.network))(config, mean, std)
+        network = maker(str(config.network))(config, mean, std)
         wanted = "what returns a Network: subclass it, and call your module in its backbone"
         checks.instance(f"NETWORKS[{config.network!r}]", network, Network, wanted)
         if config.weights not in (RANDOM, PUBLISHED):
@@ -327,7 +327,7 @@ def weights_sha256(config: TrainConfig) -> str:
     """
     if config.weights != PUBLISHED:
         return sha256_of(_existing("weights", str(config.weights)))
-    body = _maker(str(config.network))(config, (0.0,) * 3, (1.0,) * 3)
+    body = maker(str(config.network))(config, (0.0,) * 3, (1.0,) * 3)
     return state_sha256(body.state_dict())
 
 
@@ -349,7 +349,8 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _maker(name: str) -> Callable[..., Network]:
+def maker(name: str) -> Callable[..., Network]:
+    """Return what makes the network of this name, called as those of ``NETWORKS``."""
     if name in NETWORKS:
         return NETWORKS[name]
     library, _, which = name.partition(":")

@@ -119,6 +119,7 @@ _WHY_EXEMPT = {
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan
         ledger.render_plan ledger.reproduce ledger.write_record ledger.load_model""",
     "takes the state of a model that was made or read": "networks.state_sha256",
+    "takes the name of a network, which was checked when the config was made": "networks.maker",
     "takes nothing": """
         ledger.record_folders
         session.Session.load_dataset session.smoke_fingerprint figures.use_style""",

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 import numpy as np
@@ -497,6 +499,23 @@ def test_a_change_that_made_up_images_do_not_show_makes_another_run(text, same):
     assert (found[0] == found[1]) is same
 
 
+OWN_NETWORK = """
+from torch.nn import functional as F
+from csd_lib.model import ResNet
+
+LAYERS = (F.relu, len)  # functions, whose addresses must not count
+
+
+class Small(ResNet):
+    def __init__(self, config, mean, std):
+        super().__init__(8, 0, len(mean), mean, std)
+        self.layers = LAYERS
+
+    def backbone(self, images):
+        return super().backbone(F.adaptive_{shrink}_pool2d(images, 16))
+"""
+
+
 def test_a_network_that_differs_only_on_larger_images_is_another_one():
     found = []
     for shrink in (F.adaptive_max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
@@ -507,6 +526,17 @@ def test_a_network_that_differs_only_on_larger_images_is_another_one():
 
         with patch.dict(NETWORKS, own=lambda _, mean, std: Small(8, 0, len(mean), mean, std)):
             found.append(fingerprint(replace(QUICK, network="own"), 1, 16))
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_network_of_ones_own_module_counts_as_it_is_written(monkeypatch):
+    found = []
+    for shrink in ("max", "avg", "max"):
+        room = ModuleType("own_nets")
+        text = OWN_NETWORK.format(shrink=shrink)
+        exec(compile(text, "own_nets.py", "exec"), vars(room))
+        monkeypatch.setitem(sys.modules, "own_nets", room)
+        found.append(fingerprint(replace(QUICK, network="own_nets:Small"), 1, 16))
     assert found[0] == found[2] != found[1]
 
 

@@ -154,9 +154,8 @@ def method_curves(
 def _draw_curves(axis: Axes, values: dict[str, np.ndarray]) -> None:
     styles = method_styles(values)
     for place, (name, runs) in enumerate(values.items()):
-        aside = 0.03 * (
-            place - (len(values) - 1) / 2
-        )  # or equal means would hide each other's bars
+        # Side by side, or equal means would hide each other's bars.
+        aside = 0.03 * (place - (len(values) - 1) / 2)
         axis.errorbar(
             np.arange(runs.shape[1]) + aside,
             runs.mean(axis=0),

@@ -159,9 +159,11 @@ class Cell:
     def state(self, again: bool = False) -> str:
         """Say in words how far this cell is, and what becomes of a record that other code made."""
         if self.record:
-            by = "" if self.is_current else f" by other code ({self.record.fingerprint or 'older'})"
+            state = f"recorded on {self.record.date}"
+            if self.is_current:
+                return state
             what = "to run again" if again else "--again runs it again"
-            return f"recorded on {self.record.date}{by}{by and f', {what}'}"
+            return f"{state} by other code ({self.record.fingerprint or 'older'}), {what}"
         total, done = self.epochs, len(_history(self.run))
         if done == total:
             return "trained, not yet recorded"
