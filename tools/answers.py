@@ -58,7 +58,7 @@ def _sentences(check: Callable[..., Any]) -> Iterator[tuple[int, str]]:
     They stand in its lists of mistakes, in ``raise Mistake(...)`` and in ``hints=...``.
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(check)))
-    texts = {}
+    module, texts = inspect.getmodule(check), {}
     for node in ast.walk(tree):
         match node:
             case (
@@ -71,16 +71,16 @@ def _sentences(check: Callable[..., Any]) -> Iterator[tuple[int, str]]:
             case ast.List(elts=elements):
                 for element in elements:
                     match element:
-                        case ast.Tuple(elts=[ast.Constant(value=str(sentence)), _]):
-                            yield element.lineno, sentence
-                        case ast.Tuple(elts=[ast.Name(id=name), _]):
-                            yield element.lineno, getattr(inspect.getmodule(check), name)
-                        case ast.Starred(
-                            value=ast.GeneratorExp(elt=ast.Tuple(elts=[ast.Name(id=name), _]))
-                        ):
-                            yield element.lineno, getattr(inspect.getmodule(check), name)
+                        case (
+                            ast.Tuple(elts=[sentence, _])
+                            | ast.Starred(value=ast.GeneratorExp(elt=ast.Tuple(elts=[sentence, _])))
+                        ) if isinstance(sentence, ast.Name | ast.Constant):
+                            if isinstance(sentence, ast.Name):
+                                yield element.lineno, getattr(module, sentence.id)
+                            else:
+                                yield element.lineno, sentence.value
                         case ast.Starred(value=ast.Name(id=name)) if name not in texts:
-                            shared = getattr(inspect.getmodule(check), name)
+                            shared = getattr(module, name)
                             yield from ((element.lineno, sentence) for sentence, _ in shared)
             case ast.Raise(exc=ast.Call(func=ast.Name(id="Mistake"), args=[text])):
                 yield node.lineno, _text(text)

@@ -417,6 +417,13 @@ def learned_table(found: dict[str, Table]) -> str:
                 averages = [[average for _, average, _ in gap.values()] for gap in gaps]
                 cells = described([*zip(*averages, strict=True)])
                 lines.append([title, get_method(method).title, str(len(gaps[0])), *cells])
+    search = SEARCHES["CIFAR-100, ResNet-8"]
+    reached = tuned.found(tuned.load_tries(search))
+    chosen = {method: tuned.best(reached[method]) for method in ("lwf", "csd")}
+    for method, row in rows_with(search, chosen).items():  # against each run's own first model
+        gained = [[r.matrix.own[-1].mean() - r.matrix.own[0].mean()] for r in row]
+        title = f"{get_method(method).title}, weights × {chosen[method]:g}"
+        lines.append(["ResNet-8, 25 and 8", title, str(len(row)), *described(gained), "–"])
     header = ["run", "minus initial model", "n", "average, own classes", "average, all"]
     return "\n".join(format_table(header, lines, markdown=True))
 
@@ -461,47 +468,55 @@ def leads_table(found: Sequence[Lead]) -> str:
     return "\n".join(format_table(header, lines, markdown=True))
 
 
-FIRST_LENGTHS = (5, 20, 80)  # epochs of the first task on clothes
+# Where first tasks of several lengths were tried: their epochs, and those of the second task.
+FIRST_LENGTHS = {"clothes": ((5, 20, 80), 5), "CIFAR-100, ResNet-8": ((25, 100), 8)}
 
 
 @functools.cache
-def after_first_task_of(epochs: int) -> list[dict[str, tuple[float, list[Record]]]]:
-    """Factor and runs by method, on clothes after a first task of so long: usual, and chosen."""
-    records, _ = load_runs(ROOT / "data" / "results" / "fashion")
-    reached = tuned.found(tuned.load_tries(SEARCHES["clothes"]))
+def after_first_task_of(where: str, epochs: int) -> list[dict[str, tuple[float, list[Record]]]]:
+    """Factor and runs by method after a first task of so long: usual weights, and chosen ones."""
+    search = SEARCHES[where]
+    (*_, longest), later_epochs = FIRST_LENGTHS[where]
+    records, _ = load_runs(ROOT / "data" / "results" / search.dataset)
+    reached = tuned.found(tuned.load_tries(search))
     usual = dict.fromkeys(("initial", "fine-tuning", "lwf", "csd"), 1.0)
     found = []
     for factors in (usual, {method: tuned.best(reached[method]) for method in ("lwf", "csd")}):
         rows = {}
         for method, factor in factors.items():
-            config = tuned.times(replace(SEARCHES["clothes"], method=method), factor)
-            wanted = key(replace(config, epochs=epochs, later_epochs=5), "seed")
-            rows[method] = factor, [r for r in records if key(r.config, "seed") == wanted]
+            config = replace(search, method=method, precision="fp32", later_epochs=later_epochs)
+            config = tuned.times(config, factor)
+            long, wanted = (key(replace(config, epochs=e), "seed") for e in (longest, epochs))
+            seeds = {r.config.seed for r in records if key(r.config, "seed") == long}
+            alike = [r for r in records if key(r.config, "seed") == wanted]
+            rows[method] = factor, [r for r in alike if r.config.seed in seeds]
         found.append(rows)
     return found
 
 
-def first_length_table() -> str:
-    """CSD minus LwF on clothes after first tasks of several lengths, in points."""
+def first_length_table(where: str) -> str:
+    """CSD minus LwF after first tasks of several lengths, same seeds, in points."""
     lines = []
-    for epochs in FIRST_LENGTHS:
-        for rows in after_first_task_of(epochs):
+    lengths, _ = FIRST_LENGTHS[where]
+    for epochs in lengths:
+        for rows in after_first_task_of(where, epochs):
             (lwf, of_lwf), (csd, of_csd) = rows["lwf"], rows["csd"]
             weights = f"× {lwf:g}", f"× {csd:g}"
             lines.append([str(epochs), *weights, *minus(of_csd, of_lwf)])
-            if epochs == FIRST_LENGTHS[-1] and lwf == 1:  # what half of the seeds would have said
+            if len(of_csd) == 8 and epochs == lengths[-1] and lwf == 1:  # what half would have said
                 few = [r for r in of_csd if r.config.seed < 4]
                 lines.append([f"{epochs}, seeds 0 to 3 only", *weights, *minus(few, of_lwf)])
     header = ["CSD minus LwF: first task's epochs", "LwF's weights", "CSD's", *COLUMNS]
     return "\n".join(format_table(header, lines, markdown=True))
 
 
-def first_length_figure() -> Figure:
-    """Old and new classes on clothes after both tasks, by how long the first was learned."""
+def first_length_figure(where: str) -> Figure:
+    """Old and new classes after both tasks, by how long the first was learned."""
+    lengths, _ = FIRST_LENGTHS[where]
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.8))
     shown: dict[tuple[str, float], list[np.ndarray]] = {}
-    for epochs in FIRST_LENGTHS:
-        for rows in after_first_task_of(epochs):
+    for epochs in lengths:
+        for rows in after_first_task_of(where, epochs):
             for method, (factor, row) in rows.items():
                 ends = 100 * np.mean(list(ends_of(row).values()), axis=0)
                 shown.setdefault((method, factor), []).append(ends)
@@ -510,10 +525,10 @@ def first_length_figure() -> Figure:
         style = styles[method] | ({} if factor == 1 else dict(linestyle=":", mfc="white", mew=2))
         label = get_method(method).title + ("" if factor == 1 else f", × {factor:g}")
         for axis, values in zip(axes, np.transpose(ends), strict=False):
-            axis.plot(range(len(FIRST_LENGTHS)), values, label=label, **style)
+            axis.plot(range(len(lengths)), values, label=label, **style)
     for axis, title in zip(axes, ("old classes", "new classes"), strict=True):
         axis.set(title=title, xlabel="epochs of the first task")
-        axis.set_xticks(range(len(FIRST_LENGTHS)), FIRST_LENGTHS)
+        axis.set_xticks(range(len(lengths)), lengths)
     axes[0].set_ylabel("Recall@1 after both tasks (%)")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
@@ -745,6 +760,7 @@ def main() -> None:
             "digits": render([r for r in digits if is_plain(r)], markdown=True),
             "tuned": tuned_table(SEARCHES["digits"]),
             "tuned small": tuned_table(SEARCHES["CIFAR-100, ResNet-8"]),
+            "first length": first_length_table("CIFAR-100, ResNet-8"),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },
@@ -753,7 +769,7 @@ def main() -> None:
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
             "tuned": tuned_table(SEARCHES["clothes"]),
-            "first length": first_length_table(),
+            "first length": first_length_table("clothes"),
         },
         "docs/fine-grained.md": {
             "kinds": both_sides("kinds", "table2"),
@@ -800,7 +816,12 @@ def main() -> None:
     figure = first_task_figure(lines_of("first_task"))
     figure.savefig(ROOT / "docs" / "first-task.png", dpi=100)
     leads_figure(leading).savefig(ROOT / "docs" / "leads.png", dpi=100, bbox_inches="tight")
-    first_length_figure().savefig(ROOT / "docs" / "first-length.png", dpi=100, bbox_inches="tight")
+    for where, name in (
+        ("clothes", "first-length"),
+        ("CIFAR-100, ResNet-8", "first-length-photos"),
+    ):
+        figure = first_length_figure(where)
+        figure.savefig(ROOT / "docs" / f"{name}.png", dpi=100, bbox_inches="tight")
     trade_off_figure(SEARCHES).savefig(ROOT / "docs" / "trade-off.png", dpi=100)
     for name, table in (("table1", papers), ("protocol", protocol)):
         figure = figures.paper_against_ours(table)
