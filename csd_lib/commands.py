@@ -117,6 +117,8 @@ def train(
         print(f"note: this run does not read {', '.join(unread)}")
     with epoch_logger(log, config) as on_epoch:
         run = run_experiment(config, folder=folder, on_epoch=on_epoch, progress=not quiet)
+        if on_epoch:  # of a run that was finished before nothing has been sent
+            on_epoch(run.history, run.models[-1])
     print(render_matrix(run.matrix))
     print(f"\nconfig, history, models and results: {run.folder}")
 
@@ -390,6 +392,8 @@ def features(
 
     if into.suffix != ".npz":
         raise InputError(f"{into} must end in .npz: it will be a data set")
+    if into.exists():
+        raise InputError(f"{into} is there already: choose another name, or move it away")
     import_network(network, weights)
     asked: dict[str, Any] = dict(network=network, weights=weights, image_size=image_size)
     config = TrainConfig(dataset="./images", **asked)  # a size is for images that can be scaled

@@ -171,11 +171,11 @@ def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Tensor | Stored
     images, labels = task.train_images, task.train_labels
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(len(shuffled), dtype=torch.bool)
-    for label in range(task.first_label, task.end_label):
+    for label, name in enumerate(task.class_names, task.first_label):
         members = shuffled[labels[shuffled] == label]
         if len(members) < 3:  # two are held out, for one to be found by the other
             raise InputError(
-                f"held_out: class {label} has only {len(members)} training images, but one must "
+                f"held_out: class {name} has only {len(members)} training images, but one must "
                 f"remain beside the two held out: choose selection=last or selection=test"
             )
         held[members[: max(2, round(share * len(members)))]] = True

@@ -108,6 +108,9 @@ def run_experiment(
     first = identity.first_task(config) if share_first_task else None
     if first and not prefix and not runs.has_begun(folder):
         first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
+        saved = runs.RunFolder.load_begun(first_folder, None, config, dataset)
+        if saved and saved["device"] != torch.device(config.device).type:
+            first_folder = None  # as find_prefix: its random numbers cannot be gone on with here
     with only_one(folder, "training"):
         run = train(
             config,

@@ -77,7 +77,8 @@ def export(what: str | Path, into: str | Path) -> Path:
     for name in (SAFETENSORS, "results.json", CARD):
         if (folder / name).exists():
             raise InputError(f"{folder} already has {name}: choose a new folder")
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    # Copies: the format refuses weights that two layers share.
+    state = {name: value.cpu().contiguous().clone() for name, value in model.state_dict().items()}
     packed = save(state, {"format": "pt"})
     path = folder / SAFETENSORS
     write_atomically(path, lambda partial: partial.write_bytes(packed))
@@ -102,6 +103,9 @@ def render_card(record: Record, parameters: int) -> str:
     source = "" if "_" in REPOSITORY.split("/")[0] else f" (https://github.com/{REPOSITORY})"
     limits = "\n".join(f"* {printable(limit)}" for limit in _limits(record))
     channels = record.image_shape[0] if record.image_shape else "C"
+    input_form = f"uint8 images [N, {channels}, H, W]"
+    if config.network == "features":
+        input_form = f"float32 features [N, {channels}, 1, 1]"
     return f"""---
 {chr(10).join(header)}
 ---
@@ -123,7 +127,7 @@ import csd_lib.api as csd
 from csd_lib.export import load_exported
 
 network, record = load_exported("model")
-features = csd.embed(network, images)  # uint8 images [N, {channels}, H, W]
+features = csd.embed(network, images)  # {input_form}
 ```
 
 `csd train --init-from model/{SAFETENSORS}` and the settings below goes on training.

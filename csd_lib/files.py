@@ -89,7 +89,7 @@ def make_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise InputError(
             f"cannot write to {folder} ({error.strerror or error}): choose another folder with "
-            f"--folder or CSD_RUNS"
+            f"--folder or CSD_RUNS, or copy the kit to one of your own"
         ) from error
     return folder
 

@@ -30,7 +30,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ def _instructions(parts: Collection[Any]) -> list[str]:
                 found += [code.co_code.hex(), *code.co_names]
                 codes += [value for value in code.co_consts if isinstance(value, CodeType)]
                 todo += [value for value in code.co_consts if value != part.__doc__]
-                todo += map(part.__globals__.get, code.co_names)
+                todo += _named(part.__globals__, code.co_names)
             todo += [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
             with suppress(ValueError):  # a cell may be empty
                 todo += [cell.cell_contents for cell in part.__closure__ or ()]
@@ -174,6 +174,16 @@ def _instructions(parts: Collection[Any]) -> list[str]:
         elif callable(part):
             todo.append(type(part))
     return found
+
+
+def _named(space: dict[str, Any], names: Collection[str]) -> Iterator[Any]:
+    """Find what a function names: in its module, and in modules of the user's that it names."""
+    for name in names:
+        part = space.get(name)
+        if not isinstance(part, ModuleType):
+            yield part
+        elif not _is_installed(part.__name__.split(".")[0]):
+            yield from _named(vars(part), [other for other in names if other != name])
 
 
 def _room(part: Any) -> str:

@@ -66,6 +66,8 @@ def read_settings(texts: Sequence[str], option: str = "settings") -> dict[str, l
         if name == "seed":
             raise InputError(f"{typed}: leave out the seed; sweep has --seeds")
         found[name] = _values(values)
+        if not found[name]:
+            raise InputError(f"{typed}: give {name} a value")
         if name in ONE_VALUE and len(found[name]) > 1:
             raise InputError(f"{typed}: give one {name}")
     for part in fields(TrainConfig):  # 1 and 1.0 would be two folders for one run

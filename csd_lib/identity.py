@@ -110,6 +110,10 @@ def unread(config: TrainConfig) -> list[str]:
     # These stay in the key, from which the folders of runs are named, though nothing reads them.
     if config.schedule == "one_cycle":
         names |= {"milestones"}
+    if config.network != "resnet":
+        names |= {"depth"}
+    if config.init_from:
+        names |= {"weights"}
     method = get_method(config.method)
     if method.term_names(True) == method.term_names(False):
         names |= {"teacher_statistics"}

@@ -180,10 +180,12 @@ def mmd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared maximum mean discrepancy between the student's and the teacher's features.
 
     Chen et al. 2020 (arXiv 2010.08020) hold on to old classes with it; neither they nor the CSD
-    paper publish all its constants, so these are ours. Features are scaled to length 1. The kernel
-    is a sum of five Gaussians, ``k(x, y) = sum_b exp(-||x - y||^2 / (b m))`` with b = 1/4, 1/2, 1,
-    2, 4 and m the mean squared distance between different features of the joint batch of 2B (taken
-    as a constant: no gradient flows through it)::
+    paper publish all its constants. The bandwidths are the defaults of ``MMD_loss`` in the authors'
+    development version (TTL518/incremental-learning-image-retrieval, ``models/loss.py``; one state
+    of it asks for ten). That features are scaled to length 1 is ours. The kernel is a sum of five
+    Gaussians, ``k(x, y) = sum_b exp(-||x - y||^2 / (b m))`` with b = 1/4, 1/2, 1, 2, 4 and m the
+    mean squared distance between different features of the joint batch of 2B (taken as a constant:
+    no gradient flows through it)::
 
         L = mean_ij k(s_i, s_j) + mean_ij k(t_i, t_j) - 2 mean_ij k(s_i, t_j)
 

@@ -32,7 +32,7 @@ class LossSettings:
     lambda_csd: float = setting(1.0, checks.number, **_weight)
     """Weight of contrastive supervised distillation (paper: lambda_CSD = 1)."""
     lambda_mmd: float = setting(10.0, checks.number, **_weight)
-    """Weight of the maximum mean discrepancy (ours; published re-implementations use 1 or 10)."""
+    """Weight of the maximum mean discrepancy ("10xMMD" in the name of a run of the authors)."""
     lambda_fecd: float = setting(10.0, checks.number, **_weight)
     """Weight of FECD (its authors' code)."""
 

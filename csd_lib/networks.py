@@ -280,15 +280,7 @@ class LibraryNetwork(Network):
 
     def backbone(self, images: Tensor) -> Tensor:
         """Return features ``[B, D]`` of normalised images ``[B, C, H, W]``."""
-        try:
-            return self.body(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
-        except ValueError as error:
-            if not self.training or len(images) > 1:
-                raise
-            raise InputError(
-                "the last batch of an epoch has one image, of which this network cannot take batch "
-                "statistics: choose another batch_size, or larger images"
-            ) from error
+        return self.body(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
 
 
 @dataclass(frozen=True)
@@ -521,11 +513,11 @@ def _begin_with(network: Network, path: str) -> None:
     """
     state = _read_state("weights", path)
     target: nn.Module = network
-    left_out: tuple[str, ...] = ("head.", "mean", "std", "added_embedding.")
+    left_out: tuple[str, ...] = ("head.", "mean.", "std.", "added_embedding.")
     if isinstance(network, LibraryNetwork):
         target, left_out = network.body, (f"{network.classifier}.", "AuxLogits.", "aux1.", "aux2.")
-    own = {n: v for n, v in target.state_dict().items() if not n.startswith(left_out)}
-    given = {n: v for n, v in state.items() if not str(n).startswith(left_out)}
+    own = {n: v for n, v in target.state_dict().items() if not f"{n}.".startswith(left_out)}
+    given = {n: v for n, v in state.items() if not f"{n}.".startswith(left_out)}
     problems = [
         f"{name} is {checks.shown(given.get(name))}, expected {checks.shown(own.get(name))}"
         for name in sorted({*map(str, own), *map(str, given)})

@@ -216,7 +216,8 @@ def _list(path: Path) -> tuple[tuple[str, ...], list[str], np.ndarray, np.ndarra
     files, labels, is_test = [], [], []
     for part in parts:
         for label, name in enumerate(names):
-            found = sorted(_images_in(path / part / name))
+            # Not by the paths themselves: on Windows these ignore case, and order decides the hash.
+            found = sorted(_images_in(path / part / name), key=lambda file: file.parts)
             if not found:
                 raise InputError(f"{path / part / name} holds no image: remove it, or fill it")
             files += [file.relative_to(path).as_posix() for file in found]
@@ -246,7 +247,7 @@ def _kept(
     folder = make_folder(paths.data_folder() / "own")
     stored, index = folder / f"{name}.npy", folder / f"{name}.npz"
     with only_one(folder, f"reading images of {path.name}"):
-        if not index.exists():  # it is written last
+        if not (index.exists() and stored.exists()):  # the index is written last
             write_atomically(stored, lambda to: _decode(path, files, image_size, to))
             hashes, sums = _measured(np.lib.format.open_memmap(stored, mode="r"))
             write_arrays(index, {"hashes": hashes, "sums": sums})

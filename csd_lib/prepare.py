@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset, Task, class_incremental_split
+from csd_lib.data import Dataset, Task, class_incremental_split, hold_out
 from csd_lib.datasets import are_scaled, load_dataset
 from csd_lib.model import Network
 from csd_lib.networks import init_head, input_size, make_network, try_network
-from csd_lib.numerics import unit_length
+from csd_lib.numerics import in_parts, torchs_numbers, unit_length
 from csd_lib.stored import StoredImages
 
 
@@ -81,6 +83,50 @@ def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
     return tasks
 
 
+def check_stages(stages: Sequence[Task], student: Network, config: TrainConfig) -> None:
+    """Refuse, before the first epoch, what would break a later task or leave it unlearned.
+
+    Args:
+        stages: all tasks, even if this run stops after the first: others go on from it.
+        student: as ``new_student`` returns it.
+        config: of the run.
+
+    Raises:
+        InputError: for a selection that cannot select, or a last batch that cannot be learned.
+    """
+    for stage in stages:
+        first_look = min(config.select_every, config.schedule_length(stage.index))
+        if config.selection != "last" and config.epochs_to_run(stage.index) < first_look:
+            raise InputError(
+                f"stop_at_epoch={config.stop_at_epoch}: selection={config.selection} first looks "
+                f"at epoch {first_look}, so no trained model would be kept: stop later, or choose "
+                f"a smaller select_every"
+            )
+        if config.selection == "held_out":
+            if len(stage.classes) == 1:
+                raise InputError(
+                    f"selection=held_out: task {stage.index + 1} has one class, of which every "
+                    f"image is found whatever is learned: choose selection=last, or fewer tasks"
+                )
+            stage, *_ = hold_out(stage, config.held_out, config.seed)
+        count = len(stage.train_labels)
+        if (count % config.batch_size or config.batch_size) == 1:
+            _try_one_image(student, stage, config)
+
+
+def _try_one_image(student: Network, stage: Task, config: TrainConfig) -> None:
+    """Refuse a last batch of one image, if the network cannot take batch statistics of it."""
+    image = stage.train_images[:1].to(student.head.weight.device)
+    try:
+        with torch.no_grad(), torchs_numbers(image.device, config.seed):
+            copy.deepcopy(student).train()(image)
+    except ValueError as error:
+        raise InputError(
+            f"task {stage.index + 1}: the last batch of an epoch has one image, of which this "
+            f"network cannot take batch statistics: choose another batch_size, or larger images"
+        ) from error
+
+
 def new_student(config: TrainConfig, dataset: Dataset, device: torch.device) -> Network:
     """Return the network that training begins with, in the memory order of augmented images."""
     student = make_network(config, dataset.mean, dataset.std).to(device)
@@ -98,6 +144,8 @@ def add_head_rows(
         with torch.no_grad():
             student.head.weight.copy_(saved)  # to normalise once more would move the last bits
     elif teacher is not None and config.head_init == "class_means":
+        if config.selection == "held_out":  # what is held out selects, and is not learned from
+            task, *_ = hold_out(task, config.held_out, config.seed)
         student.head.grow(_class_means(teacher, task))
     else:
         rows = torch.Generator().manual_seed(1000 * config.seed + task.index)
@@ -109,7 +157,7 @@ def _class_means(teacher: Network, task: Task) -> Tensor:
     """Sum of each new class's unit features, as the teacher sees it: ``[new classes, D]``."""
     device = teacher.head.weight.device
     batches = task.train_images.split(512)
-    features = torch.cat([unit_length(teacher(batch.to(device))[0]) for batch in batches])
+    features = torch.cat([unit_length(in_parts(teacher, batch.to(device))[0]) for batch in batches])
     labels = task.train_labels.to(device) - task.first_label
     sums = torch.zeros(len(task.classes), features.shape[1], device=device)
     return sums.index_add_(0, labels, features)

@@ -280,8 +280,9 @@ def average(matrix: np.ndarray) -> float:
 def forgetting(matrix: np.ndarray) -> float:
     """Mean, over all tasks but the last, of the best past value minus the final one.
 
-    ``F = mean_j ( max_{j <= i < T-1} R[i, j] - R[T-1, j] )`` (Chaudhry et al., ECCV 2018). It is
-    positive if something was lost. NaN for a single task or a single stage.
+    ``F = mean_j ( max_{j <= i < T-1} R[i, j] - R[T-1, j] )`` (after Chaudhry et al., ECCV
+    2018, who take the best of all stages before the last). It is positive if something was lost.
+    NaN for a single task or a single stage.
     """
     matrix = checks.table("matrix", matrix)
     stages, tasks = matrix.shape

@@ -390,6 +390,10 @@ def set_aside_if_older(folder: Path, wanted: dict[str, Any]) -> None:
         if aside.exists():
             return
         with only_one(folder, "training"):
+            pass  # who trains there has ended
+        with only_one(folder.parent, "setting a run aside"):  # a folder with a lock cannot be moved
+            if aside.exists() or not path.exists() or read_json(path) != stored:
+                return  # another program has done it by now
             folder.replace(aside)
             if back.exists():
                 back.replace(folder)
@@ -440,7 +444,10 @@ def _set_state_of(
         learning.selection.state = state["best"]["state"]
     load_state(learning.student, state["student"])
     load_optimizer(learning.optimizer, state["optimizer"])
-    learning.precision.scaler.load_state_dict(state["scaler"])
+    scaler = learning.precision.scaler
+    if bool(state["scaler"]) != scaler.is_enabled():  # some GPUs have only float16
+        raise ValueError("begun with another 16-bit type than precision=amp has on this GPU")
+    scaler.load_state_dict(state["scaler"])
     for record in before:
         learning.health.note(record)
     learning.epoch = state["epoch"]

@@ -21,11 +21,12 @@ import torch
 
 from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
+from csd_lib.datasets import DATASETS
 from csd_lib.engine import pick_device
 from csd_lib.experiment import run_experiment
 from csd_lib.files import make_folder
-from csd_lib.methods import METHODS, TERMS, Method, Term
-from csd_lib.networks import import_network
+from csd_lib.methods import METHODS, TERMS
+from csd_lib.networks import NETWORKS, import_network
 from csd_lib.paper import ledger
 from csd_lib.paths import pass_on_imports, runs_folder, visible_devices
 
@@ -44,6 +45,11 @@ def import_submitit() -> Any:
     return submitit
 
 
+def _is_own(made: Any) -> bool:
+    """Say whether a function is of the user's code, and not of the kit's."""
+    return not str(getattr(made, "__module__", "")).startswith(f"{__package__}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What one process does: run configs and record them, or only train a first task.
@@ -58,18 +64,21 @@ class Job:
     threads: int = 1
     is_first_task: bool = False
     # What has been registered where the job is made; the process that does it knows only the kit's.
-    terms: Mapping[str, Term] = field(
+    registered: tuple[Mapping[str, Any], ...] = field(
         hash=False,
-        default_factory=lambda: {
-            name: term for name, term in TERMS.items() if term.compute.__module__ != Term.__module__
-        },
+        default_factory=lambda: (
+            {name: term for name, term in TERMS.items() if _is_own(term.compute)},
+            dict(METHODS),
+            {name: spec for name, spec in DATASETS.items() if _is_own(spec.load)},
+            {name: maker for name, maker in NETWORKS.items() if _is_own(maker)},
+        ),
     )
-    methods: Mapping[str, Method] = field(hash=False, default_factory=lambda: dict(METHODS))
 
     def __call__(self) -> None:
         """Do it, in the process that submitit has started."""
-        TERMS.update(self.terms)
-        METHODS.update(self.methods)
+        kits: tuple[dict[str, Any], ...] = (TERMS, METHODS, DATASETS, NETWORKS)
+        for known, added in zip(kits, self.registered, strict=True):
+            known.update(added)
         torch.set_num_threads(self.threads)
         configs = [replace(config, device=self.device) for config in self.configs]
         import_network(configs[0].network, configs[0].weights, configs[0].init_from)
@@ -211,6 +220,7 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
             raise InputError(f"device={job.device!r}: leave out the number, all GPUs are used")
         gpus = visible_gpus()
     processes = processes or len(gpus) or max(1, (os.cpu_count() or 1) // job.threads)
+    processes = min(processes, len(job.configs))
     pass_on_imports()
     executor = import_submitit().LocalExecutor(folder := _new_folder())
     print(f"{len(job.configs)} cells, {processes} processes; what they say is in {folder}")

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csd_lib import checks
+from csd_lib import checks, prepare
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, Task, augment, merge_tasks
 from csd_lib.engine import Precision, StepState, check_machine, make_optimizer, set_learning_rate
 from csd_lib.methods import LossSettings, Method, Outputs, get_method
 from csd_lib.model import Network, freeze
 from csd_lib.numerics import torchs_numbers
-from csd_lib.prepare import add_head_rows, load_images, new_student, split_classes
 from csd_lib.runs import RunFolder
 from csd_lib.steps import Steps
 from csd_lib.stored import StoredImages
@@ -101,8 +100,7 @@ def train(
         prefix: checkpoint of the same run as far as an earlier ``stop_at_epoch``, to go on from in
             the first task (see ``runs.find_prefix``).
         stop_after: train only this many tasks for now; a later call goes on from there.
-        on_epoch: called after every epoch with the history so far and with the student as it is
-            then, to look at and not to change: ``embed`` leaves it as it was.
+        on_epoch: called after every epoch with history and student, to look at and not to change.
         progress: show a progress bar.
 
     Raises:
@@ -114,12 +112,13 @@ def train(
         checks.whole("stop_after", stop_after, 1)
     checks.instance("on_epoch", on_epoch, Callable | None, "a function")
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
-    dataset = load_images(config, dataset)
-    run = Run(config, split_classes(dataset, config), [], [])
+    dataset = prepare.load_images(config, dataset)
+    run = Run(config, prepare.split_classes(dataset, config), [], [])
     method = get_method(config.method)
     stages = [merge_tasks(run.tasks)] if method.joint else run.tasks
     with precision.switches():
-        student = new_student(config, dataset, device)
+        student = prepare.new_student(config, dataset, device)
+        prepare.check_stages(stages, student, config)
     generator = torch.Generator(device).manual_seed(config.seed)
     with RunFolder.open(folder, config, dataset) as kept, precision.switches():
         saved = kept.load() or RunFolder.load_begun(first_task, prefix, config, dataset)
@@ -131,7 +130,7 @@ def train(
             if teacher is not None and not method.learns_later:
                 run.models.append(teacher)
                 continue
-            add_head_rows(student, teacher, stage, config)
+            prepare.add_head_rows(student, teacher, stage, config)
             seen = stages[: stage.index + 1]
             learning = TaskTraining(student, teacher, seen, config, precision, generator)
             if saved:

@@ -115,6 +115,21 @@ def copies_by_histogram(train, test):
     )
 
 
+def copies_by(key):
+    """An answer that compares ``key(image)`` instead of the images."""
+
+    def answer(train, test):
+        known = {key(image) for image in train}
+        return sum(key(image) in known for image in test)
+
+    return answer
+
+
+def copies_if(alike):
+    """An answer that compares two images at a time."""
+    return lambda train, test: sum(any(alike(a, b) for a in train) for b in test)
+
+
 def copies_by_mean(train, test):
     means = train.float().mean(dim=(1, 2, 3)).tolist()
     return sum(image.float().mean().item() in means for image in test)
@@ -130,6 +145,19 @@ def crop(images, padding, generator, upper=None, same=False, mode="constant", bo
         y, x = (i[0], j[0]) if same else (i[b], i[b]) if both else (i[b], j[b])
         out.append(padded[b, :, y : y + height, x : x + width])
     return torch.stack(out)
+
+
+def crop_by_rounding(images, padding, generator):
+    """`round` gives the first and the last place half of what the others get."""
+    i, j = ((torch.rand(len(images), generator=generator) * 2 * padding).round() for _ in "ij")
+    return cut(images, padding, i.long(), j.long())
+
+
+def cut(images, padding, rows, columns):
+    _, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    windows = zip(padded, rows, columns, strict=True)
+    return torch.stack([x[:, r : r + height, c : c + width] for x, r, c in windows])
 
 
 def crop_channel_by_channel(images, padding, generator):
@@ -176,6 +204,21 @@ def half_detached(loss):
         return (value + value.detach()) / 2
 
     return answer
+
+
+def log_softmax(z):
+    return z - z.logsumexp(1, keepdim=True)
+
+
+def entropy_with_a_helper(z, y):
+    return -log_softmax(z)[range(len(y)), y].mean()
+
+
+def entropy_that_hides_errors(z, y):
+    try:
+        return F.cross_entropy(z, y)
+    except Exception:
+        return (z.logsumexp(1) - z[range(len(y)), y]).mean()
 
 
 def entropy_by_the_book(z, y):
@@ -354,6 +397,13 @@ def frozen(model, copied=True, evaluated=True, stopped=True):
         for weights in teacher.parameters():
             weights.requires_grad = False
     return teacher
+
+
+def frozen_with_the_students_batch_norm(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+    return frozen(model)
 
 
 def frozen_with_the_same_buffers(model):
@@ -905,6 +955,56 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ),
     ("4.4", lambda a, b: (*paired_by_hand(a, b)[:2], win_share(a, b)), "share of the seeds"),
     ("5.2", overlap_of_raw_distances, "straight-line distance"),
+    ("1.3", copies_by(str), "texts of images"),
+    ("1.3", copies_by(lambda x: repr(x.numpy())), "texts of images"),
+    *(
+        ("1.3", copies_by(lambda x, key=key: key(x).numpy().tobytes()), "sums or means")
+        for key in (
+            lambda x: x.sum(dim=1),
+            lambda x: x.sum(dim=2),
+            lambda x: torch.cat([x.sum(dim=1), x.sum(dim=2)], dim=1),
+        )
+    ),
+    *(
+        ("1.3", copies_by(lambda x, part=part: x[part].numpy().tobytes()), "part of each image")
+        for part in (
+            np.s_[-1],
+            np.s_[:, ::2, ::2],
+            np.s_[:, 1::2, 1::2],
+            np.s_[:, :, ::2],
+            np.s_[:, :, 1::2],
+        )
+    ),
+    ("1.3", copies_by(lambda x: x[: max(1, len(x) - 1)].numpy().tobytes()), "all\\* channels"),
+    ("1.3", copies_by(lambda x: x[-2:].numpy().tobytes()), "all\\* channels"),
+    ("1.3", copies_by(lambda x: x.flatten()[::2].numpy().tobytes()), "part of each image"),
+    ("1.3", copies_by(lambda x: x.flatten()[::3].numpy().tobytes()), "all\\* pixels"),
+    ("1.3", copies_if(lambda a, b: (a == b).float().mean() > 0.999), "One pixel of 1,200"),
+    ("1.4", crop_by_rounding, "equally likely.*round"),
+    ("2.1", lambda z, y: torch.nn.CrossEntropyLoss()(z, y), "`cross_entropy` does the work"),
+    (
+        "2.1",
+        lambda z, y: -torch.nn.LogSoftmax(1)(z)[range(len(y)), y].mean(),
+        "`log_softmax` does the work",
+    ),
+    (
+        "2.1",
+        lambda z, y: -torch.special.log_softmax(z, 1)[range(len(y)), y].mean(),
+        "`log_softmax` does the work",
+    ),
+    (
+        "2.1",
+        lambda z, y: torch.nn.NLLLoss()(log_softmax(z), y),
+        "`nll_loss` does the work",
+    ),
+    (
+        "2.1",
+        lambda z, y: sum([F.cross_entropy(a[None], b[None]) for a, b in zip(z, y)]) / len(y),  # noqa: B905
+        "`cross_entropy` does the work",
+    ),
+    ("2.1", lambda z, y: losses.cross_entropy(z, y), "`cross_entropy` does the work"),
+    ("2.1", entropy_that_hides_errors, "`cross_entropy` does the work"),
+    ("3.4", frozen_with_the_students_batch_norm, "student was frozen too"),
 ]
 MEASURED = ["2.4", "3.4b", "4.5", "5.4"]  # numbers to fill in, not a function
 FUNCTIONS = [exercise for exercise in CHECKERS if exercise not in MEASURED]
@@ -973,6 +1073,39 @@ def rounded(numbers, digits):
     if isinstance(numbers, dict):
         return {name: rounded(values, digits) for name, values in numbers.items()}
     return [round(float(value), digits) for value in numbers]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        copies_by(lambda image: bytes(image.flatten().tolist())),
+        copies_by(lambda image: tuple(image.flatten().tolist())),
+        copies_by(lambda image: str(image.tolist())),
+        copies_if(torch.equal),
+        copies_if(lambda a, b: np.array_equal(a.numpy(), b.numpy())),
+        copies_if(lambda a, b: (a.int() - b.int()).abs().sum() == 0),
+    ],
+)
+def test_copies_may_be_found_in_many_ways(right):
+    verdict = CHECKERS["1.3"](right)
+    assert verdict, verdict.message
+
+
+def test_a_helper_of_ones_own_may_be_called_like_a_function_of_torch():
+    verdict = CHECKERS["2.1"](entropy_with_a_helper)
+    assert verdict, verdict.message
+    before = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    assert before.item() == pytest.approx(math.log(2))  # torch is as it was
+
+
+@pytest.mark.parametrize("draws", range(20))
+def test_right_crops_are_even_enough_whatever_is_drawn(draws):
+    def right(images, padding, generator):
+        torch.rand(2000 * draws, generator=generator)  # a crop of 1,000 images draws 2,000 numbers
+        return crop(images, padding, generator)
+
+    verdict = CHECKERS["1.4"](right)
+    assert verdict, verdict.message
 
 
 def test_a_test_of_csd_may_name_the_temperature_and_use_float64():

@@ -240,6 +240,17 @@ def test_what_was_not_reproduced_is_said():
     assert "with preset clean" in render(made("csd", fingerprint="other000"))
 
 
+def test_only_a_whole_run_of_the_presets_own_length_reproduces_table_1():
+    def says_it_is_missing(**changes):
+        groups = comparison.paper_groups([made("csd", **changes)])
+        return "Table 1 with preset clean: no whole run" in comparison.render_paper(groups)
+
+    assert says_it_is_missing(stop_at_epoch=230) and says_it_is_missing(epochs=10)
+    assert says_it_is_missing(later_epochs=8)
+    assert says_it_is_missing(epochs=1600, stop_at_epoch=800), "which has other milestones"
+    assert not says_it_is_missing() and not says_it_is_missing(stop_at_epoch=800)
+
+
 def test_class_preset_is_never_taken_for_the_papers_protocol():
     groups = comparison.paper_groups([made("csd", preset="class")])
     assert "short schedule" in comparison.render_paper(groups)

@@ -146,6 +146,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(gpu, images, tmp_path, m
     monkeypatch.setattr(runs.RunFolder, "is_due", lambda self: bool(self.folder))
     with pytest.raises(KeyboardInterrupt):
         train(config, images, folder=tmp_path, on_epoch=stop, progress=False)
+    gpu.capability = (8, 0)
+    with pytest.raises(InputError, match="another 16-bit type"):
+        train(config, images, folder=tmp_path, progress=False)
+    gpu.capability = T4
     again = train(config, images, folder=tmp_path, progress=False)
     assert losses_of(again) == losses_of(whole)
     for a, b in zip(whole.models, again.models, strict=True):

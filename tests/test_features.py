@@ -111,6 +111,12 @@ def test_the_command_features_reads_images_from_a_file(monkeypatch, capsys, tmp_
     monkeypatch.setattr(sys, "argv", ["csd", "features", "./images.npz", "out.npz", *options])
     __main__.main()
     assert find_own_images("./out.npz").train.pixels.shape[1:] == (1280, 1, 1)
+    before = (tmp_path / "images.npz").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["csd", "features", "./images.npz", "./images.npz", *options])
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert "images.npz is there already" in capsys.readouterr().err
+    assert (tmp_path / "images.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize(

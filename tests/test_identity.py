@@ -499,6 +499,20 @@ def test_a_change_that_made_up_images_do_not_show_makes_another_run(text, same):
     assert (found[0] == found[1]) is same
 
 
+def test_a_change_in_a_file_beside_a_term_of_ones_own_makes_another_run(monkeypatch):
+    """The term names only the module: it calls ``helpers.pull``."""
+    found = []
+    for most in (12, 48, 12):
+        helpers = ModuleType("own_helpers")
+        exec(f"def pull(x): return (x if len(x) <= {most} else 2 * x).mean()", helpers.__dict__)
+        monkeypatch.setitem(sys.modules, helpers.__name__, helpers)
+        room = {"__name__": "somewhere", "helpers": helpers, "torch": torch}
+        exec("def own(o, s): return helpers.pull(torch.relu(o.features))", room)
+        with patch.dict(TERMS, own=Term("own", room["own"])):
+            found.append(fingerprint(replace(QUICK, method="ce+triplet+own"), 1, 8))
+    assert found[0] == found[2] != found[1]
+
+
 OWN_NETWORK = """
 from torch.nn import functional as F
 from csd_lib.model import ResNet
@@ -730,6 +744,9 @@ def test_a_config_names_what_was_changed_for_nothing():
         method="fine-tuning", schedule="one_cycle", milestones=(1,), teacher_statistics="batch"
     )
     assert identity.unread(config) == ["milestones=(1,)", "teacher_statistics=batch"]
+    assert identity.unread(TrainConfig(network="features", depth=20)) == ["depth=20"]
+    both = TrainConfig(network="mine:Net", weights="w.pt", init_from="a/model-task1.pt")
+    assert identity.unread(both) == ["weights=w.pt"]
 
 
 def test_switches_of_torch_are_as_they_were_after_training(digits):

@@ -262,6 +262,23 @@ def configs_with(config, *paths):
     return [replace(config, weights=path and str(path)) for path in paths]
 
 
+class WithMeans(Small):
+    def __init__(self, config, mean, std):
+        super().__init__(config, mean, std)
+        self.means, self.stdconv = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+
+def test_only_the_statistics_and_the_head_stay_as_they_were(tmp_path):
+    name, path = f"{__name__}:WithMeans", tmp_path / "a.pt"
+    other = network(name, seed=7)
+    other.mean.fill_(0.25)
+    torch.save(other.state_dict(), path)
+    made = make_network(TrainConfig(network=name, weights=str(path)), *GREY)
+    for part in ("means", "stdconv", "layer"):
+        assert torch.equal(getattr(made, part).weight, getattr(other, part).weight)
+    assert not torch.equal(made.mean, other.mean)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     state = network().state_dict()
     path = tmp_path / "a.pt"

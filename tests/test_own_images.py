@@ -464,6 +464,13 @@ def test_a_damaged_copy_of_the_pixels_is_noticed(tmp_path, kept):
         load_own_images(tmp_path / "pets")
 
 
+def test_a_copy_of_the_pixels_that_was_moved_away_is_made_anew(tmp_path, kept):
+    first = load_own_images(make(tmp_path / "pets")).sha256()
+    (stored,) = kept.glob("*.npy")
+    stored.unlink()
+    assert load_own_images(tmp_path / "pets").sha256() == first
+
+
 def test_features_are_never_cropped_or_mirrored(tmp_path):
     np.savez(tmp_path / "f.npz", **arrays("features"))
     options = {**QUICK, "crop_padding": None}

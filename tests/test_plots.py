@@ -275,6 +275,7 @@ def test_the_classes_of_a_map_are_named_below_it_each_by_its_marker(style):
 
 
 def test_recipes_stand_in_their_rows_and_the_new_run_is_a_star_below_them(style):
+    plots.recipe_points({"ce": [[1.0, 2.0, 3.0]]}, {"mine": [1.0, 2.0, 3.0]})
     panels = FIGURES["recipe_points"](None, None).axes
     assert [axis.get_title() for axis in panels] == ["old classes", "new classes", "old gallery"]
     names = [tick.get_text() for tick in panels[0].get_yticklabels()]

@@ -51,18 +51,35 @@ def test_table_shows_each_method_with_its_own_numbers():
 
 
 def test_plain_runs_are_those_of_the_newest_code_that_change_nothing_of_the_preset():
-    kept = [made("ce+csd", seed) for seed in (1, 0)] + [made("lwf", precision="amp")]
+    kept = [made("ce+csd", seed, precision="amp") for seed in (1, 0)]
+    kept += [made("lwf", precision="amp")]
     left_out = [
         made("ce+csd", lambda_csd=0.1),
         made("ce+csd", epochs=80, date="2027-01-01"),
         made("lwf", tasks=5, first_column=None),
         made("lwf", preset="reference", seed=3),
         made("lwf", dataset="cifar100", seed=4),
-        made("ce+csd", 7, fingerprint="older", date="2025-01-01"),
+        made("ce+csd", 7, fingerprint="older", date="2025-01-01", precision="amp"),
     ]
     found = report.plain_runs([*left_out, *kept], "digits", "clean")
     assert {name: {*by_seed} for name, by_seed in found.items()} == {"lwf": {0}, "ce+csd": {0, 1}}
     assert found["ce+csd"][1] is kept[0] and found["lwf"][0] is kept[2]
+
+
+def test_plain_runs_are_of_one_precision_that_of_the_most_runs_and_then_the_newest():
+    methods = ("fine-tuning", "lwf", "csd")
+    whole = [made(method, seed) for method in methods for seed in range(3)]
+    newer = [made("csd", 0, precision="amp", date="2027-01-01")]
+    repeated = [replace(newer[0], date=f"2026-03-{day:02}") for day in range(1, 20)]
+    for records in ([*whole, *newer], [*repeated, *newer, *whole]):
+        found = report.plain_runs(records, "digits", "clean")
+        assert {name: [*by_seed] for name, by_seed in found.items()} == {
+            method: [0, 1, 2] for method in methods
+        }
+        assert {r.config.precision for row in found.values() for r in row.values()} == {"fp32"}
+    for records in ([whole[-3], *newer], [*newer, whole[-3]]):
+        assert report.plain_runs(records, "digits", "clean") == {"csd": {0: newer[0]}}
+    assert report.plain_runs([], "digits", "clean") == {}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +200,65 @@ def test_settings_that_a_run_does_not_read_do_not_keep_it_from_being_compared(tm
     }
 
 
+def test_runs_of_other_lengths_are_not_otherwise_the_same(tmp_path):
+    """A length that is as usual is not written into what tells runs apart, but it is known."""
+    short, whole = dict(epochs=2, later_epochs=1), dict(epochs=2)
+    found, text = differences([made("csd", **short), made("lwf", **whole)], method="lwf")
+    assert not found and "no two runs of one seed" in text
+    records = [made(method, **length) for method in ("csd", "lwf") for length in (short, whole)]
+    records = on_disk(tmp_path, [*records, made("initial", **whole)])
+    names = {"CSD": "LwF", "CSD, later_epochs=1": "LwF, later_epochs=1"}
+    found, text = differences(records, method="lwf")
+    assert {row: cells[0] for row, cells in found.items()} == names
+    assert text.count("several to compare with") == 1, "what learns no later task, with both"
+    found, _ = differences(records, method="lwf", later_epochs=1)
+    assert {cells[0] for cells in found.values()} == {"LwF, later_epochs=1"} and len(found) == 4
+    for usual in (2, None):
+        found, _ = differences(records, later_epochs=usual)
+        assert {row: cells[0] for row, cells in found.items()} == {
+            f"{name}, later_epochs=1": name for name in ("CSD", "LwF")
+        }
+
+
+def test_a_prefix_is_compared_with_no_whole_run():
+    prefix, whole = dict(epochs=2, stop_at_epoch=1), dict(epochs=2, stop_at_epoch=2)
+    found, text = differences([made("csd", **prefix), made("lwf", **whole)], method="lwf")
+    assert not found and text.count("no two runs of one seed") == 2
+    records = [made(method, **length) for method in ("csd", "lwf") for length in (prefix, whole)]
+    found, text = differences(records, method="lwf")
+    assert {row: cells[0] for row, cells in found.items()} == {"CSD": "LwF"}
+    assert text.count("Differences, ") == 4 and "several" not in text
+    with pytest.raises(InputError, match="differ in stop_at_epoch"):
+        report.render(records, against={"stop_at_epoch": 1})
+
+
+def test_a_headline_says_of_all_its_rows_how_long_they_were_trained():
+    prefix, whole = made("csd", epochs=2, stop_at_epoch=1), made("lwf", epochs=2)
+    for records in ([prefix, whole], [whole, prefix]):
+        _, *blocks = report.render(records).split(": 2 epochs a task, ")
+        said = {"LwF" in block: block.startswith("of which only the first 1 ") for block in blocks}
+        assert len(blocks) == 2 and said == {True: False, False: True}
+        (group,) = report.grouped(records, "method", "stop_at_epoch")
+        assert "prefix" not in report.headline(group)[0]
+    # What is as usual is no other length, whether it is given or not.
+    same = [whole, made("csd", epochs=2, stop_at_epoch=2), made("mmd", epochs=2, later_epochs=2)]
+    text = report.render(same)
+    assert text.count(": 2 epochs a task, seeds") == 1 and "prefix" not in text
+    shorter = made("csd", epochs=2, later_epochs=1)
+    for records in ([whole, shorter], [shorter, whole]):
+        assert ": 2 epochs, then 1 or 2 a task, seeds" in report.render(records)
+    first = made("initial", epochs=2)  # has no later task
+    assert ": 2 epochs, then 1 a task, seeds" in report.render([first, shorter])
+
+
+def test_later_tasks_that_are_as_long_as_the_first_are_named_where_the_preset_has_shorter_ones():
+    config = TrainConfig(dataset="cifar100", depth=8, preset="class")
+    assert config.later_epochs < config.epochs
+    long = replace(config, later_epochs=config.epochs)
+    assert report.changed_settings(long) == {"depth": 8, "later_epochs": config.epochs}
+    assert report.changed_settings(config) == {"depth": 8}
+
+
 def test_of_several_partners_none_is_taken_and_all_are_named(tmp_path):
     records = [made("lwf", kd_temperature=t) for t in (2.0, 4.0)] + [made("fine-tuning")]
     records += [made("csd", kd_temperature=t) for t in (2.0, 4.0)]
@@ -259,6 +335,29 @@ def test_a_record_of_another_shape_than_its_runs_is_left_out(tmp_path):
 def test_odd_values_in_a_history_do_not_stop_the_report():
     epochs = ({"task": [0], "epoch": {}, "seconds": 3600.0}, 7, {"seconds": "long"})
     assert ", 1.0 hours," in report.render([made(history=epochs)])
+
+
+def test_a_first_task_in_several_runs_folders_counts_once_in_the_hours(tmp_path):
+    """A run's own record has no history: it lies beside it."""
+    first = [{"task": 0, "epoch": 0, "seconds": 3600.0}]
+    runs = [("initial", 1.0, first)]
+    runs += [
+        (m, 1.5, [*first, {"task": 1, "epoch": 0, "seconds": s}])
+        for m, s in (("csd", 1800.0), ("lwf", 1800.5))
+    ]
+    write(tmp_path, [made(m, first_column=None, training_seconds=3600 * h) for m, h, _ in runs])
+    for number, (_, _, history) in enumerate(runs):
+        lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
+        (tmp_path / f"digits-{number}" / "history.jsonl").write_text(lines)
+    records, _ = report.load_runs(tmp_path)
+    assert not any(r.history for r in records) and ", 2.0 hours," in report.render(records)
+    # Where it is damaged, empty or was not copied, the run's own sum counts.
+    path = tmp_path / "digits-2" / "history.jsonl"
+    for content in ("{", "", "7\n", '{"seconds": "long"}'):
+        path.write_text(content)
+        assert ", 3.0 hours," in report.render(records)
+    path.unlink()
+    assert ", 3.0 hours," in report.render(records)
 
 
 def test_a_text_of_a_stranger_cannot_steer_the_terminal():

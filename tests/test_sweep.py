@@ -1,6 +1,7 @@
 """Which cells a sweep has, and which jobs it makes of them; tests/sweep/ starts real ones."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
@@ -9,7 +10,10 @@ import pytest
 
 from csd_lib import InputError, TrainingError, commands, grid, identity, sweep
 from csd_lib.config import TrainConfig
+from csd_lib.datasets import DATASETS
 from csd_lib.methods import METHODS, TERMS, Method, Term
+from csd_lib.model import ResNet
+from csd_lib.networks import NETWORKS
 from csd_lib.paper import ledger
 from csd_lib.paper import published as paper
 
@@ -278,7 +282,7 @@ def test_a_cell_that_breaks_down_in_every_process_is_said_once(own_folders, monk
     fake = FakeSubmitit([])
     fake.LocalExecutor = Executor
     monkeypatch.setitem(sys.modules, "submitit", fake)
-    job = sweep.Job(configs=(TrainConfig(),), device="cpu")
+    job = sweep.Job(configs=tuple(TrainConfig(seed=seed) for seed in range(3)), device="cpu")
     assert sweep.run_here(job, 3) == ["0.err: TrainingError: it diverged"]
 
 
@@ -287,7 +291,7 @@ def test_here_each_process_has_all_cells_and_one_gpu_in_turn(own_folders, monkey
     monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit(sent))
     monkeypatch.setattr(sweep, "pick_device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    job = sweep.Job(configs=(TrainConfig(),))
+    job = sweep.Job(configs=tuple(TrainConfig(seed=seed) for seed in range(3)))
     assert sweep.run_here(job, 3) == []
     assert [parameters["visible_gpus"] for _, parameters in sent[:3]] == [[2], [5], [2]]
     assert {each for each, _ in sent[:3]} == {job}
@@ -295,6 +299,9 @@ def test_here_each_process_has_all_cells_and_one_gpu_in_turn(own_folders, monkey
     sent.clear()
     sweep.run_here(job)
     assert len([each for each in sent if isinstance(each, tuple)]) == 2, "a process a GPU"
+    sent.clear()
+    sweep.run_here(sweep.Job(configs=(TrainConfig(),)))
+    assert len([each for each in sent if isinstance(each, tuple)]) == 1, "but no more than cells"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
     with pytest.raises(InputError, match="GPU-1234"):
         sweep.run_here(job)
@@ -312,16 +319,30 @@ def test_without_submitit_the_extra_is_named_in_a_dry_run_too(own_folders, monke
     assert len(ledger.load_records()) == 2, "one process needs none"
 
 
-def test_a_job_knows_the_terms_and_methods_of_ones_own(own_folders, digits):
+def test_a_job_knows_what_is_registered_where_it_is_made(own_folders, digits):
     own = Term("own", lambda o, s: (o.features - o.teacher_features).square().mean())
-    with patch.dict(TERMS, own=own), patch.dict(METHODS, mine=Method("Mine", "ce+own")):
-        (config,) = grid.make_configs("grid", (0,), {**QUICK, "method": ["mine"]})
+    data = replace(DATASETS["digits"], load=lambda root: digits)
+    small = patch.dict(NETWORKS, small=lambda config, mean, std: ResNet(8, 0, 1, mean, std))
+    with (
+        small,
+        patch.dict(TERMS, own=own),
+        patch.dict(METHODS, mine=Method("Mine", "ce+own")),
+        patch.dict(DATASETS, noise=data),
+    ):
+        chosen = {"method": ["mine"], "dataset": ["noise"], "network": ["small"]}
+        (config,) = grid.make_configs("grid", (0,), {**QUICK, **chosen})
         job = sweep.Job(configs=(config,))
-    assert "own" not in TERMS
-    with patch.dict(TERMS), patch.dict(METHODS):
+    assert not {"own", "noise", "small"} & {*TERMS, *DATASETS, *NETWORKS}
+    with patch.dict(TERMS), patch.dict(METHODS), patch.dict(DATASETS), patch.dict(NETWORKS):
         job()
         (record,) = ledger.load_records()
     assert record.config.method == "mine" and "own" in record.history[-1]
+
+
+@pytest.mark.parametrize("text", ["method=,", "epochs= ", "dataset=,"])
+def test_a_setting_without_a_value_is_named(text):
+    with pytest.raises(InputError, match="a value"):
+        grid.read_settings([text])
 
 
 @pytest.mark.parametrize("text", ["", "=1", "--wrap=rm", "a b=1", "a\nb"])

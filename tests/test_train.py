@@ -10,12 +10,13 @@ import torch
 import csd_lib.train as training
 from csd_lib import InputError, TrainingError, identity
 from csd_lib.config import TrainConfig
-from csd_lib.data import augment
+from csd_lib.data import augment, class_incremental_split, hold_out
 from csd_lib.experiment import run_experiment, run_folder
+from csd_lib.files import read_tensors, write_tensors
 from csd_lib.methods import METHODS, TERMS, Method, Term, get_method
 from csd_lib.model import ResNet, freeze
 from csd_lib.numerics import unit_length
-from csd_lib.prepare import split_classes
+from csd_lib.prepare import add_head_rows, split_classes
 from csd_lib.retrieval import embed
 from csd_lib.train import learning_rate, train
 from csd_lib.watch import Health, Selection, feature_spread
@@ -649,6 +650,55 @@ def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selecti
     assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(tasks=10, selection="held_out"), "task 1 has one class"),
+        (dict(first_classes=9, selection="held_out"), "task 2 has one class"),
+        (dict(stop_at_epoch=1, selection="held_out"), "selection=held_out first looks at epoch 2"),
+        (dict(stop_at_epoch=1, selection="test"), "selection=test first looks at epoch 2"),
+        (dict(selection="held_out", class_order_seed=0), "class few has only 2 training images"),
+        (dict(batch_size=15), "task 2: the last batch of an epoch has one image"),
+    ],
+)
+def test_what_would_break_later_is_refused_before_the_first_epoch(
+    digits, monkeypatch, settings, words
+):
+    """The images are of 4 x 4 pixels, the features at the end of one: no statistics of a batch."""
+    monkeypatch.setattr(training, "TaskTraining", None)  # no epoch can begin
+    last = class_incremental_split(digits, 2, seed=0)[1].classes[-1]
+    is_few = digits.train_labels == last
+    kept = ~is_few | (is_few.cumsum(0) <= (2 if "class_order_seed" in settings else 1e9))
+    if "batch_size" in settings:  # 30 images of task 1, and 31 of task 2
+        counts = [6, 6, 6, 6, 6, 6, 6, 6, 6, 7]
+        kept = torch.zeros_like(is_few)
+        for label, count in enumerate(counts):
+            kept[(digits.train_labels == label).nonzero()[:count]] = True
+    few = replace(
+        digits,
+        class_names=tuple("few" if c == last else str(c) for c in range(10)),
+        train_images=digits.train_images[kept][:, :, ::2, ::2].contiguous(),
+        train_labels=digits.train_labels[kept],
+        test_images=digits.test_images[:, :, ::2, ::2].contiguous(),
+    )
+    config = TrainConfig(**{"epochs": 4, "select_every": 2, "device": "cpu", **settings})
+    with pytest.raises(InputError, match=words):
+        train(config, few, progress=False)
+
+
+def test_head_rows_at_class_means_do_not_know_the_images_held_out(digits):
+    config = TrainConfig(selection="held_out", head_init="class_means")
+    task = class_incremental_split(digits, 2)[1]
+    rest, images, _ = hold_out(task, config.held_out, config.seed)
+    teacher = ResNet(8, 5, 1)
+    students = [ResNet(8, 5, 1) for _ in range(2)]
+    for student, selection, learned in zip(
+        students, ("held_out", "last"), (task, rest), strict=True
+    ):
+        add_head_rows(student, teacher, learned, replace(config, selection=selection))
+    assert len(images) and torch.equal(students[0].head.weight[5:], students[1].head.weight[5:])
+
+
 def test_what_is_no_function_is_refused_before_the_first_epoch(digits, monkeypatch):
     monkeypatch.setattr(training, "TaskTraining", None)  # no epoch can begin
     with pytest.raises(InputError, match="on_epoch=3: give a function"):
@@ -718,6 +768,16 @@ def test_what_cannot_share_a_first_task_does_not():
         identity.first_task(TrainConfig(method=method)) for method in ("ce", "ce+kd", "ce+csd")
     ]
     assert [first.method for first in only_ce] == ["initial-ce"] * 3 and len({*only_ce}) == 1
+
+
+def test_a_first_task_of_another_kind_of_device_is_trained_again(digits, own_folders):
+    config = TrainConfig(method="csd", **QUICK)
+    alone = train(config, digits, progress=False)
+    first = run_experiment(identity.first_task(config), digits, progress=False).folder
+    saved = read_tensors(first / "checkpoint.pt")
+    write_tensors(first / "checkpoint.pt", {**saved, "device": "cuda"})
+    found = run_experiment(config, digits, share_first_task=True, progress=False)
+    assert same_bits(found, alone)
 
 
 @pytest.mark.parametrize("tasks_done", [1, 2])

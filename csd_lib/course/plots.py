@@ -318,7 +318,8 @@ def training_curves(history: Sequence[dict[str, float]]) -> Figure:
                 epochs = [record["epoch"] + 1 for record in records]
                 every = max(1, len(records) // 8)
                 axis.plot(epochs, [record[term] for record in records], **style, markevery=every)
-        axis.set(title=f"task {task + 1}", xlabel="epoch", ylim=(0, None))
+        axis.set(title=f"task {task + 1}", xlabel="epoch")
+        axis.set_ylim(min(0, axis.get_ylim()[0]) if axis.dataLim.y0 < 0 else 0, None)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()
     axes[0][0].set_ylabel("loss term, mean of epoch")
@@ -532,9 +533,10 @@ def recipe_points(
         mine: ``{recipe: [old classes, new classes, old gallery]}``, drawn as stars.
         ringed: the same of recorded runs that get a ring, such as those of the new run's seed.
     """
-    rows, ringed = [], {} if ringed is None else ringed
+    rows, ringed = [], ringed or {}
     for what, given, ndim in (("recorded", recorded, 2), ("mine", mine, 1), ("ringed", ringed, 1)):
-        checks.mapping(what, given, "three numbers a run, by recipe")
+        if given or what != "ringed":
+            checks.mapping(what, given, "three numbers a run, by recipe")
         for name, numbers in given.items():
             values = np.atleast_2d(checks.table(f"{what}[{name!r}]", numbers, ndim))
             if values.shape[1] != 3:

@@ -173,7 +173,8 @@ class RetrievalMetric(PluginMetric):
     def __init__(self, classifier: str = "classifier"):
         super().__init__()
         self._tap = _Tap(classifier)
-        self._learned: set[int] = set()  # classes
+        self._learned: set[int] = set()  # experiences
+        self._classes: set[int] = set()  # of these
         self._newest: int | None = None  # experience
         self._index: dict[str, dict[str, _Labelled]] = {}
         self.reset()
@@ -191,8 +192,9 @@ class RetrievalMetric(PluginMetric):
 
     def after_training_exp(self, strategy: Any) -> None:
         """Note what was learned."""
-        self._learned |= set(strategy.experience.classes_in_this_experience)
         self._newest = strategy.experience.current_experience
+        self._learned.add(self._newest)
+        self._classes |= set(strategy.experience.classes_in_this_experience)
 
     def before_eval(self, strategy: Any) -> None:
         """Begin anew."""
@@ -216,7 +218,9 @@ class RetrievalMetric(PluginMetric):
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Search, and return a value for each experience and gallery."""
         found, result = self._found, self._result
-        learned = [n for n, (_, y) in found.items() if set(y.unique().tolist()) <= self._learned]
+        # By number, as classes may come again; and by class, as a test stream may be cut otherwise.
+        numbered = [name for number, name in self._names.items() if number in self._learned]
+        learned = [n for n in numbered if set(found[n][1].unique().tolist()) <= self._classes]
         for name, (features, labels) in found.items():
             result[f"Recall@1_own{name}"] = recall_at_k(features, labels)[1]
             others = [found[other] for other in learned if other != name]

@@ -271,7 +271,8 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
     checks.flag("markdown", markdown)
     checks.instance("groups", groups, (list, tuple), "what paper_groups returns")
     lines: list[str] = []
-    older, recorded = False, set()
+    older = False
+    recorded: set[str | tuple[str, str]] = set()  # experiments, and with which presets
     for group in groups:
         checks.instance("groups", group, Group, "what paper_groups returns")
         if not group.is_current and not older:
@@ -280,7 +281,9 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
         for table in tables(group):
             lines += render_table(table, markdown)
             if group.config.dataset in ("cifar100", *paper.TABLE_2) and group.is_current:
-                recorded |= {table.name, (table.name, group.config.preset)}
+                recorded.add(table.name)
+                if _is_whole(group.config):
+                    recorded.add((table.name, group.config.preset))
     bullet = "* " if markdown else "  "
     lines += ["Not reproduced:", ""]
     for preset in ("reference", "clean"):
@@ -335,6 +338,15 @@ def _titled(title: str, rows: tuple[list[str], list[list[str]]], markdown: bool)
 
 def _is_varied(config: TrainConfig) -> bool:
     return bool(VARIED & changed_settings(config).keys())
+
+
+def _is_whole(config: TrainConfig) -> bool:
+    """Say whether a run is no prefix, and each task as long as the preset has it."""
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset)
+    return all(
+        config.epochs_to_run(task) == config.schedule_length(task) == usual.schedule_length(task)
+        for task in range(config.tasks)
+    )
 
 
 def _recipe(config: TrainConfig) -> str:

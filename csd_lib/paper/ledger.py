@@ -317,9 +317,10 @@ class _Worker:
 
     @contextmanager
     def _alone(self, config: TrainConfig, folder: Path) -> Iterator[None]:
-        with only_one(make_folder(folder), "training", wait=False):  # else two would move it
-            if (folder / "config.json").exists():
-                runs.set_aside_if_older(folder, identity.of_run(config, self.dataset))
+        with only_one(make_folder(folder), "training", wait=False):
+            pass  # nobody trains there
+        if (folder / "config.json").exists():
+            runs.set_aside_if_older(folder, identity.of_run(config, self.dataset))
         with only_one(make_folder(folder), "training", wait=False):
             yield
 

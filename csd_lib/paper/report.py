@@ -16,6 +16,7 @@ import numpy as np
 from csd_lib import InputError, TrainingError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.datasets import get_spec
+from csd_lib.files import read_json_lines
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
 from csd_lib.networks import RANDOM
@@ -35,7 +36,7 @@ OLDER = (
     "computes:"
 )
 # What a block of a table has in common; all else is said in its rows.
-_BLOCK = ("dataset", "class_order_seed", "tasks", "epochs")
+_BLOCK = ("dataset", "class_order_seed", "tasks", "epochs", "stop_at_epoch")
 _IN_HEADLINE = ("method", "tasks", "epochs", "seed")
 MAX_CHANNELS = 5000  # of the images of a record whose code is tried
 
@@ -114,9 +115,7 @@ def grouped(records: Sequence[Record], *without: str) -> list[Group]:
     states = are_current(records)
     newest_last = sorted(zip(records, states, strict=True), key=lambda pair: pair[0].date)
     for record, is_current in newest_last:
-        shared = json.dumps(
-            [identity.settings(record.config, *without), record.data], sort_keys=True
-        )
+        shared = json.dumps([_settings(record.config, *without), record.data], sort_keys=True)
         key = (not is_current, record.config.preset, shared)
         counts[key] = counts.get(key, 0) + 1
         groups.setdefault(key, {})[record.key(), record.fingerprint] = record
@@ -124,6 +123,18 @@ def grouped(records: Sequence[Record], *without: str) -> list[Group]:
         Group(list(found.values()), not key[0], counts[key] - len(found), json.dumps(key))
         for key, found in sorted(groups.items(), key=lambda item: item[0][0])
     ]
+
+
+def _settings(config: TrainConfig, *without: str) -> dict[str, Any]:
+    """Return ``identity.settings``, in which a stop that stops nothing is none."""
+    found = identity.settings(config, *without)
+    return found | ({"stop_at_epoch": _stop(config)} if "stop_at_epoch" in found else {})
+
+
+def _stop(config: TrainConfig) -> int | None:
+    """Return the epoch at which tasks stop before their schedule's end, or None."""
+    whole = (config.epochs_to_run(t) == config.schedule_length(t) for t in range(config.tasks))
+    return None if all(whole) else config.stop_at_epoch
 
 
 def variants(records: Sequence[Record]) -> list[list[Record]]:
@@ -153,7 +164,8 @@ def plain_runs(
 ) -> dict[str, dict[int, Record]]:
     """Return the runs that change nothing of a preset but the precision, by method and seed.
 
-    Of a method that several codes have run, only the newest code's runs count.
+    All are of one precision: that of the most runs, and of equally many that of the newest. Of a
+    method that several codes have run, only the newest code's runs count.
     """
     _check("records", records)
     for name, value in (("dataset", dataset), ("preset", preset)):
@@ -173,6 +185,10 @@ def plain_runs(
         if (identity.data_name(r.config), r.config.preset, r.config.tasks) == wanted
         and identity.key(r.config, "seed", "precision") == usual(r.config)
     ]
+    by_precision: dict[str, list[Record]] = {}
+    for record in chosen:
+        by_precision.setdefault(record.config.precision, []).append(record)
+    chosen = max(by_precision.values(), key=_how_many_and_new, default=[])
     newest: dict[str, list[Record]] = {}
     for row in sorted(variants(chosen), key=lambda row: (max(r.date for r in row), len(row))):
         newest[row[0].config.method] = row
@@ -180,12 +196,32 @@ def plain_runs(
     return {name: {r.config.seed: r for r in newest[name]} for name in dict.fromkeys(order)}
 
 
+def _how_many_and_new(records: Sequence[Record]) -> tuple[int, str]:
+    """Return how many runs these are, each counted once, and the newest one's date."""
+    runs = {(record.config.method, record.config.seed) for record in records}
+    return len(runs), max(record.date for record in records)
+
+
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that differ from the preset's, without those that a headline has."""
     checks.instance("config", config, TrainConfig, "a TrainConfig")
     headline = {name: getattr(config, name) for name in _IN_HEADLINE}
-    usual = identity.settings(TrainConfig(dataset=config.dataset, preset=config.preset, **headline))
-    return {name: value for name, value in identity.key(config).items() if value != usual[name]}
+    preset = TrainConfig(dataset=config.dataset, preset=config.preset, **headline)
+    usual = identity.settings(preset) | {"later_epochs": preset.schedule_length(1)}
+    return {name: value for name, value in _read(config).items() if value != usual[name]}
+
+
+def _read(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that a run reads, also those of its length that are as usual.
+
+    ``identity.key`` leaves these out; but a run that stops nowhere was not stopped, and one whose
+    later tasks are as long as the first has that many epochs of them.
+    """
+    found = identity.key(config, "seed")
+    found.setdefault("stop_at_epoch", None)
+    if config.learns_later():
+        found.setdefault("later_epochs", config.epochs)
+    return found
 
 
 def describe(config: TrainConfig, without: Iterable[str] = ()) -> str:
@@ -278,17 +314,17 @@ def headline(group: Group) -> list[str]:
     """Say all that one must know to believe a group of records."""
     records, config = group.records, group.config
     shared = shared_changes(records)
+    histories = {record: _timed_epochs(record) for record in records}
     # A first task that several methods share is in each one's history, and counts once.
     seconds = {
         (record.config.seed, str(epoch.get("task")), str(epoch.get("epoch")), epoch["seconds"])
         for record in records
-        for epoch in record.history
-        if isinstance(epoch, dict) and isinstance(epoch.get("seconds"), int | float)
+        for epoch in histories[record]
     }
     hours = sum(found[-1] for found in seconds)
-    hours += sum(record.training_seconds for record in records if not record.history)
+    hours += sum(record.training_seconds for record in records if not histories[record])
     facts = [
-        f"{_inputs(records[0])}, {config.tasks} tasks, preset {config.preset}: {_length(config)}, "
+        f"{_inputs(records[0])}, {config.tasks} tasks, preset {config.preset}: {_length(records)}, "
         f"seeds {_listed(record.config.seed for record in records)}",
         _listed(record.device for record in records) + _threads(records),
         _listed(record.config.precision for record in records),
@@ -316,14 +352,35 @@ def _threads(records: Sequence[Record]) -> str:
     return f" ({_listed(counts)} threads)" if len(counts) > 1 else ""
 
 
-def _length(config: TrainConfig) -> str:
-    """Say how long the tasks are, and whether that is all of their schedule."""
-    later = config.schedule_length(1)
+def _timed_epochs(record: Record) -> list[dict[str, Any]]:
+    """Return the epochs of a run of which one knows how long they took.
+
+    A record of the ledger has them itself; that in a run's folder lies beside them.
+    """
+    history: Sequence[Any] = record.history
+    if not history and record.folder:
+        try:
+            history = read_json_lines(record.folder / "history.jsonl")
+        except InputError:  # it was copied without, and says how long all of them took
+            return []
+    return [
+        epoch
+        for epoch in history
+        if isinstance(epoch, dict) and isinstance(epoch.get("seconds"), int | float)
+    ]
+
+
+def _length(records: Sequence[Record]) -> str:
+    """Say how long the tasks of all records are, and whether that is all of their schedule."""
+    config = records[0].config
     text = f"{config.epochs} epochs a task"
-    if config.tasks > 1 and later != config.epochs:
-        text = f"{config.epochs} epochs, then {later} a task"
-    if config.stop_at_epoch:
-        text += f", of which only the first {config.stop_at_epoch} were run: a prefix"
+    learning = (record.config for record in records if record.config.learns_later())
+    later = sorted({config.schedule_length(1) for config in learning})
+    if later and later != [config.epochs]:
+        text = f"{config.epochs} epochs, then {' or '.join(map(str, later))} a task"
+    stops = {_stop(record.config) for record in records}
+    if len(stops) == 1 and (stop := stops.pop()):
+        text += f", of which only the first {stop} were run: a prefix"
     return text
 
 
@@ -410,10 +467,11 @@ def _differ_only_in(against: Mapping[str, Any], record: Record, other: Record) -
 
     What a run does not read is not written down, so it cannot be asked what it was.
     """
-    own, others = identity.key(record.config, "seed"), identity.key(other.config, "seed")
-    has = all(
-        _as_list(others[name]) == _as_list(against[name]) for name in against if name in others
-    )
+    own, others = _read(record.config), _read(other.config)
+    wanted = dict(against)
+    if wanted.get("later_epochs", 0) is None:
+        wanted["later_epochs"] = other.config.epochs
+    has = all(_as_list(others[name]) == _as_list(wanted[name]) for name in wanted if name in others)
     differing = {name for name in own.keys() & others.keys() if own[name] != others[name]}
     return has and bool(differing) and differing <= against.keys()
 

@@ -461,7 +461,8 @@ def check_freeze(freeze: Callable[[nn.Module], nn.Module]) -> Verdict:
                 "Teacher and student are the same network, or share their weights: what the "
                 "student learns, the teacher learns too. Make a copy (`copy.deepcopy`)."
             )
-        if not model.training or not all(p.requires_grad for p in model.parameters()):
+        awake = all(module.training for module in model.modules())
+        if not awake or not all(p.requires_grad for p in model.parameters()):
             raise Mistake("The student was frozen too. Only the copy should be.")
         if not all(torch.equal(a, before[name]) for name, a in model.state_dict().items()):
             raise Mistake("The student's weights were changed.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csd_lib import data
 from csd_lib.course.checkers.cases import random_labels
-from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, call, compare, verdict
+from csd_lib.course.checkers.judge import Cases, Mistake, Mistakes, Verdict, call, compare, verdict
 
 PART_OF_AN_IMAGE = (
     "You look at a part of each image only. In a copy *every* pixel of every channel is the same."
@@ -146,6 +146,54 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
     return verdict("1.2", praise, lambda: compare(answer, right, cases, mistakes))
 
 
+def _copies_and_near_copies() -> Cases:
+    """Training and test images for exercise 1.3.
+
+    Each near copy shares with a training image what some wrong answer compares instead of all
+    pixels: a part, a sum, the values without their places, or the text that torch prints.
+    """
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randint(256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    fresh = torch.randint(256, (5, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    twice = torch.cat([train, train[:3]])
+    last_row, in_rows, in_columns = (train[5:7].clone() for _ in range(3))
+    last_row[:, 0, 3, 1] ^= 1
+    for i, line in enumerate((1, 3)):
+        in_rows[i, 0, line, 1:3] = in_rows[i, 0, line, 1:3].flip(0)
+        in_columns[i, 0, 1:3, line] = in_columns[i, 0, 1:3, line].flip(0)
+    inner = train.clamp(1, 254)  # so that 1 can be added and taken away
+    balanced = inner[5:7].clone()
+    balanced[:, 0, 1::2, 1::2] += torch.tensor([[1, 255], [255, 1]], dtype=torch.uint8)  # 255: -1
+    colours = train.reshape(4, 3, 4, 4)
+    recoloured = colours[:3].clone()
+    one_pixel = colours[:1].repeat(48, 1, 1, 1)
+    for i in range(3):
+        recoloured[i, i] = 255 - recoloured[i, i]
+    for i in range(48):
+        one_pixel[i].view(-1)[i] ^= 1
+    large = torch.randint(256, (2, 3, 20, 20), generator=generator, dtype=torch.uint8)
+    middle, near_the_end = large.clone(), large.clone()
+    middle[:, :, 3:17, 3:17] ^= 255  # all that the text `str(image)` leaves out, and by much
+    near_the_end[:, 2, 18, 18] ^= 1
+    return {
+        "no copies": (train, fresh),
+        "two copies at other places": (train, torch.cat([fresh, train[7:9]])),
+        "training images that are there twice": (twice, torch.cat([train[:1], fresh])),
+        "a test image that is there twice": (train, torch.cat([fresh, train[4:5], train[4:5]])),
+        "mirrored images, which are no copies": (train, train[:2].flip(3)),
+        "images that differ in one pixel of the last row, by 1": (train, last_row),
+        "images that differ in every pixel, by 1": (train, train[5:7] ^ 1),
+        "images that differ in every pixel, by 16": (train, train[5:7] ^ 16),
+        "images in which two pixels have changed places": (train, torch.cat([in_rows, in_columns])),
+        "images with the sums of a training image's rows and columns": (inner, balanced),
+        "three channels, of which one differs": (colours, torch.cat([recoloured, colours[3:]])),
+        "three channels that have changed places": (colours, colours[:2].flip(1)),
+        "images that differ in one pixel, each in another one": (colours, one_pixel),
+        "images of 20 × 20 pixels that differ in the middle": (large, middle),
+        "images of 20 × 20 pixels that differ in one pixel, by 1": (large, near_the_end),
+    }
+
+
 def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict:
     """Exercise 1.3: test images that are exact copies of a training image."""
 
@@ -167,30 +215,13 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
     def corner_and_sum(x: Tensor) -> Tensor:
         return torch.stack([x[:, 0, 0, 0].long(), x.sum((1, 2, 3))], dim=1)
 
-    generator = torch.Generator().manual_seed(0)
-    train = torch.randint(256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    fresh = torch.randint(256, (5, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    twice = torch.cat([train, train[:3]])
-    mirrored = train[:2].flip(3)
-    last_row, swapped, colours = train[5:7].clone(), train[5:7].clone(), train.reshape(4, 3, 4, 4)
-    last_row[:, 0, 3, 1] ^= 1
-    for image, row in zip(swapped, (1, 3), strict=True):
-        image[0, row, 1:3] = image[0, row, 1:3].flip(0)
-    recoloured = colours[:2].clone()
-    recoloured[:, 2] = 255 - recoloured[:, 2]
-    cases = {
-        "no copies": (train, fresh),
-        "two copies at other places": (train, torch.cat([fresh, train[7:9]])),
-        "training images that are there twice": (twice, torch.cat([train[:1], fresh])),
-        "a test image that is there twice": (train, torch.cat([fresh, train[4:5], train[4:5]])),
-        "mirrored images, which are no copies": (train, mirrored),
-        "images that differ in one pixel of the last row, by 1": (train, last_row),
-        "images that differ in every pixel, by 1": (train, train[5:7] ^ 1),
-        "images that differ in every pixel, by 16": (train, train[5:7] ^ 16),
-        "images in which two pixels have changed places": (train, swapped),
-        "three channels, of which one differs": (colours, torch.cat([recoloured, colours[3:]])),
-        "three channels that have changed places": (colours, colours[:2].flip(1)),
-    }
+    def rows_and_columns(x: Tensor) -> Tensor:
+        return torch.cat([x.sum(2), x.sum(3)], dim=2)
+
+    def as_text(train: Tensor, test: Tensor) -> int:
+        known = {str(image) for image in train}
+        return sum(str(image) in known for image in test)
+
     mistakes: Mistakes = [
         (
             "You count pairs. A test image that equals two training images is still one test "
@@ -203,7 +234,14 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         ),
         *(
             (SUMS_OF_PIXELS, lambda a, b, of=of: right(of(a), of(b)))
-            for of in (lambda x: x.sum((1, 2, 3)), lambda x: x.sum(1), corner_and_sum)
+            for of in (
+                lambda x: x.sum((1, 2, 3)),
+                lambda x: x.sum(1),
+                lambda x: x.sum(2),
+                lambda x: x.sum(3),
+                corner_and_sum,
+                rows_and_columns,
+            )
         ),
         (
             "You compare which values the pixels have, and not where they are.",
@@ -215,9 +253,19 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
                 np.s_[:, :, :1],
                 np.s_[:, :, -1:],
                 np.s_[:, :1],
+                np.s_[:, -1:],
                 np.s_[:, :, :1, :1],
                 np.s_[:, 0, 0],
+                np.s_[:, :, ::2, ::2],
+                np.s_[:, :, 1::2, 1::2],
+                np.s_[:, :, :, ::2],
+                np.s_[:, :, :, 1::2],
             )
+        ),
+        (
+            "You compare the texts of images. Above 1,000 values `str` leaves out the middle and "
+            "writes `...` for it, so images that differ there look alike.",
+            as_text,
         ),
         (
             "You take images that are nearly equal for copies. A copy is equal in every pixel.",
@@ -238,8 +286,16 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         "last row.",
         "images that differ in every pixel, by 16": "Do you square differences? The square of 16 "
         "is 256, which uint8 takes for 0. Compare with `==`.",
+        "images with the sums of a training image's rows and columns": "Different images can share "
+        "sums, of rows and columns too. Compare the pixels themselves.",
+        "three channels, of which one differs": "Compare *all* channels.",
+        "images that differ in one pixel, each in another one": "Some pixels are left out. Compare "
+        "*all* pixels of every channel.",
+        "images of 20 × 20 pixels that differ in one pixel, by 1": "One pixel of 1,200 differs, "
+        "so they are no copies. Do you leave it out, or call images equal that differ by little?",
     }
     praise = "copies are found wherever they are, and each test image counts once."
+    cases = _copies_and_near_copies()
     return verdict(
         "1.3", praise, lambda: compare(count_copies, right, cases, mistakes, hints=hints)
     )
@@ -315,7 +371,9 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
         # with 25 * P(X <= 9) = 6e-8, and more than 90 times (2.25 * 40) with 25 * P(X > 90) =
         # 2e-11. Whether image i + step has the window of image i is binomial with p = 1/25 too,
         # for any step, and `usual` is never below 1/25: with P(X > 0.29 n), added up over the 500
-        # steps, 2e-80.
+        # steps, 2e-80. `uneven` has the chi-square distribution with 24 degrees of freedom, which
+        # exceeds 90 with 1e-9. (Of 20,000 right answers none came above 64, and of 2,000 that round
+        # `4 * rand`, so that corners are four times as rare as the middle, none below 139.)
         counts = places.bincount(minlength=size**2)
         usual = float((counts / batch).square().sum())
         for step in range(1, batch // 2 + 1):
@@ -330,6 +388,13 @@ def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tens
             raise Mistake(
                 f"One window comes up in {counts.max()} of {batch} images. All {size**2} must be "
                 f"equally likely."
+            )
+        uneven = float(((counts - batch / size**2).square() / (batch / size**2)).sum())
+        if counts.min() > 0 and uneven > 90:  # if one never comes up, the next sentence fits
+            raise Mistake(
+                f"The windows come up from {counts.min()} to {counts.max()} times in {batch} "
+                f"images, less evenly than by chance. All {size**2} must be equally likely: "
+                f"rounding with `round`, for example, halves the share of the first and last place."
             )
         if counts.min() < 10:
             raise Mistake(
