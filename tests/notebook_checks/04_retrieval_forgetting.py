@@ -20,6 +20,8 @@ forgotten = {
 }
 assert forgotten["initial"] == 0 and forgotten["csd"] < forgotten["fine-tuning"]
 assert all((np.triu(r.matrix.own, 1)[np.triu_indices(5, 1)] > 0.8).all() for r in five["csd"])
+for j in range(1, 5):
+    assert pixels_find[j] > max(means[n][0, j] for n in five), "raw pixels find them, and better"
 found_by_csd = set(missed["fine-tuning"]) - set(missed["csd"])
 assert len(found_by_csd) > len(missed["fine-tuning"]) / 3, "many of them are found with CSD"
 assert 0 < len(missed["csd"]) < len(missed["fine-tuning"]), "CSD misses some, too"

@@ -13,6 +13,8 @@ assert mine["csd"][0].tasks[0].train_images.shape[1:] == (1280, 1, 1)
 share = {n: np.array([r.matrix.own[-1] for r in runs]).mean(axis=0) for n, runs in mine.items()}
 old_gallery = {n: np.mean([r.matrix.in_first_gallery() for r in mine[n]]) for n in mine}
 assert share["initial"][1] > 0.65, "the frozen network finds most of the new classes"
+assert pixels[1] > 100 * share["initial"][1], "raw pixels find even more of them"
+assert pixels[0] < 100 * share["initial"][0], "though fewer of the old classes"
 assert share["fine-tuning"][1] > share["initial"][1] + 0.03, "fine-tuning learns them better"
 assert share["fine-tuning"][0] < share["initial"][0] - 0.04, "and forgets some of the old ones"
 for name in ("lwf", "csd"):
