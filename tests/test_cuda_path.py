@@ -476,12 +476,12 @@ def test_what_does_not_fit_is_said_with_what_would(gpu, images, monkeypatch, cud
         train(tiny(batch_size=8, cuda_graph=cuda_graph), images, progress=False)
 
 
-@pytest.mark.parametrize("where", ["new_student", "spread_in_training"])
+@pytest.mark.parametrize("where", ["prepare.new_student", "train.spread_in_training"])
 def test_what_does_not_fit_outside_a_step_is_said_to(gpu, images, monkeypatch, where):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training, where, full)
+    monkeypatch.setattr(f"csd_lib.{where}", full)
     with pytest.raises(InputError, match=r"cuda:1: its memory is too small"):
         train(tiny(), images, progress=False)
 

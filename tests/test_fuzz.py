@@ -510,6 +510,7 @@ ALLOWED = {
     "data.class_order_from_seed": dict(seed={"0"}),
     "data.class_incremental_split": dict(class_order={"None"}, seed={"0", "None"}),
     "data.hold_out": dict(share={"half"}, seed={"0"}),
+    "plots.recipe_points": dict(ringed={"None"}),
     "data.augment": dict(images={"two channels"}, padding={"0"}, flip={"True"}, generator={"None"}),
     "model.ResNet": dict(num_classes={"0"}, mean={"None"}, std={"None"}, seed={"0"}),
     "model.Network.grow_head": dict(new_classes={"0"}, generator={"None"}),

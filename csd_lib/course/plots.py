@@ -533,15 +533,15 @@ def recipe_points(
         mine: ``{recipe: [old classes, new classes, old gallery]}``, drawn as stars.
         ringed: the same of recorded runs that get a ring, such as those of the new run's seed.
     """
-    rows, ringed = [], ringed or {}
+    rows = []
     for what, given, ndim in (("recorded", recorded, 2), ("mine", mine, 1), ("ringed", ringed, 1)):
-        if given or what != "ringed":
+        if given is not None or what != "ringed":
             checks.mapping(what, given, "three numbers a run, by recipe")
-        for name, numbers in given.items():
+        for name, numbers in (given or {}).items():
             values = np.atleast_2d(checks.table(f"{what}[{name!r}]", numbers, ndim))
             if values.shape[1] != 3:
                 raise InputError(f"{what}[{name!r}] has rows of {values.shape[1]}: give three")
-            if given is not ringed:
+            if what != "ringed":
                 rows.append((name, values, ndim == 1))
     places = np.arange(len(rows))[::-1]
     figure, axes = plt.subplots(
@@ -556,7 +556,7 @@ def recipe_points(
             if is_mine:
                 look = dict(s=260, marker="*", color=RED, label="the new run")
             axis.scatter(found, np.full(len(found), place), alpha=1 if is_mine else 0.5, **look)
-            if name in ringed and not is_mine:
+            if ringed and name in ringed and not is_mine:
                 ring = dict(s=110, facecolors="none", edgecolors=RED, linewidths=1.5)
                 axis.scatter([ringed[name][column]], [place], label="recorded, same seed", **ring)
             if len(found) and not is_mine:

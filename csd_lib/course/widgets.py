@@ -352,7 +352,7 @@ def recipe_beside(
         n: [*by_seed.values()] for n, by_seed in recorded.items()
     }
     ringed = {n: by_seed[seed] for n, by_seed in recorded.items() if seed in by_seed}
-    figure = plots.recipe_points(values, {f"{name} (new)": [old, new, gallery]}, ringed)
+    figure = plots.recipe_points(values, {f"{name} (new)": [old, new, gallery]}, ringed or None)
     means = ", ".join(
         f"{n} {np.mean(of, axis=0)[0]:.1f}" + (f" ({ringed[n][0]:.1f})" if n in ringed else "")
         for n, of in values.items()
