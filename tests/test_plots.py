@@ -138,6 +138,15 @@ def assert_told_apart(styles):
     assert len(set(looks)) == len(looks)
 
 
+def test_a_negative_term_is_inside_its_axis_and_others_begin_at_0(style):
+    for lowest in (-0.7, 0.5):
+        history = [
+            dict(task=0, epoch=e, loss=1.0, ce=value) for e, value in ((0, 1.0), (1, lowest))
+        ]
+        bottom, _ = plots.training_curves(history).axes[0].get_ylim()
+        assert bottom < -0.7 if lowest < 0 else bottom == 0
+
+
 def test_terms_registered_at_run_time_get_styles_of_their_own(style):
     new = {name: Term(f"My {name}", lambda o, s: o.logits.sum()) for name in NEW}
     history = [{**epoch, **dict.fromkeys(new, 2)} for epoch in HISTORY]
@@ -275,7 +284,7 @@ def test_the_classes_of_a_map_are_named_below_it_each_by_its_marker(style):
 
 
 def test_recipes_stand_in_their_rows_and_the_new_run_is_a_star_below_them(style):
-    plots.recipe_points({"ce": [[1.0, 2.0, 3.0]]}, {"mine": [1.0, 2.0, 3.0]})
+    plots.recipe_points({"ce": [[1.0, 2.0, 3.0]]}, {"mine": [1.0, 2.0, 3.0]})  # no rings
     panels = FIGURES["recipe_points"](None, None).axes
     assert [axis.get_title() for axis in panels] == ["old classes", "new classes", "old gallery"]
     names = [tick.get_text() for tick in panels[0].get_yticklabels()]

@@ -319,7 +319,8 @@ def training_curves(history: Sequence[dict[str, float]]) -> Figure:
                 every = max(1, len(records) // 8)
                 axis.plot(epochs, [record[term] for record in records], **style, markevery=every)
         axis.set(title=f"task {task + 1}", xlabel="epoch")
-        axis.set_ylim(min(0, axis.get_ylim()[0]) if axis.dataLim.y0 < 0 else 0, None)
+        if axis.dataLim.y0 >= 0:  # a term of one's own may be negative
+            axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()
     axes[0][0].set_ylabel("loss term, mean of epoch")
