@@ -93,7 +93,8 @@ _WHY_EXEMPT = {
         report.headline report.shared_changes report.render_rows report.as_objects
         seeds.last_values seeds.by_seed seeds.cells seeds.difference_rows plots.name_classes
         comparison.Table comparison.Table.columns comparison.Table.label
-        figures.method_styles figures.method_title figures.term_styles ledger.Cell
+        figures.method_styles figures.method_title figures.term_styles figures.panels_of_rows
+        ledger.Cell
         ledger.Cell.is_done ledger.Cell.is_of ledger.Cell.look_for_record
         ledger.Cell.place_to_write ledger.Cell.epochs_done ledger.Cell.state
         ledger.passes_left ledger.hours_left""",

@@ -68,7 +68,8 @@ LOOKS = {"features": ("features", "o", "-"), "softmax": ("softmax of the head", 
 # An experiment: its title, the factor of each method's weights, and each method's runs.
 Lead = tuple[str, dict[str, float], dict[str, list[Record]]]
 
-# Where weights were chosen for each method.
+# The factors of the usual weights; SEARCHES: where others were chosen for each method.
+USUAL = {"lwf": 1.0, "csd": 1.0}
 SEARCHES = {
     "digits": TrainConfig(dataset="digits"),
     "clothes": TrainConfig(dataset="fashion"),
@@ -418,8 +419,7 @@ def learned_table(found: dict[str, Table]) -> str:
                 cells = described([*zip(*averages, strict=True)])
                 lines.append([title, get_method(method).title, str(len(gaps[0])), *cells])
     search = SEARCHES["CIFAR-100, ResNet-8"]
-    reached = tuned.found(tuned.load_tries(search))
-    chosen = {method: tuned.best(reached[method]) for method in ("lwf", "csd")}
+    chosen = chosen_factors(search)
     for method, row in rows_with(search, chosen).items():  # against each run's own first model
         gained = [[r.matrix.own[-1].mean() - r.matrix.own[0].mean()] for r in row]
         title = f"{get_method(method).title}, weights × {chosen[method]:g}"
@@ -444,18 +444,22 @@ def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[
 
 def leads(protocol: Table) -> list[Lead]:
     """The main experiments of two tasks with LwF and CSD; ResNet-32 with what ResNet-8 chose."""
-    usual = {"lwf": 1.0, "csd": 1.0}
     studies = []
     for title, config in SEARCHES.items():
-        reached = tuned.found(tuned.load_tries(config))
-        studies.append((title, replace(config, precision="fp32"), usual))
-        studies.append((title, config, {name: tuned.best(reached[name]) for name in usual}))
+        studies.append((title, replace(config, precision="fp32"), USUAL))
+        studies.append((title, config, chosen_factors(config)))
     short = replace(SEARCHES["CIFAR-100, ResNet-8"], depth=None)
-    studies += [("CIFAR-100, ResNet-32", short, factors) for factors in (usual, studies[-1][2])]
-    studies.append(("stand-in for birds and dogs", TrainConfig(dataset="kinds"), usual))
+    studies += [("CIFAR-100, ResNet-32", short, factors) for factors in (USUAL, studies[-1][2])]
+    studies.append(("stand-in for birds and dogs", TrainConfig(dataset="kinds"), USUAL))
     found = [(title, factors, rows_with(config, factors)) for title, config, factors in studies]
     long = {row[0].config.method: row for row in protocol.rows}
-    return [("CIFAR-100, 230 epochs", usual, long), *found]
+    return [("CIFAR-100, 230 epochs", USUAL, long), *found]
+
+
+def chosen_factors(config: TrainConfig) -> dict[str, float]:
+    """The factors that a search has chosen for LwF and CSD."""
+    reached = tuned.found(tuned.load_tries(config))
+    return {method: tuned.best(reached[method]) for method in USUAL}
 
 
 def leads_table(found: Sequence[Lead]) -> str:
@@ -478,10 +482,8 @@ def after_first_task_of(where: str, epochs: int) -> list[dict[str, tuple[float, 
     search = SEARCHES[where]
     (*_, longest), later_epochs = FIRST_LENGTHS[where]
     records, _ = load_runs(ROOT / "data" / "results" / search.dataset)
-    reached = tuned.found(tuned.load_tries(search))
-    usual = dict.fromkeys(("initial", "fine-tuning", "lwf", "csd"), 1.0)
     found = []
-    for factors in (usual, {method: tuned.best(reached[method]) for method in ("lwf", "csd")}):
+    for factors in ({"initial": 1.0, "fine-tuning": 1.0, **USUAL}, chosen_factors(search)):
         rows = {}
         for method, factor in factors.items():
             config = replace(search, method=method, precision="fp32", later_epochs=later_epochs)
@@ -530,7 +532,7 @@ def first_length_figure(where: str) -> Figure:
         axis.set(title=title, xlabel="epochs of the first task")
         axis.set_xticks(range(len(lengths)), lengths)
     axes[0].set_ylabel("Recall@1 after both tasks (%)")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    axes[-1].legend(**figures.BESIDE)
     return figure
 
 
@@ -568,23 +570,23 @@ def tuned_table(config: TrainConfig) -> str:
 def leads_figure(found: Sequence[Lead]) -> Figure:
     """The table of leads as a picture: old classes, average, old gallery, with 95 % intervals."""
     shown = {"old classes": "old", "old and new, average": "average", "old gallery": "old gallery"}
-    figure, axes = plt.subplots(1, len(shown), figsize=(13, 0.5 * len(found) + 2.4), sharey=True)
-    names = []
-    for height, (title, factors, rows) in enumerate(found):
-        usual = set(factors.values()) == {1}
+    chosen = "with LwF × {lwf:g}, CSD × {csd:g}"
+    names = [title if f == USUAL else chosen.format(**f) for title, f, _ in found]
+    figure, axes, places = figures.panels_of_rows(
+        names, list(shown), "← LwF     CSD →", figsize=(13, 0.5 * len(found) + 2.4)
+    )
+    for place, (_, factors, rows) in zip(places, found, strict=True):
+        usual = factors == USUAL
         style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
         by_column = differences(rows["csd"], rows["lwf"])
-        names.append(title if usual else "with LwF × {lwf:g}, CSD × {csd:g}".format(**factors))
         for axis, column in zip(axes, shown.values(), strict=True):
             mean, half = mean_and_half(by_column[COLUMNS.index(column) - 1])
-            axis.errorbar(100 * mean, -height, xerr=100 * half, ms=8, capsize=6, lw=2.5, **style)
+            axis.errorbar(100 * mean, place, xerr=100 * half, ms=8, capsize=6, lw=2.5, **style)
         axes[-1].annotate(
-            len(by_column[0]), (1.03, -height), xycoords=("axes fraction", "data"), va="center"
+            len(by_column[0]), (1.03, place), xycoords=("axes fraction", "data"), va="center"
         )
-    for axis, title in zip(axes, shown, strict=True):
+    for axis in axes:
         axis.axvline(0, color="black", lw=1.5)
-        axis.set(title=title, xlabel="← LwF     CSD →")
-    axes[0].set_yticks([-height for height in range(len(names))], names)
     axes[-1].annotate("seeds", (1.03, 1.03), xycoords="axes fraction")
     return figure
 
@@ -608,7 +610,7 @@ def trade_off_figure(searches: dict[str, TrainConfig]) -> Figure:
             axis.plot(new[usual], old[usual], "o", ms=17, mfc="none", mec=style["color"], mew=2)
         axis.set(title=title, xlabel="new classes, Recall@1 (%)")
     axes[0].set_ylabel("old classes, Recall@1 (%)")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    axes[-1].legend(**figures.BESIDE)
     return figure
 
 
@@ -695,7 +697,7 @@ def first_task_figure(looks: Sequence[dict]) -> Figure:
         axis.axhline(value, color=color, linestyle=":", linewidth=2)
         axis.annotate(f"paper: {value}", (2, value + 0.8), color=color, fontsize=13)
     axis.set(xlabel="epoch of the first task", ylabel="Recall@1 (%)", xlim=(0, None))
-    axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    axis.legend(**figures.BESIDE)
     return figure
 
 

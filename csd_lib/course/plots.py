@@ -33,6 +33,7 @@ from csd_lib.paper.figures import (
     SKY,
     method_styles,
     method_title,
+    panels_of_rows,
     term_styles,
 )
 from csd_lib.paper.figures import method_curves as method_curves  # for the notebooks
@@ -534,45 +535,41 @@ def recipe_points(
         mine: ``{recipe: [old classes, new classes, old gallery]}``, drawn as stars.
         ringed: the same of recorded runs that get a ring, such as those of the new run's seed.
     """
-    rows = []
-    for what, given, ndim in (("recorded", recorded, 2), ("mine", mine, 1), ("ringed", ringed, 1)):
-        if given is not None or what != "ringed":
-            checks.mapping(what, given, "three numbers a run, by recipe")
-        for name, numbers in (given or {}).items():
-            values = np.atleast_2d(checks.table(f"{what}[{name!r}]", numbers, ndim))
-            if values.shape[1] != 3:
-                raise InputError(f"{what}[{name!r}] has rows of {values.shape[1]}: give three")
-            if what != "ringed":
-                rows.append((name, values, ndim == 1))
-    places = np.arange(len(rows))[::-1]
-    figure, axes = plt.subplots(
-        1, 3, figsize=(12, 0.42 * len(rows) + 1.8), sharey=True, layout="constrained"
-    )
-    for column, (axis, title) in enumerate(
-        zip(axes, ("old classes", "new classes", "old gallery"), strict=True)
-    ):
-        for place, (name, values, is_mine) in zip(places, rows, strict=True):
-            found = values[np.isfinite(values[:, column]), column]
-            look: dict[str, Any] = dict(s=40, color=BLUE, label="a recorded run, one for each seed")
-            if is_mine:
-                look = dict(s=260, marker="*", color=RED, label="the new run")
-            axis.scatter(found, np.full(len(found), place), alpha=1 if is_mine else 0.5, **look)
-            if ringed and name in ringed and not is_mine:
-                ring = dict(s=110, facecolors="none", edgecolors=RED, linewidths=1.5)
-                axis.scatter([ringed[name][column]], [place], label="recorded, same seed", **ring)
-            if len(found) and not is_mine:
-                stroke = dict(marker="|", s=300, lw=3, color=BLACK, label="their mean")
-                axis.scatter([found.mean()], [place], **stroke)
-            elif len(found):
-                axis.axvline(found[0], color=RED, lw=1, ls=":")
-        axis.set(title=title, xlabel="Recall@1 (%)", ylim=(-0.6, len(rows) - 0.4))
-    axes[0].set_yticks(places, [name for name, *_ in rows])
+    rows = _three_numbers("recorded", recorded, 2)
+    stars = _three_numbers("mine", mine, 1)
+    rings = {} if ringed is None else _three_numbers("ringed", ringed, 1)
+    names, titles = [*rows, *stars], ("old classes", "new classes", "old gallery")
+    look = dict(figsize=(12, 0.42 * len(names) + 1.8), layout="constrained")
+    figure, axes, places = panels_of_rows(names, titles, "Recall@1 (%)", **look)
+    ring: dict[str, Any] = dict(s=110, facecolors="none", edgecolors=RED, linewidths=1.5)
+    stroke: dict[str, Any] = dict(marker="|", s=300, lw=3, color=BLACK)
+    for column, axis in enumerate(axes):
+        for place, (name, runs) in zip(places, rows.items(), strict=False):
+            found = runs[np.isfinite(runs[:, column]), column]
+            label = "a recorded run, one for each seed"
+            axis.scatter(found, [place] * len(found), s=40, color=BLUE, alpha=0.5, label=label)
+            if name in rings:
+                axis.scatter(rings[name][column], place, label="recorded, same seed", **ring)
+            if len(found):
+                axis.scatter(found.mean(), place, label="their mean", **stroke)
+        for place, run in zip(places[len(rows) :], stars.values(), strict=True):
+            axis.scatter(run[column], place, s=260, marker="*", color=RED, label="the new run")
+            axis.axvline(run[column], color=RED, lw=1, ls=":")
     handles, labels = axes[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))  # each once
     figure.legend(
         named.values(), named, loc="outside lower center", ncols=len(named), frameon=False
     )
     return figure
+
+
+def _three_numbers(what: str, given: Any, ndim: int) -> dict[str, np.ndarray]:
+    checks.mapping(what, given, "three numbers a run, by recipe")
+    found = {name: checks.table(f"{what}[{name!r}]", runs, ndim) for name, runs in given.items()}
+    for name, values in found.items():
+        if values.shape[-1] != 3:
+            raise InputError(f"{what}[{name!r}] has rows of {values.shape[-1]}: give three")
+    return found
 
 
 def drift_maps(

@@ -53,6 +53,8 @@ TERM_STYLE = {
     "mmd": dict(color=PURPLE, marker="D"),
     "fecd": dict(color=RED, marker="P"),
 }
+# A legend on the right of its axes.
+BESIDE: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
 # For names that have no style above, in the order in which they come: the three lengths have no
 # common divisor, so that many are told apart.
 _MORE_COLORS = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY, BLACK)
@@ -145,7 +147,7 @@ def method_curves(
     axis.margins(x=0.12)
     bars = "bars: ± one sd" if max(map(len, values.values())) > 1 else None
     if len(values) > 4 or max(map(len, values)) > 20:  # too large for the picture
-        axis.legend(title=bars, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+        axis.legend(title=bars, **BESIDE)
     else:
         axis.legend(title=bars)
     return figure
@@ -167,6 +169,21 @@ def _draw_curves(axis: Axes, values: dict[str, np.ndarray]) -> None:
         )
 
 
+def panels_of_rows(
+    names: Sequence[str], titles: Sequence[str], xlabel: str, **more: Any
+) -> tuple[Figure, Sequence[Axes], Sequence[int]]:
+    """Return a figure, its panels side by side, and where each name has its row, the first on top.
+
+    ``more`` is for ``plt.subplots``.
+    """
+    places = range(len(names))[::-1]
+    figure, axes = plt.subplots(1, len(titles), sharey=True, **more)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel=xlabel, ylim=(-0.6, len(names) - 0.4))
+    axes[0].set_yticks(places, names)
+    return figure, axes, places
+
+
 def paper_against_ours(table: Table) -> Figure:
     """Table 1 as a picture: per method the paper's value and ours in both galleries.
 
@@ -181,8 +198,9 @@ def paper_against_ours(table: Table) -> Figure:
     for i, row in enumerate(table.rows):
         if names.count(names[i]) > 1:  # made by several older codes
             labels[i] += f", {row[0].fingerprint or 'older'}"
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.62 * len(names) + 1.9), sharey=True)
-    places = np.arange(len(names))[::-1]
+    titles = [f"classes {half}" for half in table.halves]
+    size = 11, 0.62 * len(names) + 1.9
+    figure, axes, places = panels_of_rows(labels, titles, "Recall@1 (%)", figsize=size)
     ours = {
         "own": ("the task's own classes", BLUE, "o", 0.13),
         "seen": ("all classes", ORANGE, "s", -0.13),
@@ -203,9 +221,6 @@ def paper_against_ours(table: Table) -> Figure:
                     capsize=4,
                     label=f"ours, gallery: {label}" if place == 0 else None,
                 )
-        axis.set_title(f"classes {table.halves[column]}")
-        axis.set(xlabel="Recall@1 (%)", ylim=(-0.6, len(names) - 0.4))
-    axes[0].set_yticks(places, labels)
     below = -1 / figure.get_figheight()  # as far from the axis, however many rows there are
     axes[1].legend(loc="upper center", bbox_to_anchor=(-0.1, below), ncols=3, frameon=False)
     return figure
@@ -242,7 +257,7 @@ def first_task_curves(table: Table) -> Figure:
         axis.set_xticks(range(tasks), [str(i + 1) for i in range(tasks)])
         axis.margins(x=0.08)
     axes[0].set_ylabel("Recall@1 on task 1 (%)")
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    axes[1].legend(**BESIDE)
     return figure
 
 
@@ -257,26 +272,18 @@ def term_effects(table: Table, gallery: str) -> Figure:
     if not found:
         raise InputError(f"table={table.title!r} has no two recipes that differ in one term")
     rows = [(term, recipe) for term, effects in found.items() for recipe in effects]
+    names = [f"+ {TERMS[term].title}, to {recipe.replace('+', ' + ')}" for term, recipe in rows]
     titles = ["task 1 at the end", "average of the tasks", "old gallery"]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 0.42 * len(rows) + 1.9), sharey=True)
-    places = np.arange(len(rows))[::-1]
-    for column, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+    size = 13, 0.42 * len(rows) + 1.9
+    figure, axes, places = panels_of_rows(names, titles, "change in points", figsize=size)
+    for column, axis in enumerate(axes):
         axis.axvline(0, color=BLACK, linewidth=1)
         for place, (term, recipe) in zip(places, rows, strict=True):
             values = 100 * np.array(list(found[term][recipe].values()))[:, column]
             style = term_styles([term])[term]
-            axis.scatter(
-                values,
-                np.full(len(values), place),
-                color=style["color"],
-                marker=style["marker"],
-                s=50,
-                alpha=0.6,
-            )
+            look = dict(color=style["color"], marker=style["marker"], s=50, alpha=0.6)
+            axis.scatter(values, [place] * len(values), **look)
             axis.scatter([values.mean()], [place], marker="|", s=450, linewidths=3, color=BLACK)
-        axis.set(title=title, xlabel="change in points", ylim=(-0.6, len(rows) - 0.4))
-    texts = [f"+ {TERMS[term].title}, to {recipe.replace('+', ' + ')}" for term, recipe in rows]
-    axes[0].set_yticks(places, texts)
     return figure
 
 
