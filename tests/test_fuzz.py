@@ -91,7 +91,8 @@ _WHY_EXEMPT = {
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
         report.Group report.are_current report.grouped report.describe report.table_rows
         report.headline report.shared_changes report.render_rows report.as_objects
-        seeds.last_values seeds.by_seed seeds.cells seeds.difference_rows plots.name_classes
+        seeds.last_values seeds.minus seeds.by_seed seeds.cells seeds.difference_rows
+        plots.name_classes
         comparison.Table comparison.Table.columns comparison.Table.label
         figures.method_styles figures.method_title figures.term_styles figures.panels_of_rows
         ledger.Cell

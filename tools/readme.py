@@ -7,6 +7,7 @@ python tools/readme.py --check   # exit code 1 if a table is not that of the rec
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,12 +24,11 @@ from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
 from csd_lib.identity import key
 from csd_lib.methods import METHODS, get_method
-from csd_lib.paper import figures
+from csd_lib.paper import figures, seeds
 from csd_lib.paper.comparison import (
     Table,
     claim_rows,
     difference_rows,
-    paired,
     paper_groups,
     render_paper,
     tables,
@@ -51,8 +51,6 @@ from csd_lib.paper.report import (
     table_rows,
     variants,
 )
-from csd_lib.paper.seeds import by_seed, mean_and_half
-from csd_lib.paper.seeds import cells as described
 from csd_lib.record import Record
 from csd_lib.retrieval import average, recall_at_k, wrong_before_right
 
@@ -242,17 +240,12 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
     records, _ = load_runs(ROOT / "data" / "results" / name)
     plain = [r for row in plain_runs(records, name, "clean").values() for r in row.values()]
     (group,) = grouped(plain, "method", "seed")
-    galleries = [(kind, task) for kind in ("own", "seen") for task in (0, 1, slice(None))]
     header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
     rows = []
     for row in variants(group.records):
-        ends = [
-            [np.mean(getattr(record.matrix, kind)[-1, task]) for record in row]
-            for kind, task in galleries
-        ]
-        old = [record.matrix.in_first_gallery() for record in row]
-        title = describe(row[0].config)
-        rows.append([title, str(len(row)), *map(mean_and_sd, ends), mean_and_sd(old)])
+        ends = [[*seeds.last_values(r, "own")[:3], *seeds.last_values(r, "seen")] for r in row]
+        columns = map(mean_and_sd, zip(*ends, strict=True))
+        rows.append([describe(row[0].config), str(len(row)), *columns])
     if raw:
         rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw], "–"])
     lines = format_table([*header, "old gallery"], rows, markdown=True)
@@ -340,20 +333,14 @@ def ends_of(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
 
 
 def differences(first: Sequence[Record], second: Sequence[Record]) -> list[list[float]]:
-    """Of each of COLUMNS but the first the differences, by seed and precision; as shares."""
-    one, other = ends_of(first), ends_of(second)
-    shared = sorted(one.keys() & other.keys())
-    return np.array([np.subtract(one[each], other[each]) for each in shared]).T.tolist()
+    """Of COLUMNS but the first, a row of differences for each seed and precision; as shares."""
+    return list(seeds.minus(ends_of(first), ends_of(second)).values())
 
 
 def minus(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
     """Cells of COLUMNS: the difference in points, by seed; with its interval if there are some."""
     found = differences(first, second)
-    cells = [str(len(found[0]))]
-    for column in found:
-        difference, interval, _ = paired(column)
-        cells.append(difference.split()[0] + (f" [{interval}]" if len(column) > 1 else ""))
-    return cells
+    return [str(len(found)), *(re.sub(" ± [0-9.]+", "", cell) for cell in seeds.cells(found))]
 
 
 def protocol_table(table: Table) -> str:
@@ -414,16 +401,15 @@ def learned_table(found: dict[str, Table]) -> str:
         rows = {row[0].config.method: row for row in table.rows}
         for method in ("fine-tuning", "lwf", "mmd", "mmd-kd", "csd"):
             if method in rows:
-                gaps = [by_seed(rows[method], rows["initial"], g) for g in GALLERIES]
-                averages = [[average for _, average, _ in gap.values()] for gap in gaps]
-                cells = described([*zip(*averages, strict=True)])
-                lines.append([title, get_method(method).title, str(len(gaps[0])), *cells])
+                gaps = differences(rows[method], rows["initial"])
+                cells = seeds.cells([averages for _, _, *averages, _ in gaps])
+                lines.append([title, get_method(method).title, str(len(gaps)), *cells])
     search = SEARCHES["CIFAR-100, ResNet-8"]
     chosen = chosen_factors(search)
     for method, row in rows_with(search, chosen).items():  # against each run's own first model
         gained = [[r.matrix.own[-1].mean() - r.matrix.own[0].mean()] for r in row]
         title = f"{get_method(method).title}, weights × {chosen[method]:g}"
-        lines.append(["ResNet-8, 25 and 8", title, str(len(row)), *described(gained), "–"])
+        lines.append(["ResNet-8, 25 and 8", title, str(len(row)), *seeds.cells(gained), "–"])
     header = ["run", "minus initial model", "n", "average, own classes", "average, all"]
     return "\n".join(format_table(header, lines, markdown=True))
 
@@ -578,13 +564,12 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     for place, (_, factors, rows) in zip(places, found, strict=True):
         usual = factors == USUAL
         style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
-        by_column = differences(rows["csd"], rows["lwf"])
+        gaps = differences(rows["csd"], rows["lwf"])
         for axis, column in zip(axes, shown.values(), strict=True):
-            mean, half = mean_and_half(by_column[COLUMNS.index(column) - 1])
+            at = COLUMNS[1:].index(column)
+            mean, half = seeds.mean_and_half([values[at] for values in gaps])
             axis.errorbar(100 * mean, place, xerr=100 * half, ms=8, capsize=6, lw=2.5, **style)
-        axes[-1].annotate(
-            len(by_column[0]), (1.03, place), xycoords=("axes fraction", "data"), va="center"
-        )
+        axes[-1].annotate(len(gaps), (1.03, place), xycoords=("axes fraction", "data"), va="center")
     for axis in axes:
         axis.axvline(0, color="black", lw=1.5)
     axes[-1].annotate("seeds", (1.03, 1.03), xycoords="axes fraction")

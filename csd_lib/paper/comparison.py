@@ -196,8 +196,8 @@ def claim_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
         if column < 3 and {better, worse} <= table.published.keys():
             gap = table.published[better][column] - table.published[worse][column]
             published = f"{gap:+.1f}"
-        first, second = by_method.get(better, {}), by_method.get(worse, {})
-        ours = [first[seed][column] - second[seed][column] for seed in sorted({*first} & {*second})]
+        gaps = seeds.minus(by_method.get(better, {}), by_method.get(worse, {}))
+        ours = [values[column] for values in gaps.values()]
         if ours and math.isfinite(sum(ours)):
             rows.append([text, published, str(len(ours)), *paired(ours)])
     return ["claim", "paper", "n", "ours", "95 % interval", "verdict"], rows

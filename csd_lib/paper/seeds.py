@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scipy.special import stdtrit
 
@@ -60,15 +61,23 @@ def last_values(record: Record, gallery: str) -> list[float]:
     return [*row, statistics.fmean(row), record.matrix.in_first_gallery()]
 
 
+def minus(
+    first: Mapping[Any, Sequence[float]], second: Mapping[Any, Sequence[float]]
+) -> dict[Any, list[float]]:
+    """Return numbers of one kind of runs minus those of another, for each key that both have."""
+    shared = sorted(first.keys() & second.keys())
+    return {k: [a - b for a, b in zip(first[k], second[k], strict=True)] for k in shared}
+
+
 def by_seed(
     first: Sequence[Record], second: Sequence[Record], gallery: str
 ) -> dict[int, list[float]]:
     """By seed: task 1 after the last, the average, and the first model's gallery; in shares."""
-    found = [
+    one, other = (
         {r.config.seed: last_values(r, gallery) for r in records} for records in (first, second)
-    ]
-    shared = sorted({*found[0]} & {*found[1]})
-    return {seed: [found[0][seed][c] - found[1][seed][c] for c in (0, -2, -1)] for seed in shared}
+    )
+    found = minus(one, other)
+    return {seed: [gaps[c] for c in (0, -2, -1)] for seed, gaps in found.items()}
 
 
 def cells(differences: Sequence[Sequence[float]]) -> list[str]:
