@@ -384,6 +384,16 @@ def test_no_figure_overwrites_one_of_other_records(tmp_path, monkeypatch):
     assert len(drawn) == len(list((tmp_path / "apart").iterdir())) == len(changes)
 
 
+def test_a_figure_is_named_after_a_stop_only_where_it_stops_something(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "paper_against_ours", lambda _: plt.figure(figsize=(1, 1)))
+    names = {}
+    for stop in (None, 800, 230):
+        groups = comparison.paper_groups([made("csd", stop_at_epoch=stop)])
+        (names[stop],) = (path.name for path in figures.paper_figures(groups, tmp_path))
+    assert names[None] == names[800] and "-800epochs-" in names[800]
+    assert "-230of800epochs-" in names[230]
+
+
 def test_a_figure_of_the_same_records_with_a_seed_more_takes_the_place_of_the_old(tmp_path):
     draw = lambda *r: figures.paper_figures(comparison.paper_groups(r), tmp_path)  # noqa: E731
     assert draw(made("csd")) == draw(made("csd"), made("csd", 1))

@@ -91,6 +91,7 @@ _WHY_EXEMPT = {
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
         report.Group report.are_current report.grouped report.describe report.table_rows
         report.headline report.shared_changes report.render_rows report.as_objects
+        report.titled
         seeds.last_values seeds.minus seeds.by_seed seeds.cells seeds.difference_rows
         plots.name_classes
         comparison.Table comparison.Table.columns comparison.Table.label

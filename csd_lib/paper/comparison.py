@@ -27,11 +27,11 @@ from csd_lib.paper.report import (
     Group,
     changed_settings,
     describe,
-    format_table,
     grouped,
     headline,
     render_rows,
     shared_changes,
+    titled,
     variants,
 )
 from csd_lib.paper.seeds import GALLERIES, mean_and_sd, paired
@@ -307,33 +307,25 @@ def render_table(table: Table, markdown: bool = False) -> list[str]:
     lines = [f"**{table.title}**" if markdown else table.title, ""]
     if table.published:
         for gallery, title in GALLERIES.items():
-            lines += [f"Recall@1 in % after the last task, {title}", ""]
-            lines += [*format_table(*paper_rows(table, gallery), markdown), ""]
+            about = f"Recall@1 in % after the last task, {title}"
+            lines += titled(about, paper_rows(table, gallery), markdown)
         methods = {row[0].config.method for row in table.rows}
         for gallery, title in GALLERIES.items():
-            claims = claim_rows(table, gallery)
-            if claims[1] and len(methods) == len(table.rows):  # else rows of several older codes
-                lines += [f"The claims as differences in points, {title}", ""]
-                lines += [*format_table(*claims, markdown), ""]
+            if len(methods) == len(table.rows):  # else rows of several older codes
+                about = f"The claims as differences in points, {title}"
+                lines += titled(about, claim_rows(table, gallery), markdown)
     else:
         lines += render_rows(table.rows, markdown, table.columns)
         for gallery, title in GALLERIES.items():
             if table.name == "figure5":
-                lines += _titled(
-                    f"What a term changes, {title}", term_rows(table, gallery), markdown
-                )
+                about = f"What a term changes, {title}; in points"
+                lines += titled(about, term_rows(table, gallery), markdown)
             elif table.name:
-                rows = difference_rows(table, gallery)
-                lines += _titled(f"Differences from CSD, {title}", rows, markdown)
+                about = f"Differences from CSD, {title}; in points"
+                lines += titled(about, difference_rows(table, gallery), markdown)
     if table.missing:
         lines += [f"not run: {'; '.join(map(table.label, table.missing))}", ""]
     return lines
-
-
-def _titled(title: str, rows: tuple[list[str], list[list[str]]], markdown: bool) -> list[str]:
-    if not rows[1]:
-        return []
-    return [f"{title}; in points", "", *format_table(*rows, markdown), ""]
 
 
 def _is_varied(config: TrainConfig) -> bool:

@@ -324,9 +324,7 @@ def _name(table: Table) -> tuple[str, str]:
     parts = [table.name or "other", *([] if config.tasks == 2 else [f"{config.tasks}tasks"])]
     parts += [] if config.dataset == "cifar100" else [identity.data_name(config)]
     epochs = f"{config.epochs}epochs"
-    if config.stop_at_epoch:
-        epochs = f"{config.stop_at_epoch}of{epochs}"
-    parts += [config.preset, epochs, config.precision]
+    parts += [config.preset, f"{group.stop}of{epochs}" if group.stop else epochs, config.precision]
     unsaid = shared.keys() - {"precision", *table.settings}
     parts += [f"{name}={shared[name]}" for name in sorted(unsaid)]
     name = "".join(c if c.isalnum() or c in "-_=." else "_" for c in "-".join(parts))

@@ -55,6 +55,12 @@ class Group:
         """The first one's config, for what all have in common."""
         return self.records[0].config
 
+    @property
+    def stop(self) -> int | None:
+        """The epoch at which all stop before their schedule's end, or None."""
+        stops = {_stop(record.config) for record in self.records}
+        return stops.pop() if len(stops) == 1 else None
+
 
 def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]]:
     """Read every ``results.json`` under a folder (default: ``runs/`` or ``$CSD_RUNS``).
@@ -324,7 +330,7 @@ def headline(group: Group) -> list[str]:
     hours = sum(found[-1] for found in seconds)
     hours += sum(record.training_seconds for record in records if not histories[record])
     facts = [
-        f"{_inputs(records[0])}, {config.tasks} tasks, preset {config.preset}: {_length(records)}, "
+        f"{_inputs(records[0])}, {config.tasks} tasks, preset {config.preset}: {_length(group)}, "
         f"seeds {_listed(record.config.seed for record in records)}",
         _listed(record.device for record in records) + _threads(records),
         _listed(record.config.precision for record in records),
@@ -370,17 +376,16 @@ def _timed_epochs(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def _length(records: Sequence[Record]) -> str:
+def _length(group: Group) -> str:
     """Say how long the tasks of all records are, and whether that is all of their schedule."""
-    config = records[0].config
+    config = group.config
     text = f"{config.epochs} epochs a task"
-    learning = (record.config for record in records if record.config.learns_later())
+    learning = (record.config for record in group.records if record.config.learns_later())
     later = sorted({config.schedule_length(1) for config in learning})
     if later and later != [config.epochs]:
         text = f"{config.epochs} epochs, then {' or '.join(map(str, later))} a task"
-    stops = {_stop(record.config) for record in records}
-    if len(stops) == 1 and (stop := stops.pop()):
-        text += f", of which only the first {stop} were run: a prefix"
+    if group.stop:
+        text += f", of which only the first {group.stop} were run: a prefix"
     return text
 
 
@@ -454,11 +459,10 @@ def _differences(
             titles = "; ".join(describe(other[0].config) for other in fitting)
             lines += [f"{describe(row[0].config)} has several to compare with: {titles}", ""]
     for gallery, title in GALLERIES.items():
-        header, found = difference_rows(pairs, gallery)
-        if not found:
+        found = difference_rows(pairs, gallery)
+        if not found[1]:
             return [*lines, f"no two runs of one seed that differ in this alone: {named}", ""]
-        lines += [f"Differences, {title}; in points", ""]
-        lines += [*format_table(header, found, markdown), ""]
+        lines += titled(f"Differences, {title}; in points", found, markdown)
     return lines
 
 
@@ -488,8 +492,8 @@ def render_rows(
     """Return the lines of two tables, one for each gallery."""
     lines = []
     for gallery, title in GALLERIES.items():
-        lines += [f"Recall@1 in % on task 1 after each task, {title}", ""]
-        lines += [*format_table(*table_rows(rows, gallery, columns), markdown), ""]
+        about = f"Recall@1 in % on task 1 after each task, {title}"
+        lines += titled(about, table_rows(rows, gallery, columns), markdown)
     return lines
 
 
@@ -548,6 +552,11 @@ def format_table(header: list[str], rows: list[list[str]], markdown: bool) -> li
         padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *padded]))
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def titled(title: str, table: tuple[list[str], list[list[str]]], markdown: bool) -> list[str]:
+    """Return a title and, below it, the lines of a table of header and rows; none without rows."""
+    return [title, "", *format_table(*table, markdown), ""] if table[1] else []
 
 
 def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
