@@ -44,11 +44,11 @@ from csd_lib.paper.report import (
     format_table,
     grouped,
     headline,
-    load_runs,
     mean_and_sd,
     plain_runs,
     render,
     table_rows,
+    titled,
     variants,
 )
 from csd_lib.record import Record
@@ -59,8 +59,6 @@ import bench
 import tuned  # so that the rule by which weights are chosen is written once
 
 ROOT = Path(__file__).resolve().parent.parent
-CURVES = ("fine-tuning", "lwf", "mmd", "csd")
-WAYS = ("eager", "captured")
 LOOKS = {"features": ("features", "o", "-"), "softmax": ("softmax of the head", "^", "--")}
 
 # An experiment: its title, the factor of each method's weights, and each method's runs.
@@ -77,11 +75,27 @@ SEARCHES = {
 }
 
 
-def is_plain(record: Record) -> bool:
-    """Whether a record is a row of Table 1 with the preset's settings."""
-    return record.config.method in EXPERIMENTS["table1"].methods and not changed_settings(
-        record.config
-    )
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(format_table(header, rows, markdown=True))
+
+
+@functools.cache
+def runs_in(folder: str) -> list[Record]:
+    """The records in a folder of data/."""
+    return load_records(ROOT / "data" / folder)
+
+
+@functools.cache
+def groups_of(name: str) -> list[Group]:
+    """The recorded runs of a data set; to tell which are today's code's takes seconds."""
+    return paper_groups(runs_in(f"results/{name}"))
+
+
+def tables_of(name: str, experiment: str) -> list[Table]:
+    """The tables of an experiment among the runs of a data set, those of few tasks first."""
+    found = [t for group in groups_of(name) for t in tables(group) if t.name == experiment]
+    return sorted(found, key=lambda table: table.group.config.tasks)
 
 
 lines_of = functools.partial(bench.read, folder=ROOT / "data" / "results" / "benchmarks")
@@ -170,14 +184,23 @@ def many_cells() -> str:
 
 def terms_table(table: Table) -> list[str]:
     """An experiment in the gallery of the own classes; ``csd report`` has the other one."""
-    gallery = "own"
-    lines = [f"## {table.title}", "", "Recall@1 in %", ""]
-    lines += format_table(*table_rows(table.rows, gallery, table.columns), markdown=True)
+    found = table_rows(table.rows, "own", table.columns)
     if table.name == "figure5":
-        title, rows = "What adding a term changes, in points", term_rows(table, gallery)
+        title, rows = "What adding a term changes, in points", term_rows(table, "own")
     else:
-        title, rows = "Differences from CSD, in points", difference_rows(table, gallery)
-    return [*lines, "", title, "", *format_table(*rows, markdown=True), ""]
+        title, rows = "Differences from CSD, in points", difference_rows(table, "own")
+    below = [*titled("Recall@1 in %", found, True), *titled(title, rows, True)]
+    return [f"## {table.title}", "", *below]
+
+
+def forgetting_figure(records: Sequence[Record]) -> Figure:
+    """Recall@1 on the first task after each of two tasks."""
+    shown = {
+        name: 100 * np.array([r.matrix.own[:, 0] for r in records if r.config.method == name])
+        for name in ("fine-tuning", "lwf", "mmd", "csd")
+    }
+    stages = ("after task 1", "after task 2")
+    return figures.method_curves(shown, "Recall@1 on task 1 (%)", xlabels=stages)
 
 
 def terms_page(groups: list[Group]) -> str:
@@ -185,29 +208,30 @@ def terms_page(groups: list[Group]) -> str:
     lines = []
     for group in groups:
         found = [table for table in tables(group) if table.name not in ("table1", "")]
-        lines += [line for text in headline(group) if found for line in (text, "")]
+        if found:
+            lines += ["\n\n".join(headline(group)), ""]
         lines += [line for table in found for line in terms_table(table)]
     return "\n".join(lines)
 
 
 def effect_table(records: list[Record]) -> str:
     """The effect in one table: own classes, and the old gallery."""
-    (about, *_) = headline(paper_groups([r for r in records if is_plain(r)])[0])
+    (about, *_) = headline(paper_groups(records)[0])
     header = ["", "recipe", "seeds", "old classes, before", "after", "new classes", "old gallery"]
     rows = []
-    for row in variants([r for r in records if is_plain(r)]):
+    for row in variants(records):
         method = get_method(row[0].config.method)
         own = np.array([record.matrix.own for record in row])
         before = mean_and_sd(own[:, 0, 0].tolist()) if own.shape[1] > 1 else "–"
         cells = [mean_and_sd(own[:, -1, column].tolist()) for column in (0, 1)]
         old = mean_and_sd([record.matrix.in_first_gallery() for record in row])
         rows.append([method.title, method.recipe, str(len(row)), before, *cells, old])
-    return "\n".join([*format_table(header, rows, markdown=True), "", f"({about}.)"])
+    return f"{markdown(header, rows)}\n\n({about}.)"
 
 
 def choice_table(name: str) -> str:
     """What the settings of a data set were chosen from: old / new classes, and the old gallery."""
-    records, _ = load_runs(ROOT / "data" / "choosing" / name)
+    records = runs_in(f"choosing/{name}")
     methods = ("initial", "fine-tuning", "lwf", "csd", "joint")
     names = ("epochs", "learning_rate", "later_learning_rate", "class_order_seed", "seed")
     rows: dict[tuple[float, ...], dict[str, str]] = {}
@@ -226,7 +250,7 @@ def choice_table(name: str) -> str:
         left += ["label" if order < 0 else f"seed {order:g}", f"{seed:g}"]
         lines.append([*left, *(cells.get(name, "–") for name in methods)])
     devices = ", ".join(sorted({f"{r.device}, {r.date}" for r in records}))
-    return "\n".join([*format_table(header, lines, markdown=True), "", f"({devices}.)"])
+    return f"{markdown(header, lines)}\n\n({devices}.)"
 
 
 def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
@@ -237,10 +261,10 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
         experiment: whose differences from CSD are shown.
         raw: numbers for a last row: of raw pixels.
     """
-    records, _ = load_runs(ROOT / "data" / "results" / name)
-    plain = [r for row in plain_runs(records, name, "clean").values() for r in row.values()]
-    (group,) = grouped(plain, "method", "seed")
+    plain = plain_runs(runs_in(f"results/{name}"), name, "clean")
+    (group,) = grouped([r for row in plain.values() for r in row.values()], "method", "seed")
     header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
+    header.append("old gallery")
     rows = []
     for row in variants(group.records):
         ends = [[*seeds.last_values(r, "own")[:3], *seeds.last_values(r, "seen")] for r in row]
@@ -248,19 +272,14 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
         rows.append([describe(row[0].config), str(len(row)), *columns])
     if raw:
         rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw], "–"])
-    lines = format_table([*header, "old gallery"], rows, markdown=True)
     table = next(table for table in tables(group) if table.name == experiment)
-    differences = format_table(*difference_rows(table, "own"), markdown=True)
-    lines = ["Recall@1 in % after both tasks", "", *lines, ""]
-    lines += ["Differences from CSD, own classes; in points", "", *differences]
-    return "\n".join([*headline(group), "", *lines])
+    lines = [*headline(group), "", *titled("Recall@1 in % after both tasks", (header, rows), True)]
+    return "\n".join([*lines, *titled(FROM_CSD, difference_rows(table, "own"), True)])
 
 
 def weights_page() -> str:
     """The paper's grid of two weights, on its birds and on the stand-in; then ours in detail."""
-    groups = groups_of("kinds")
-    found = [(g, table) for g in groups for table in tables(g) if table.name == "table3"]
-    (group, table), *_ = found
+    table, *_ = tables_of("kinds", "table3")
     ours = {
         (row[0].config.lambda_kd, row[0].config.lambda_csd): [
             float(average(r.matrix.own)) for r in row
@@ -274,8 +293,8 @@ def weights_page() -> str:
         for kd in weights
     ]
     header = ["weight of KD", *(f"CSD {csd:g}: paper / ours" for csd in weights)]
-    grid = format_table(header, lines, markdown=True)
-    return "\n".join([*grid, "", *headline(group), "", *terms_table(table)[2:]])
+    below = [*headline(table.group), "", *terms_table(table)[2:]]
+    return "\n".join([markdown(header, lines), "", *below])
 
 
 def claims_table(table: Table) -> str:
@@ -287,7 +306,7 @@ def claims_table(table: Table) -> str:
         [claim, published, n, _verdict(*cells), _verdict(*both[claim]) if claim in both else "–"]
         for claim, published, n, *cells in own
     ]
-    return "\n".join(format_table(header, rows, markdown=True))
+    return markdown(header, rows)
 
 
 def _verdict(difference: str, interval: str, verdict: str) -> str:
@@ -316,7 +335,8 @@ HEAD_PAIRS = (
 )
 
 
-COLUMNS = ["n", "old", "new", "average", "average, all", "old gallery"]
+FROM_CSD = "Differences from CSD, own classes; in points"
+COLUMNS = ["old", "new", "average", "average, all", "old gallery"]
 
 
 def ends_of(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
@@ -333,14 +353,23 @@ def ends_of(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
 
 
 def differences(first: Sequence[Record], second: Sequence[Record]) -> list[list[float]]:
-    """Of COLUMNS but the first, a row of differences for each seed and precision; as shares."""
+    """What COLUMNS say: a row of differences for each seed and precision; as shares."""
     return list(seeds.minus(ends_of(first), ends_of(second)).values())
 
 
-def minus(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
-    """Cells of COLUMNS: the difference in points, by seed; with its interval if there are some."""
-    found = differences(first, second)
-    return [str(len(found)), *(re.sub(" ± [0-9.]+", "", cell) for cell in seeds.cells(found))]
+def minus_table(
+    left: list[str], pairs: Sequence[tuple[Sequence[str], Sequence[Record], Sequence[Record]]]
+) -> str:
+    """For each pair what stands on the left, and COLUMNS: its first runs minus its second ones.
+
+    In points, by seed, with the interval of the mean if there are several.
+    """
+    rows = []
+    for cells, first, second in pairs:
+        found = differences(first, second)
+        shown = (re.sub(" ± [0-9.]+", "", cell) for cell in seeds.cells(found))
+        rows.append([*cells, str(len(found)), *shown])
+    return markdown([*left, "n", *COLUMNS], rows)
 
 
 def protocol_table(table: Table) -> str:
@@ -355,21 +384,21 @@ def protocol_table(table: Table) -> str:
         cells = [cell for paper, ours in pairs for cell in (f"{paper:.1f}", ours)]
         left = [get_method(row[0].config.method).title, str(len(row))]
         rows.append([*left, *cells, mean_and_sd(everything), mean_and_sd(old_gallery)])
-    lines = format_table([*header, "average, all", "old gallery"], rows, markdown=True)
     (about, *_) = headline(table.group)
-    return "\n".join([*lines, "", f"({about}.)"])
+    return f"{markdown([*header, 'average, all', 'old gallery'], rows)}\n\n({about}.)"
 
 
 def steps_table() -> str:
     """Milliseconds of a training step on a GPU, step by step and as a CUDA graph."""
     found = [f for f in lines_of("step_anatomy") if f["complete"]][-1]
     tasks = ("first task", "later task (CSD)")
-    header = ["task", "precision", "kernels a step", "eager", "captured", "ratio"]
+    ways = ("eager", "captured")
+    header = ["task", "precision", "kernels a step", *ways, "ratio"]
     rows = []
     for task in tasks:
         for precision, counted in found[task]["profile"].items():
             times = found[task]["milliseconds"]
-            eager, captured = (times[f"{precision} channels_last {w}"] for w in WAYS)
+            eager, captured = (times[f"{precision} channels_last {way}"] for way in ways)
             cells = [f"{eager:.1f} ms", f"{captured:.1f} ms", f"{eager / captured:.1f}"]
             rows.append([task, precision, str(counted["kernels"]), *cells])
     machine, many = found["machine"], found["runs side by side, ms a step of all"]
@@ -377,21 +406,19 @@ def steps_table() -> str:
     differ = max(found[task]["captured = eager"]["largest"] for task in tasks)
     count = found[tasks[0]]["captured = eager"]["steps"]
     streams = ", ".join(f"{n} in {ms:.1f} ms" for n, ms in many.items())
-    lines = [
-        *format_table(header, rows, markdown=True),
-        "",
+    return (
+        f"{markdown(header, rows)}\n\n"
         f"Losses of {count} steps in fp32, eager and captured, differ by at most {differ:.1e}. "
         f"A captured step of several CSD runs side by side on "
-        f"streams of one process (later task, amp), all of them: {streams}. {about}",
-    ]
-    return "\n".join(lines)
+        f"streams of one process (later task, amp), all of them: {streams}. {about}"
+    )
 
 
 def pairs_table(group: Group, pairs: Sequence[tuple[str, str]]) -> str:
     """Differences between two rows of a group, in points, by seed."""
     found = {describe(row[0].config, {"precision"}): row for row in variants(group.records)}
-    rows = [[*pair, *minus(*(found[name] for name in pair))] for pair in pairs]
-    return "\n".join(format_table(["row", "minus", *COLUMNS], rows, markdown=True))
+    rows = [(pair, *(found[name] for name in pair)) for pair in pairs]
+    return minus_table(["row", "minus"], rows)
 
 
 def learned_table(found: dict[str, Table]) -> str:
@@ -411,14 +438,19 @@ def learned_table(found: dict[str, Table]) -> str:
         title = f"{get_method(method).title}, weights × {chosen[method]:g}"
         lines.append(["ResNet-8, 25 and 8", title, str(len(row)), *seeds.cells(gained), "–"])
     header = ["run", "minus initial model", "n", "average, own classes", "average, all"]
-    return "\n".join(format_table(header, lines, markdown=True))
+    return markdown(header, lines)
+
+
+def chosen_factors(config: TrainConfig) -> dict[str, float]:
+    """The factors that a search has chosen for LwF and CSD."""
+    reached = tuned.found(tuned.load_tries(config))
+    return {method: tuned.best(reached[method]) for method in USUAL}
 
 
 def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[Record]]:
     """The runs of each method, in any precision, that change no more than weights, by factors."""
-    records, _ = load_runs(ROOT / "data" / "results" / config.dataset)
     found: dict[str, list[Record]] = {method: [] for method in factors}
-    for record in records:
+    for record in runs_in(f"results/{config.dataset}"):
         method = record.config.method
         alike = tuned.common(replace(record.config, precision=config.precision))
         if method not in factors or alike != tuned.common(config):
@@ -442,20 +474,13 @@ def leads(protocol: Table) -> list[Lead]:
     return [("CIFAR-100, 230 epochs", USUAL, long), *found]
 
 
-def chosen_factors(config: TrainConfig) -> dict[str, float]:
-    """The factors that a search has chosen for LwF and CSD."""
-    reached = tuned.found(tuned.load_tries(config))
-    return {method: tuned.best(reached[method]) for method in USUAL}
-
-
 def leads_table(found: Sequence[Lead]) -> str:
     """CSD minus LwF in each experiment, in points."""
-    lines = [
-        [title, *(f"× {factor:g}" for factor in factors.values()), *minus(rows["csd"], rows["lwf"])]
+    pairs = [
+        ([title, *(f"× {factor:g}" for factor in factors.values())], rows["csd"], rows["lwf"])
         for title, factors, rows in found
     ]
-    header = ["CSD minus LwF", "LwF's weights", "CSD's", *COLUMNS]
-    return "\n".join(format_table(header, lines, markdown=True))
+    return minus_table(["CSD minus LwF", "LwF's weights", "CSD's"], pairs)
 
 
 # Where first tasks of several lengths were tried: their epochs, and those of the second task.
@@ -467,7 +492,7 @@ def after_first_task_of(where: str, epochs: int) -> list[dict[str, tuple[float, 
     """Factor and runs by method after a first task of so long: usual weights, and chosen ones."""
     search = SEARCHES[where]
     (*_, longest), later_epochs = FIRST_LENGTHS[where]
-    records, _ = load_runs(ROOT / "data" / "results" / search.dataset)
+    records = runs_in(f"results/{search.dataset}")
     found = []
     for factors in ({"initial": 1.0, "fine-tuning": 1.0, **USUAL}, chosen_factors(search)):
         rows = {}
@@ -475,27 +500,26 @@ def after_first_task_of(where: str, epochs: int) -> list[dict[str, tuple[float, 
             config = replace(search, method=method, precision="fp32", later_epochs=later_epochs)
             config = tuned.times(config, factor)
             long, wanted = (key(replace(config, epochs=e), "seed") for e in (longest, epochs))
-            seeds = {r.config.seed for r in records if key(r.config, "seed") == long}
+            learned_long = {r.config.seed for r in records if key(r.config, "seed") == long}
             alike = [r for r in records if key(r.config, "seed") == wanted]
-            rows[method] = factor, [r for r in alike if r.config.seed in seeds]
+            rows[method] = factor, [r for r in alike if r.config.seed in learned_long]
         found.append(rows)
     return found
 
 
 def first_length_table(where: str) -> str:
     """CSD minus LwF after first tasks of several lengths, same seeds, in points."""
-    lines = []
+    pairs = []
     lengths, _ = FIRST_LENGTHS[where]
     for epochs in lengths:
         for rows in after_first_task_of(where, epochs):
             (lwf, of_lwf), (csd, of_csd) = rows["lwf"], rows["csd"]
             weights = f"× {lwf:g}", f"× {csd:g}"
-            lines.append([str(epochs), *weights, *minus(of_csd, of_lwf)])
+            pairs.append(([str(epochs), *weights], of_csd, of_lwf))
             if len(of_csd) == 8 and epochs == lengths[-1] and lwf == 1:  # what half would have said
                 few = [r for r in of_csd if r.config.seed < 4]
-                lines.append([f"{epochs}, seeds 0 to 3 only", *weights, *minus(few, of_lwf)])
-    header = ["CSD minus LwF: first task's epochs", "LwF's weights", "CSD's", *COLUMNS]
-    return "\n".join(format_table(header, lines, markdown=True))
+                pairs.append(([f"{epochs}, seeds 0 to 3 only", *weights], few, of_lwf))
+    return minus_table(["CSD minus LwF: first task's epochs", "LwF's weights", "CSD's"], pairs)
 
 
 def first_length_figure(where: str) -> Figure:
@@ -531,26 +555,18 @@ def tuned_table(config: TrainConfig) -> str:
         shown = [f"**{v:.1f}**" if f == tuned.best(each) else f"{v:.1f}" for f, v in each.items()]
         lines.append([get_method(method).title, get_method(method).recipe, *shown])
     header = ["method", "recipe", *(f"× {factor:g}" for factor in tuned.FACTORS)]
-    held_out = format_table(header, lines, markdown=True)
     chosen = {method: tuned.best(each) for method, each in reached.items()}
     rows = rows_with(config, chosen)
-    differences = [
-        [f"{get_method(method).title}, × {chosen[method]:g}", *minus(row, rows["csd"])]
+    pairs = [
+        ([f"{get_method(method).title}, × {chosen[method]:g}"], row, rows["csd"])
         for method, row in rows.items()
         if method != "csd"
     ]
-    seeds = sorted({r.config.seed for r in tries})
+    tried = sorted({r.config.seed for r in tries})
     where = ", ".join(sorted({f"{r.device}, {r.date}" for r in tries}))
-    title = f"minus CSD, × {chosen['csd']:g}"
-    return "\n".join(
-        [
-            *held_out,
-            "",
-            f"({'Seed' if len(seeds) == 1 else 'Seeds'} {', '.join(map(str, seeds))}; {where}.)",
-            "",
-            *format_table([title, *COLUMNS], differences, markdown=True),
-        ]
-    )
+    about = f"({'Seed' if len(tried) == 1 else 'Seeds'} {', '.join(map(str, tried))}; {where}.)"
+    differences = minus_table([f"minus CSD, × {chosen['csd']:g}"], pairs)
+    return f"{markdown(header, lines)}\n\n{about}\n\n{differences}"
 
 
 def leads_figure(found: Sequence[Lead]) -> Figure:
@@ -566,7 +582,7 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
         style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
         gaps = differences(rows["csd"], rows["lwf"])
         for axis, column in zip(axes, shown.values(), strict=True):
-            at = COLUMNS[1:].index(column)
+            at = COLUMNS.index(column)
             mean, half = seeds.mean_and_half([values[at] for values in gaps])
             axis.errorbar(100 * mean, place, xerr=100 * half, ms=8, capsize=6, lw=2.5, **style)
         axes[-1].annotate(len(gaps), (1.03, place), xycoords=("axes fraction", "data"), va="center")
@@ -576,10 +592,10 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     return figure
 
 
-def trade_off_figure(searches: dict[str, TrainConfig]) -> Figure:
+def trade_off_figure() -> Figure:
     """What each method keeps and learns on held-out images, along the weights that were tried."""
-    figure, axes = plt.subplots(1, len(searches), figsize=(16, 5))
-    for axis, (title, config) in zip(axes, searches.items(), strict=True):
+    figure, axes = plt.subplots(1, len(SEARCHES), figsize=(16, 5))
+    for axis, (title, config) in zip(axes, SEARCHES.items(), strict=True):
         ends: dict[tuple[str, float], list[np.ndarray]] = {}
         for record in tuned.load_tries(config):
             which = record.config.method, tuned.factor_of(record.config)
@@ -605,46 +621,24 @@ def changes_table(group: Group) -> str:
     csd = rows.pop(METHODS["csd"].title)
     lwf = METHODS["lwf"].title
     named = {name: row for name, row in rows.items() if len(row) < len(csd) or name == lwf}
-    seeds = {r.config.seed for name, row in named.items() if name != lwf for r in row}
-    named[lwf] = [r for r in rows[lwf] if r.config.seed in seeds]
-    lines = [[name, *minus(row, csd)] for name, row in named.items()]
-    return "\n".join(format_table(["minus CSD", *COLUMNS], lines, markdown=True))
-
-
-@functools.cache
-def groups_of(name: str) -> list[Group]:
-    """The recorded runs of a data set; to tell which are today's code's takes seconds."""
-    return paper_groups(load_records(ROOT / "data" / "results" / name))
-
-
-def curves() -> dict[str, list[Table]]:
-    """The tables of the first task while several tasks arrive: of the photographs, of the kinds."""
-    folders = {"figure3": "cifar100", "figure4": "kinds"}
-    found = {name: groups_of(folder) for name, folder in folders.items()}
-    return {
-        name: sorted(
-            (table for group in groups for table in tables(group) if table.name == name),
-            key=lambda table: table.group.config.tasks,
-        )
-        for name, groups in found.items()
-    }
+    others = {r.config.seed for name, row in named.items() if name != lwf for r in row}
+    named[lwf] = [r for r in rows[lwf] if r.config.seed in others]
+    return minus_table(["minus CSD"], [([name], row, csd) for name, row in named.items()])
 
 
 def curves_page(found: Sequence[Table]) -> str:
     """Where the curves begin and end, in both galleries, and how far each is from CSD."""
     lines = []
     for table in found:
-        lines += [line for text in headline(table.group) for line in (text, "")]
+        lines += ["\n\n".join(headline(table.group)), ""]
         ends = {"after task 1", f"after task {table.group.config.tasks}"}
         for gallery, title in GALLERIES.items():
             header, rows = table_rows(table.rows, gallery, table.columns)
             left_out = {name for name in header if name.startswith("after")} - ends
             kept = [i for i, name in enumerate(header) if name not in left_out | {"fingerprint"}]
-            cells = [[row[i] for i in kept] for row in (header, *rows)]
-            lines += [f"Recall@1 in % on task 1, {title}", ""]
-            lines += [*format_table(cells[0], cells[1:], markdown=True), ""]
-        lines += ["Differences from CSD, own classes; in points", ""]
-        lines += [*format_table(*difference_rows(table, "own"), markdown=True), ""]
+            header, *rows = [[row[i] for i in kept] for row in (header, *rows)]
+            lines += titled(f"Recall@1 in % on task 1, {title}", (header, rows), True)
+        lines += titled(FROM_CSD, difference_rows(table, "own"), True)
     return "\n".join(lines)
 
 
@@ -666,7 +660,7 @@ def first_task_page(looks: Sequence[dict]) -> str:
     last, machine = looks[-1], looks[-1]["machine"]
     where = f"(seed {last['seed']}, {last['precision']}, {machine['device'].split(',')[0]}, torch "
     where += f"{machine['torch']}, {machine['date']}.)"
-    return "\n".join([*format_table(header, rows, markdown=True), "", where])
+    return f"{markdown(header, rows)}\n\n{where}"
 
 
 def first_task_figure(looks: Sequence[dict]) -> Figure:
@@ -688,8 +682,7 @@ def first_task_figure(looks: Sequence[dict]) -> Figure:
 
 def second_task_table(lines: Sequence[dict]) -> str:
     """What a second task does to the first model of a long run: a row for each model and recipe."""
-    header = ["first model", "method", "new head rows", "old", "new", "average", "average, all"]
-    header.append("old gallery")
+    header = ["first model", "method", "new head rows", *COLUMNS]
     rows: list[list[str]] = []
     order = [(start, name) for start in ("random", "class_means") for name in METHODS]
     for run in dict.fromkeys(line["first_run"] for line in lines):
@@ -704,7 +697,7 @@ def second_task_table(lines: Sequence[dict]) -> str:
             values = (*own, np.mean(own), np.mean(seen), line["old_gallery"])
             cells = (f"{100 * value:.1f}" for value in values)
             rows.append([model, method.title, line["head_init"], *cells])
-    return "\n".join(format_table(header, rows, markdown=True))
+    return markdown(header, rows)
 
 
 def raw_pixels() -> list[float]:
@@ -719,21 +712,25 @@ def raw_pixels() -> list[float]:
 
 def main() -> None:
     """Rewrite or check the pages."""
-    digits, _ = load_runs(ROOT / "data" / "results" / "digits")
-    groups = groups_of("cifar100")
-    papers = next(table for group in groups for table in tables(group) if table.published)
-    long = [table for group in groups for table in tables(group) if table.published]
-    protocol = max(long, key=lambda t: (t.group.config.stop_at_epoch is not None, len(t.rows)))
-    small = max((t for t in long if t.group.config.depth == 8), key=lambda t: len(t.rows))
-    several_tasks, leading = curves(), leads(protocol)
+    plain = [  # the rows of Table 1 with the preset's settings
+        r
+        for r in runs_in("results/digits")
+        if r.config.method in EXPERIMENTS["table1"].methods and not changed_settings(r.config)
+    ]
+    beside_paper = [t for t in tables_of("cifar100", "table1") if t.published]
+    papers = beside_paper[0]
+    protocol = max(beside_paper, key=lambda t: (t.group.stop is not None, len(t.rows)))
+    small = max((t for t in beside_paper if t.group.config.depth == 8), key=lambda t: len(t.rows))
+    photographs, kinds = tables_of("cifar100", "figure3"), tables_of("kinds", "figure4")
+    leading = leads(protocol)
     content = {
-        "README.md": {"effect": effect_table(digits)},
+        "README.md": {"effect": effect_table(plain)},
         "docs/results.md": {
             "leads": leads_table(leading),
             "protocol": protocol_table(protocol),
             "protocol claims": claims_table(protocol),
             "claims": claims_table(papers),
-            "small": "\n".join(format_table(*difference_rows(small, "own"), markdown=True)),
+            "small": markdown(*difference_rows(small, "own")),
             "learned": learned_table(
                 {
                     "ResNet-32, 230 epochs": protocol,
@@ -744,14 +741,14 @@ def main() -> None:
             "pairs": pairs_table(papers.group, WEIGHT_PAIRS),
             "head pairs": pairs_table(papers.group, HEAD_PAIRS),
             "changes": changes_table(papers.group),
-            "digits": render([r for r in digits if is_plain(r)], markdown=True),
+            "digits": render(plain, markdown=True),
             "tuned": tuned_table(SEARCHES["digits"]),
             "tuned small": tuned_table(SEARCHES["CIFAR-100, ResNet-8"]),
             "first length": first_length_table("CIFAR-100, ResNet-8"),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },
-        "docs/tables.md": {"ledger": render_paper(groups, markdown=True)},
+        "docs/tables.md": {"ledger": render_paper(groups_of("cifar100"), markdown=True)},
         "docs/fashion.md": {
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
@@ -762,7 +759,7 @@ def main() -> None:
             "kinds": both_sides("kinds", "table2"),
             "kinds choice": choice_table("kinds"),
             "weights": weights_page(),
-            "figure4": curves_page(several_tasks["figure4"]),
+            "figure4": curves_page(kinds),
         },
         "docs/terms.md": {"terms": terms_page(groups_of("digits"))},
         "docs/speed.md": {"speed": speed_table()},
@@ -783,36 +780,23 @@ def main() -> None:
         sys.exit(f"not up to date: {', '.join(stale)}: python tools/readme.py" if stale else 0)
 
     figures.use_style()
-    matrices = {
-        name: np.array([r.matrix.own for r in digits if is_plain(r) and r.config.method == name])
-        for name in CURVES
+    (terms,) = (t for t in tables_of("digits", "figure5") if t.group.config.tasks == 2)
+    drawn = {
+        "forgetting": forgetting_figure(plain),
+        "terms": figures.term_effects(terms, "own"),
+        "first-task": first_task_figure(lines_of("first_task")),
+        "leads": leads_figure(leading),
+        "first-length": first_length_figure("clothes"),
+        "first-length-photos": first_length_figure("CIFAR-100, ResNet-8"),
+        "trade-off": trade_off_figure(),
+        "table1": figures.paper_against_ours(papers),
+        "protocol": figures.paper_against_ours(protocol),
     }
-    first_task = {name: 100 * stages[:, :, 0] for name, stages in matrices.items()}
-    figure = figures.method_curves(
-        first_task, "Recall@1 on task 1 (%)", xlabels=("after task 1", "after task 2")
-    )
-    figure.savefig(ROOT / "docs" / "forgetting.png", dpi=100)
-    for group in groups_of("digits"):
-        for table in tables(group):
-            if table.name == "figure5" and table.group.config.tasks == 2:
-                figures.term_effects(table, "own").savefig(ROOT / "docs" / "terms.png", dpi=100)
-    for name, found in several_tasks.items():
-        for table in found:
-            figure = figures.first_task_curves(table)
-            figure.savefig(ROOT / "docs" / f"{name}-{table.group.config.tasks}-tasks.png", dpi=100)
-    figure = first_task_figure(lines_of("first_task"))
-    figure.savefig(ROOT / "docs" / "first-task.png", dpi=100)
-    leads_figure(leading).savefig(ROOT / "docs" / "leads.png", dpi=100, bbox_inches="tight")
-    for where, name in (
-        ("clothes", "first-length"),
-        ("CIFAR-100, ResNet-8", "first-length-photos"),
-    ):
-        figure = first_length_figure(where)
-        figure.savefig(ROOT / "docs" / f"{name}.png", dpi=100, bbox_inches="tight")
-    trade_off_figure(SEARCHES).savefig(ROOT / "docs" / "trade-off.png", dpi=100)
-    for name, table in (("table1", papers), ("protocol", protocol)):
-        figure = figures.paper_against_ours(table)
-        figure.savefig(ROOT / "docs" / f"{name}.png", dpi=100, bbox_inches="tight")
+    for table in (*photographs, *kinds):
+        name = f"{table.name}-{table.group.config.tasks}-tasks"
+        drawn[name] = figures.first_task_curves(table)
+    for name, figure in drawn.items():
+        figure.savefig(ROOT / "docs" / f"{name}.png", dpi=100)
 
 
 if __name__ == "__main__":

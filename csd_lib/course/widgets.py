@@ -293,7 +293,8 @@ def neighbors(
     checks.one_of("method", method, features)
     checks.whole("stage", stage, 1, len(features[method]))
     checks.whole("query", query, 0, len(labels) - 1)
-    for of_stage in (features[method][0], features[method][stage - 1]):
+    both = features[method][0], features[method][stage - 1]
+    for of_stage in both:
         checks.matrix("features", of_stage)
         checks.finite("features", of_stage)
         if len(of_stage) != len(labels):
@@ -304,7 +305,6 @@ def neighbors(
     gallery = ((task_of < stage) | (task_of == task_of[query])).nonzero().squeeze(1)
     gallery = gallery[gallery != query]
     checks.whole("k", k, 1, len(gallery), f"there are {len(gallery)} images to search")
-    both = (features[method][0], features[method][stage - 1])
     found = torch.cat([gallery[nearest(of[[query]], of[gallery], k)] for of in both])  # [2, k]
     hits = labels[found] == labels[query]
     name, title = names[labels[query]], get_method(method).title

@@ -277,7 +277,7 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
         checks.instance("groups", group, Group, "what paper_groups returns")
         if not group.is_current and not older:
             lines, older = [*lines, OLDER, ""], True
-        lines += [line for text in headline(group) for line in (text, "")]
+        lines += ["\n\n".join(headline(group)), ""]
         for table in tables(group):
             lines += render_table(table, markdown)
             if group.config.dataset in ("cifar100", *paper.TABLE_2) and group.is_current:

@@ -418,7 +418,7 @@ def render(
         if not group.is_current and not older:
             lines, older = [*lines, OLDER, ""], True
         shared = shared_changes(group.records)
-        lines += [line for text in headline(group) for line in (text, "")]
+        lines += ["\n\n".join(headline(group)), ""]
         rows = variants(group.records)
         names = lambda config, s=shared: {"method": describe(config, s)}  # noqa: E731
         lines += render_rows(rows, markdown, names)
