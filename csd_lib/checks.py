@@ -42,6 +42,12 @@ def shown(value: Any) -> str:
     return " ".join(_short.repr(value).split())[:160]
 
 
+def first_line(error: object, most: int) -> str:
+    """Return the first line of what an error says or, if it says nothing, its kind."""
+    words = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return words[:most]
+
+
 # --- plain values ----------------------------------------------------------------------------
 
 

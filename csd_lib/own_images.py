@@ -14,6 +14,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -309,11 +310,13 @@ def _refuse_broken(path: Path, broken: list[str]) -> None:
         )
 
 
-def _opened(file: Path) -> Any:
-    """Open an image file without decoding it.
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open an image file, without decoding it yet.
 
     Raises:
-        InputError: if that is impossible, or it claims to be huge.
+        InputError: if that, or what is done with the image meanwhile, is impossible, or it claims
+            to be huge.
     """
     with checks.needs_extra("images"):
         from PIL import Image
@@ -321,20 +324,21 @@ def _opened(file: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file)
+        with image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits a pixel")
+            yield image
     except Exception as error:  # what some of 40 parsers raise for bytes of another kind
-        raise InputError(f"{file.name} ({_reason(error)})") from error
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{file.name} (it has more than 8 bits a pixel)")
-    return image
+        words = checks.first_line(error, 80)
+        reason = "no known kind of image" if "cannot identify" in words else words
+        raise InputError(f"{file.name} ({reason})") from error
 
 
 def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:
     """Return height and width of an image as it will be decoded, and Pillow's name of its kind."""
     with _opened(file) as image:
-        try:
-            turned = image.getexif().get(0x0112, 1) >= 5  # by a quarter, says the camera
-        except Exception as error:  # of a PNG this decodes the image
-            raise InputError(f"{file.name} ({_reason(error)})") from error
+        # By a quarter, says the camera. Of a PNG this decodes the image.
+        turned = image.getexif().get(0x0112, 1) >= 5
         return image.size if turned else image.size[::-1], image.mode
 
 
@@ -343,18 +347,10 @@ def _pixels(file: Path, channels: int, image_size: int | None) -> np.ndarray:
     with checks.needs_extra("images"):
         from PIL import Image, ImageOps
     with _opened(file) as image:
-        try:
-            image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        except Exception as error:  # as in _opened
-            raise InputError(f"{file.name} ({_reason(error)})") from error
+        image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).reshape(*image.size[::-1], -1))
-
-
-def _reason(error: Exception) -> str:
-    words = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "no known kind of image" if "cannot identify" in words else words[:80]
 
 
 # --- arrays --------------------------------------------------------------------------------------
