@@ -42,6 +42,12 @@ def shown(value: Any) -> str:
     return " ".join(_short.repr(value).split())[:160]
 
 
+def first_line(error: object, most: int) -> str:
+    """Return the first line of what an error says or, if it says nothing, its kind."""
+    words = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return words[:most]
+
+
 # --- plain values ----------------------------------------------------------------------------
 
 
@@ -139,8 +145,8 @@ def instance(name: str, value: Any, kind: Any, what: str) -> None:
 
 def sequence(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
     """Refuse what is not a sequence of one or more values of a type."""
-    is_sequence = isinstance(value, Sequence) and (kind is str or not isinstance(value, str))
-    if not is_sequence or len(value) == 0 or not all(isinstance(part, kind) for part in value):
+    is_sequence = isinstance(value, Sequence) and len(value) > 0
+    if not is_sequence or not all(isinstance(part, kind) for part in value):
         raise InputError(f"{name}={shown(value)}: give {what}")
 
 
@@ -436,8 +442,15 @@ def batch(labels: Any = ..., *, temperature: Any = 1.0, margin: Any = 0.0, **mat
                 f"{first_name} are {shown(first)} and {name} are {shown(value)}: both must have "
                 f"one shape, dtype and device (what autocast made beside what was stored: .float())"
             )
-    if labels is not ...:
-        _batch_labels(labels, first)
+    if labels is not ... and (
+        (not isinstance(labels, Tensor) or labels.dtype != torch.int64)
+        or labels.shape != first.shape[:1]
+        or labels.device != first.device
+    ):
+        raise InputError(
+            f"labels are {shown(labels)}, {_expected(labels)}int64 [{len(first)}] on "
+            f"{first.device}, one for each row"
+        )
     number("temperature", temperature, at_least=0.001, at_most=1000)
     number("margin", margin, at_least=0, at_most=100)
 
@@ -447,8 +460,7 @@ def class_logits(logits: Any, labels: Any) -> None:
 
     It reads values only on a CPU, where that is free.
     """
-    matrix("logits", logits)
-    _batch_labels(labels, logits)
+    batch(labels, logits=logits)
     if labels.device.type == "cpu":
         low, high = labels.numpy().min(), labels.numpy().max()
         if low < 0 or high >= logits.shape[1]:
@@ -559,18 +571,6 @@ class Declared:
                 f"Term(..., settings=({name!r},)), so that it is recorded with each run"
             )
         return getattr(self._settings, name)
-
-
-def _batch_labels(labels: Any, matrix: Tensor) -> None:
-    if (
-        (not isinstance(labels, Tensor) or labels.dtype != torch.int64)
-        or labels.shape != matrix.shape[:1]
-        or labels.device != matrix.device
-    ):
-        raise InputError(
-            f"labels are {shown(labels)}, {_expected(labels)}int64 [{len(matrix)}] on "
-            f"{matrix.device}, one for each row"
-        )
 
 
 def _expected(value: Any) -> str:

@@ -459,15 +459,12 @@ def _fine_grained(name: str, check: bool) -> None:
 
 
 def _cifar100(check: bool) -> None:
-    from csd_lib import download
-    from csd_lib.archive import archive_problem
     from csd_lib.datasets import load_dataset
+    from csd_lib.download import CIFAR100, fetch_cifar100, folders, locate
 
-    path = download.locate() if check else download.fetch_cifar100()
-    archives = download.local_archives()
+    path = locate() if check else fetch_cifar100()
+    archives = CIFAR100.check(folders(), "python -m csd_lib data")
     for archive in archives:
-        if problem := archive_problem(archive):
-            raise InputError(f"{archive} {problem}: delete it, and run python -m csd_lib data")
         print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, the official archive")
     if not path.exists():
         raise InputError(f"{path} does not exist yet: python -m csd_lib data makes it")

@@ -23,7 +23,7 @@ from csd_lib import InputError, checks, identity, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
 from csd_lib.datasets import DATASETS, load_dataset
-from csd_lib.download import local_archives, locate
+from csd_lib.download import CIFAR100, folders, locate
 from csd_lib.engine import check_machine, half_precision, set_learning_rate
 from csd_lib.methods import get_method
 from csd_lib.model import freeze
@@ -286,7 +286,7 @@ def _places() -> dict[str, Any]:
     except OSError as error:
         problems.append(f"{runs} cannot be written to ({error.strerror}): set CSD_RUNS")
     there = next(place for place in (runs, *runs.absolute().parents) if place.exists())
-    images = [path for path in (locate(), *local_archives()) if path.exists()]
+    images = [path for path in (locate(), *CIFAR100.found_in(folders())) if path.exists()]
     return {
         "problems": problems,
         "cores": os.cpu_count(),

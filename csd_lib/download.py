@@ -1,20 +1,50 @@
-"""Where CIFAR-100 is on this computer, and how it gets there.
+"""CIFAR-100: where it is on this computer, how it gets there, and how its archive is read.
 
 Sources, in this order: ``cifar100.npz``, the official archive beside it, the mirrors in
-``$CSD_MIRRORS``, the origin. Anybody may hand out the archive, because its SHA-256 is pinned.
+``$CSD_MIRRORS``, the origin.
+
+The archive holds Python pickles, and to unpickle a file ordinarily is to run whatever its maker
+wants. So it must have the pinned SHA-256, and even then only plain values and arrays are read.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 from pathlib import Path
+from typing import Any
 
-from csd_lib import InputError, archive, paths
-from csd_lib.archive import ARCHIVE, archive_problem, read_archive
-from csd_lib.fetch import fetch
-from csd_lib.files import make_folder, only_one, write_arrays
+import numpy as np
+
+from csd_lib import InputError, paths
+from csd_lib.archive import Archive, members
+from csd_lib.files import damaged, make_folder, only_one, parsing, write_arrays
 
 NPZ = "cifar100.npz"
-ORIGIN = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+CIFAR100 = Archive(
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    169_001_437,
+    "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+)
+MAX_UNPACKED = 200_000_000  # bytes; the official archive holds 186 MB
+
+# The only names in the official files. numpy has since moved the first; and some versions of it
+# warn that the last is called with 0 and 1, as Python 2 wrote them, instead of False and True.
+_ALLOWED = {
+    "numpy.core.multiarray._reconstruct": np.zeros(0).__reduce__()[0],
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": lambda code, align, copy: np.dtype(code, bool(align), bool(copy)),
+}
+# What pickle is known to raise for what is damaged, or is none.
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,  # no pickle; ``_ValuesAndArrays``: a name that is refused
+    EOFError,  # it ends too early
+    LookupError,  # it takes what it has not stored
+    ValueError,  # numbers, texts or array shapes that are none
+    TypeError,  # an array is made from something else
+    AttributeError,  # the same
+    OverflowError,  # a length beyond 64 bits
+)
 
 
 def locate(root: str | Path | None = None) -> Path:
@@ -27,10 +57,9 @@ def locate(root: str | Path | None = None) -> Path:
     return path if path.exists() or _can_write(path.parent) else paths.data_folder() / NPZ
 
 
-def local_archives(root: str | Path | None = None) -> list[Path]:
-    """Return the archives in the folder asked for and in the one written to, whole or not."""
-    folders = dict.fromkeys([_asked_for(root).parent, locate(root).parent])
-    return [folder / ARCHIVE for folder in folders if (folder / ARCHIVE).exists()]
+def folders(root: str | Path | None = None) -> list[Path]:
+    """Return where the archive may be: in the folder asked for, and in the one written to."""
+    return [_asked_for(root).parent, locate(root).parent]
 
 
 def fetch_cifar100(root: str | Path | None = None) -> Path:
@@ -53,47 +82,18 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
     with only_one(make_folder(path.parent), "fetching CIFAR-100"):
         if path.exists():  # by now: another program has made it
             return path
-        for source in local_archives(root):
-            problem = archive_problem(source)
-            if not problem:
-                break
-            print(f"{source} {problem}: it is not used")
-        else:
-            source = fetch(
-                "CIFAR-100",
-                [*mirrors(ARCHIVE), ORIGIN],
-                path.parent / ARCHIVE,
-                archive.SHA256,
-                archive.SIZE,
-                remedy=f"copy {NPZ} or {ARCHIVE} from a colleague into {path.parent}; or set "
-                f"CSD_DATA to a folder with one of them, or CSD_MIRRORS to its address; or set "
-                f"CSD_MODE=smoke, which needs no download",
-            )
+        remedy = f"; or do either with {NPZ}; or set CSD_MODE=smoke, which needs no download"
+        source = CIFAR100.fetch("CIFAR-100", folders(root), remedy)
         print(f"writing {path} from {source}", flush=True)
         write_arrays(path, read_archive(source))
     return path
-
-
-def mirrors(archive: str) -> list[str]:
-    """Return where ``$CSD_MIRRORS`` may have an archive of this name.
-
-    Raises:
-        InputError: for an address that is none.
-    """
-    mirrors = paths.variable("CSD_MIRRORS").split()
-    for index, mirror in enumerate(mirrors):
-        if "://" in mirror and not mirror.startswith(("http://", "https://")):
-            raise InputError(f"CSD_MIRRORS: {mirror!r} must start with http:// or https://")
-        if mirror.endswith("/") or Path(mirror).is_dir():
-            mirrors[index] = f"{mirror.rstrip('/')}/{archive}"
-    return [mirror for mirror in mirrors if archive == ARCHIVE or mirror.endswith(f"/{archive}")]
 
 
 def _asked_for(root: str | Path | None) -> Path:
     root = Path(root or paths.variable("CSD_DATA") or paths.data_folder())
     if root.suffix == ".npz":
         return root
-    return (root.parent if root.name == ARCHIVE else root) / NPZ
+    return (root.parent if root.name == CIFAR100.name else root) / NPZ
 
 
 def _can_write(folder: Path) -> bool:
@@ -102,3 +102,55 @@ def _can_write(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Read the archive as the arrays of ``cifar100.npz``, without executing anything in it.
+
+    Returns:
+        ``train_images`` uint8 ``[50000, 32, 32, 3]``, ``train_labels`` int64 ``[50000]``, the same
+        for test, and ``class_names`` ``[100]``. Sorted by class, so that every copy of the file
+        holds the images in the same order.
+
+    Raises:
+        InputError: if the archive holds anything but the values and arrays that it should.
+    """
+    parts = {}
+    wanted = [f"cifar-100-python/{name}" for name in ("train", "test", "meta")]
+    for member, content in members(path, MAX_UNPACKED, wanted.__contains__):
+        name = member.rpartition("/")[2]
+        with parsing(path, *_PICKLE_ERRORS):
+            parts[name] = _ValuesAndArrays(io.BytesIO(content), encoding="latin1").load()
+
+    def require(part: str, key: str, kind: type) -> Any:
+        values = parts.get(part)
+        value = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(value, kind):
+            raise damaged(path, f"its {part} holds no {kind.__name__} {key}")
+        return value
+
+    names = require("meta", "fine_label_names", list)
+    if not all(isinstance(name, str) for name in names):
+        raise damaged(path, "its names are no text")
+    arrays = {"class_names": np.array(names)}
+    for part in ("train", "test"):
+        labels, data = require(part, "fine_labels", list), require(part, "data", np.ndarray)
+        if not all(isinstance(label, int) and 0 <= label < len(names) for label in labels):
+            raise damaged(path, f"not every label of its {part} has a name")
+        if data.dtype != np.uint8 or data.shape != (len(labels), 3072):
+            raise damaged(path, f"its {part} data are {data.dtype} {data.shape}")
+        labels = np.array(labels, dtype=np.int64)
+        order = np.argsort(labels, kind="stable")
+        images = data[order].reshape(-1, 3, 32, 32)
+        arrays[f"{part}_images"] = images.transpose(0, 2, 3, 1)
+        arrays[f"{part}_labels"] = labels[order]
+    return arrays
+
+
+class _ValuesAndArrays(pickle.Unpickler):
+    """Reads a pickle of plain values and numpy arrays, and refuses any other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is neither a plain value nor an array")
+        return _ALLOWED[f"{module}.{name}"]

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from csd_lib import InputError
+from csd_lib import InputError, checks
 from csd_lib.paths import try_writing
 
 MAX_JSON = 100_000_000  # bytes; 800 epochs of 10 tasks make 2 MB
@@ -340,8 +340,8 @@ def parsing(path: Path, *errors: type[Exception]) -> Iterator[None]:
 
 def damaged(path: Path, reason: str | Exception) -> Damaged:
     """Return the error about a damaged file, in one line."""
-    words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
-    return Damaged(f"{path} cannot be read ({words[:200]}): move it away and try again")
+    words = checks.first_line(reason, 200)
+    return Damaged(f"{path} cannot be read ({words}): move it away and try again")
 
 
 class _Lock(FileLock):

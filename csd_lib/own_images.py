@@ -14,6 +14,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,15 @@ class Part:
     labels: np.ndarray  # int64 [N]
     hashes: np.ndarray  # of each image's values: text [N]
     files: np.ndarray  # what to call each image: text [N]
+    sums: np.ndarray  # of each image's values, as of _sums; zeros for features
+
+    def divided(self, is_test: np.ndarray) -> tuple[Part, Part]:
+        """Return its training and its test images, by a mask, bool ``[N]``."""
+        return self.only(~is_test), self.only(is_test)
 
     def only(self, chosen: np.ndarray) -> Part:
         """Return some of its images: those of a mask, bool ``[N]``."""
-        of = (self.rows, self.labels, self.hashes, self.files)
+        of = (self.rows, self.labels, self.hashes, self.files, self.sums)
         return Part(self.pixels, *(values[chosen] for values in of))
 
 
@@ -187,12 +193,10 @@ def _from_folder(path: Path, image_size: int | None) -> OwnImages:
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     name = path.resolve().name
     pixels, facts = _kept(path, f"{name}-{digest}", files, image_size)
-    hashes, sums = facts["hashes"], facts["sums"]
-    is_test = _split(hashes, labels, class_names) if given is None else given
-    whole = Part(pixels, np.arange(len(files)), labels, hashes, np.array(files))
-    train, test = whole.only(~is_test), whole.only(is_test)
-    mean, std = _statistics(sums[train.rows], pixels[0, ..., 0].size)
-    return OwnImages(name, class_names, train, test, mean, std)
+    rows = np.arange(len(files))
+    whole = Part(pixels, rows, labels, facts["hashes"], np.array(files), facts["sums"])
+    train, test = _split(whole, class_names) if given is None else whole.divided(given)
+    return _with_statistics(name, class_names, train, test)
 
 
 def _list(path: Path) -> tuple[tuple[str, ...], list[str], np.ndarray, np.ndarray | None]:
@@ -309,11 +313,13 @@ def _refuse_broken(path: Path, broken: list[str]) -> None:
         )
 
 
-def _opened(file: Path) -> Any:
-    """Open an image file without decoding it.
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open an image file, without decoding it yet.
 
     Raises:
-        InputError: if that is impossible, or it claims to be huge.
+        InputError: if that, or what is done with the image meanwhile, is impossible, or it claims
+            to be huge.
     """
     with checks.needs_extra("images"):
         from PIL import Image
@@ -321,20 +327,21 @@ def _opened(file: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file)
+        with image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits a pixel")
+            yield image
     except Exception as error:  # what some of 40 parsers raise for bytes of another kind
-        raise InputError(f"{file.name} ({_reason(error)})") from error
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{file.name} (it has more than 8 bits a pixel)")
-    return image
+        words = checks.first_line(error, 80)
+        reason = "no known kind of image" if "cannot identify" in words else words
+        raise InputError(f"{file.name} ({reason})") from error
 
 
 def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:
     """Return height and width of an image as it will be decoded, and Pillow's name of its kind."""
     with _opened(file) as image:
-        try:
-            turned = image.getexif().get(0x0112, 1) >= 5  # by a quarter, says the camera
-        except Exception as error:  # of a PNG this decodes the image
-            raise InputError(f"{file.name} ({_reason(error)})") from error
+        # By a quarter, says the camera. Of a PNG this decodes the image.
+        turned = image.getexif().get(0x0112, 1) >= 5
         return image.size if turned else image.size[::-1], image.mode
 
 
@@ -343,18 +350,10 @@ def _pixels(file: Path, channels: int, image_size: int | None) -> np.ndarray:
     with checks.needs_extra("images"):
         from PIL import Image, ImageOps
     with _opened(file) as image:
-        try:
-            image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        except Exception as error:  # as in _opened
-            raise InputError(f"{file.name} ({_reason(error)})") from error
+        image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).reshape(*image.size[::-1], -1))
-
-
-def _reason(error: Exception) -> str:
-    words = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "no known kind of image" if "cannot identify" in words else words[:80]
 
 
 # --- arrays --------------------------------------------------------------------------------------
@@ -365,39 +364,26 @@ def _from_arrays(path: Path, image_size: int | None) -> OwnImages:
     kind = "features" if any(name.endswith("features") for name in arrays) else "images"
     is_split = f"train_{kind}" in arrays
     prefixes = ("train_", "test_") if is_split else ("",)
-    parts = [_checked_arrays(path, arrays, prefix, kind) for prefix in prefixes]
-    if len({values.shape[1:] for values, _ in parts}) > 1:
+    parts = [_part(path, arrays, prefix, kind) for prefix in prefixes]
+    if len({part.pixels.shape[1:] for part in parts}) > 1:
         raise InputError(f"{path}: training and test {kind} must have one size")
-    height, width = parts[0][0].shape[1:3]
-    if image_size is not None and (kind == "features" or (height, width) != (image_size,) * 2):
+    size = parts[0].pixels.shape[1:3]
+    if image_size is not None and (kind == "features" or size != (image_size, image_size)):
         raise InputError(
             f"{path}: image_size={image_size} is for folders: the {kind} of a file are taken as "
             f"they are"
         )
-    classes = 1 + max(int(labels.max()) for _, labels in parts)
+    classes = 1 + max(int(part.labels.max()) for part in parts)
     names = tuple(map(str, arrays.get("class_names", np.arange(classes)).reshape(-1)))
     if len(names) < classes:
         raise InputError(f"{path}: label {classes - 1} has no name in its {len(names)} class_names")
-    measured = [_measured(values) for values, _ in parts]
-    found = []
-    for prefix, (values, labels), (hashes, _) in zip(prefixes, parts, measured, strict=True):
-        files = np.array([f"{prefix}{kind}[{row}]" for row in range(len(values))])
-        found.append(Part(values, np.arange(len(values)), labels, hashes, files))
-    if not is_split:
-        (whole,) = found
-        is_test = _split(whole.hashes, whole.labels, names)
-        found = [whole.only(~is_test), whole.only(is_test)]
-    if kind == "features":
-        return _standardised(path.stem, names, *found)
-    train, test = found
-    mean, std = _statistics(measured[0][1][train.rows], height * width)
-    return OwnImages(path.stem, names, train, test, mean, std)
+    train, test = parts if is_split else _split(parts[0], names)
+    finish = _standardised if kind == "features" else _with_statistics
+    return finish(path.stem, names, train, test)
 
 
-def _checked_arrays(
-    path: Path, arrays: dict[str, np.ndarray], prefix: str, kind: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 ``[N, H, W, C]`` or features float ``[N, D, 1, 1]``, and labels."""
+def _part(path: Path, arrays: dict[str, np.ndarray], prefix: str, kind: str) -> Part:
+    """Return what is in a file's arrays of images or features, and of labels."""
     for name in (f"{prefix}{kind}", f"{prefix}labels"):
         if name not in arrays:
             raise InputError(
@@ -420,7 +406,9 @@ def _checked_arrays(
         values = values.astype(np.float32)[:, :, None, None]
         if not np.isfinite(values).all():
             raise InputError(f"{path}: {prefix}{kind} contains NaN or infinite values")
-    return values, labels.astype(np.int64)
+    hashes, sums = _measured(values)
+    files = np.array([f"{prefix}{kind}[{row}]" for row in range(len(values))])
+    return Part(values, np.arange(len(values)), labels.astype(np.int64), hashes, files, sums)
 
 
 def _measured(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -456,12 +444,13 @@ def _images(part: Part, in_memory: bool) -> Tensor | StoredImages:
     return stored[:] if in_memory else stored
 
 
-def _split(hashes: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """Say which images are for testing: bool ``[N]``. Equal images are on the same side.
+def _split(whole: Part, names: tuple[str, ...]) -> tuple[Part, Part]:
+    """Return training and test images of each class. Equal images are on the same side.
 
     Each image draws a number from its own pixels. So the order of the files does not
     count, and images that are added move few others.
     """
+    labels, hashes = whole.labels, whole.hashes
     is_test = np.zeros(len(labels), dtype=bool)
     draws = [hashlib.sha256(f"{SPLIT_SEED}:{digest}".encode()).hexdigest() for digest in hashes]
     for label, name in enumerate(names):
@@ -475,7 +464,7 @@ def _split(hashes: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> np
                 f"at least 4 different ones, or folders train/ and test/"
             )
         is_test[members[:count]] = True
-    return is_test
+    return whole.divided(is_test)
 
 
 def _sums(pixels: np.ndarray) -> np.ndarray:
@@ -484,15 +473,18 @@ def _sums(pixels: np.ndarray) -> np.ndarray:
     return np.stack([wide.sum(axis=(1, 2)), (wide * wide).sum(axis=(1, 2))], axis=1)
 
 
-def _statistics(
-    sums: np.ndarray, pixels_an_image: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel, for values in [0, 1]."""
-    count = len(sums) * pixels_an_image
+def _with_statistics(name: str, names: tuple[str, ...], train: Part, test: Part) -> OwnImages:
+    """Measure mean and standard deviation of each channel, for values in [0, 1]."""
+    sums = train.sums
+    count = len(sums) * train.pixels[0, ..., 0].size
     total, squares = sums.sum(axis=0)
     mean = total / count
     variance = np.maximum(squares / count - mean**2, 1.0)  # at least one grey level
-    return (
+    return OwnImages(
+        name,
+        names,
+        train,
+        test,
         tuple(round(float(value) / 255, 6) for value in mean),
         tuple(round(float(value) / 255, 6) for value in np.sqrt(variance)),
     )

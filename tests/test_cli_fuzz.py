@@ -7,7 +7,7 @@ one line; a value that cannot be read at all is refused by tyro, in a box that n
 import inspect
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -76,7 +76,8 @@ def cli(monkeypatch, tmp_path, digits, capsys):
     monkeypatch.setattr(ledger, "load_images", started)
     monkeypatch.setitem(sys.modules, "submitit", sys)  # it would be asked for later
     monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "data")
-    monkeypatch.setattr(download, "ORIGIN", str(tmp_path / "no-origin"))
+    nobody = replace(download.CIFAR100, address=str(tmp_path / "no-origin"))
+    monkeypatch.setattr(download, "CIFAR100", nobody)
     for name in [name for name in os.environ if name.startswith("CSD_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))

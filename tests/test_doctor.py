@@ -75,7 +75,7 @@ def test_only_a_problem_keeps_training_from_starting(monkeypatch):
     measured |= {"milliseconds": {}, "minutes": {"mode class": 600.0, "make run": 0.5}}
     monkeypatch.setattr(doctor, "_measured", lambda *_: measured)
     monkeypatch.setattr(doctor, "locate", lambda: doctor.Path("nowhere.npz"))
-    monkeypatch.setattr(doctor, "local_archives", list)
+    monkeypatch.setattr(doctor, "folders", list)
     found = doctor.examine()
     said = doctor.render(found)
     assert found["can_start"] and said.endswith("training can start")

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,11 +21,12 @@ import numpy as np
 import pytest
 import warm
 
-from csd_lib import InputError, archive, download, fetch, paths
+from csd_lib import InputError, download, fetch, paths
 from csd_lib.datasets import load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-NOBODY = "http://127.0.0.1:1/archive"  # nothing listens there
+ARCHIVE = download.CIFAR100.name
+NOBODY = f"http://127.0.0.1:1/{ARCHIVE}"  # nothing listens there
 NAMES = ["ant", "bee", "cow"]
 
 
@@ -84,15 +86,18 @@ def contents():
 def official(contents, tmp_path, monkeypatch):
     """The path of the stand-in, which the pinned size and hash are set to."""
     (tmp_path / "official").mkdir()
-    path = tmp_path / "official" / download.ARCHIVE
+    path = tmp_path / "official" / ARCHIVE
     write_archive(path, {name: old_pickle(value) for name, value in contents.items()})
-    pin(monkeypatch, path)
+    pin(monkeypatch, **known_of(path))
     return path
 
 
-def pin(monkeypatch, path):
-    monkeypatch.setattr(archive, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(archive, "SIZE", path.stat().st_size)
+def known_of(path):
+    return dict(size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def pin(monkeypatch, **known):
+    monkeypatch.setattr(download, "CIFAR100", replace(download.CIFAR100, **known))
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +106,7 @@ def home(tmp_path, monkeypatch):
     for name in ("CSD_DATA", "CSD_MIRRORS", "CSD_DOWNLOAD_MINUTES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "ORIGIN", NOBODY)
+    pin(monkeypatch, address=NOBODY)
     monkeypatch.setattr(paths, "data_folder", lambda: tmp_path / "home")
     return tmp_path / "home"
 
@@ -242,14 +247,14 @@ def mirrors(serve, monkeypatch):
 
 def partial_in(home, content):
     home.mkdir(exist_ok=True)
-    (home / f"{download.ARCHIVE}.partial").write_bytes(content)
+    (home / f"{ARCHIVE}.partial").write_bytes(content)
 
 
 # --- what is read ----------------------------------------------------------------------------
 
 
 def test_the_archives_images_are_sorted_by_class_and_otherwise_as_they_were(official, contents):
-    arrays = archive.read_archive(official)
+    arrays = download.read_archive(official)
     assert arrays["class_names"].tolist() == NAMES
     for name in ("train", "test"):
         labels, data = np.array(contents[name]["fine_labels"]), contents[name]["data"]
@@ -266,7 +271,7 @@ def test_the_archives_images_are_sorted_by_class_and_otherwise_as_they_were(offi
 def test_a_data_set_is_made_once(official, home, monkeypatch):
     monkeypatch.setenv("CSD_MIRRORS", str(official.parent))
     dataset = load_dataset("cifar100")
-    assert files(home) == [download.ARCHIVE, download.NPZ]
+    assert files(home) == [ARCHIVE, download.NPZ]
     assert dataset.class_names == tuple(NAMES) and dataset.train_images.shape == (90, 3, 32, 32)
     monkeypatch.setattr(download, "read_archive", None)  # not needed a second time
     assert len(load_dataset("cifar100").test_labels) == 30
@@ -285,14 +290,14 @@ def test_nothing_in_an_archive_is_executed(contents, home, tmp_path, monkeypatch
     evil = pickle.dumps({"fine_label_names": Evil(tmp_path / "pwned")}, protocol=2)
     home.mkdir()
     write_archive(
-        home / download.ARCHIVE,
+        home / ARCHIVE,
         {**{key: old_pickle(value) for key, value in contents.items()}, name: evil},
     )
-    pin(monkeypatch, home / download.ARCHIVE)
+    pin(monkeypatch, **known_of(home / ARCHIVE))
     with pytest.raises(InputError, match=r"mkdir is neither a plain value nor an array") as caught:
         load_dataset("cifar100")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "pwned").exists() and files(home) == [download.ARCHIVE]
+    assert not (tmp_path / "pwned").exists() and files(home) == [ARCHIVE]
     pickle.loads(evil)
     assert (tmp_path / "pwned").exists(), "an ordinary unpickler would have executed it"
 
@@ -303,16 +308,16 @@ def test_nothing_in_an_archive_is_executed(contents, home, tmp_path, monkeypatch
 def test_only_the_names_of_arrays_are_looked_up(tmp_path, names):
     write_archive(tmp_path / "a", {"meta": b"\x80\x02" + names.encode() + b"."})
     with pytest.raises(InputError, match="neither a plain value nor an array"):
-        archive.read_archive(tmp_path / "a")
+        download.read_archive(tmp_path / "a")
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "_ValuesAndArrays", None)  # nothing may be unpickled
+    monkeypatch.setattr(download, "_ValuesAndArrays", None)  # nothing may be unpickled
     for name in ("train", "other"):
-        write_archive(tmp_path / "bomb", {name: bytes(archive.MAX_UNPACKED + 1)})
+        write_archive(tmp_path / "bomb", {name: bytes(download.MAX_UNPACKED + 1)})
         assert (tmp_path / "bomb").stat().st_size < 2e6
         with pytest.raises(InputError, match="unpacks to more than 200,000,000 bytes"):
-            archive.read_archive(tmp_path / "bomb")
+            download.read_archive(tmp_path / "bomb")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +338,7 @@ def test_an_archive_of_other_content_is_named(contents, tmp_path, change):
     path = tmp_path / "other.tar.gz"
     write_archive(path, {key: value for key, value in members.items() if value is not None})
     with pytest.raises(InputError, match=r"other\.tar\.gz cannot be read") as caught:
-        archive.read_archive(path)
+        download.read_archive(path)
     assert "\n" not in str(caught.value)
 
 
@@ -342,7 +347,7 @@ def test_a_truncated_archive_is_named(official, keep):
     content = official.read_bytes()
     official.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     with pytest.raises(InputError, match=r"cannot be read"):
-        archive.read_archive(official)
+        download.read_archive(official)
 
 
 # --- sources and their order -----------------------------------------------------------------
@@ -350,29 +355,29 @@ def test_a_truncated_archive_is_named(official, keep):
 
 def test_sources_are_asked_in_order(official, home, serve, monkeypatch):
     origin, first, second = serve(whole), serve(not_found), serve(whole)
-    monkeypatch.setattr(download, "ORIGIN", origin.url + "origin")
+    pin(monkeypatch, address=f"{origin.url}origin/{ARCHIVE}")
     monkeypatch.setenv("CSD_MIRRORS", f"{first.url}  {second.url}a/file")
 
     def asked():
         return [[path for path, _ in server.asked] for server in (first, second, origin)]
 
     load_dataset("cifar100")
-    assert asked() == [[f"/{download.ARCHIVE}"], ["/a/file"], []]
+    assert asked() == [[f"/{ARCHIVE}"], ["/a/file"], []]
     load_dataset("cifar100")  # cifar100.npz is there
     (home / download.NPZ).unlink()
     load_dataset("cifar100")  # the archive is there
-    assert asked() == [[f"/{download.ARCHIVE}"], ["/a/file"], []]
+    assert asked() == [[f"/{ARCHIVE}"], ["/a/file"], []]
     second.answer = not_found
     for name in files(home):
         (home / name).unlink()
     load_dataset("cifar100")
-    assert asked() == [[f"/{download.ARCHIVE}"] * 2, ["/a/file"] * 2, ["/origin"]]
+    assert asked() == [[f"/{ARCHIVE}"] * 2, ["/a/file"] * 2, [f"/origin/{ARCHIVE}"]]
 
 
 def test_the_origin_is_reached_over_tls():
     code = (
-        "from csd_lib import archive, download, fetch\n"
-        "print(download.ORIGIN, archive.SIZE, fetch.STALL_SECONDS)"
+        "from csd_lib import download, fetch\n"
+        "print(download.CIFAR100.address, download.CIFAR100.size, fetch.STALL_SECONDS)"
     )
     done = warm.run("-c", code)
     origin = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -383,7 +388,7 @@ def test_the_origin_is_reached_over_tls():
 def test_csd_data_with_an_archive_needs_no_network(official, home, monkeypatch, what):
     monkeypatch.setenv("CSD_DATA", str(official.parent if what == "folder" else official))
     assert len(load_dataset("cifar100").train_labels) == 90
-    assert files(official.parent) == [download.ARCHIVE, download.NPZ] and not home.exists()
+    assert files(official.parent) == [ARCHIVE, download.NPZ] and not home.exists()
 
 
 def make_read_only(folder, monkeypatch):
@@ -406,7 +411,7 @@ def test_a_read_only_stick_is_read_and_the_data_folder_written(official, home, m
         assert len(load_dataset("cifar100").train_labels) == 90
         said = capsys.readouterr().out
         assert f"{official.parent} cannot be written to" in said and str(home) in said
-        assert files(official.parent) == [download.ARCHIVE] and files(home) == [download.NPZ]
+        assert files(official.parent) == [ARCHIVE] and files(home) == [download.NPZ]
         monkeypatch.setattr(download, "read_archive", None)
 
 
@@ -440,12 +445,12 @@ def test_a_damaged_local_archive_is_named_and_replaced(official, home, monkeypat
     content = official.read_bytes()
     home.mkdir()
     bad = content[:-1] if damage == "short" else content[:-9] + b"\0" * 9
-    (home / download.ARCHIVE).write_bytes(bad)
+    (home / ARCHIVE).write_bytes(bad)
     monkeypatch.setenv("CSD_MIRRORS", str(official))  # a file is as good as its folder
     load_dataset("cifar100")
-    assert (home / download.ARCHIVE).read_bytes() == content
+    assert (home / ARCHIVE).read_bytes() == content
     problem = f"{len(bad):,} bytes instead of" if damage == "short" else "another SHA-256"
-    assert f"{home / download.ARCHIVE} has {problem}" in capsys.readouterr().out
+    assert f"{home / ARCHIVE} has {problem}" in capsys.readouterr().out
 
 
 def test_a_mirror_of_an_unknown_kind_is_refused(home, monkeypatch):
@@ -472,7 +477,7 @@ def test_the_next_source_goes_on_where_one_ended(
     if second == moved:
         expected += expected
     assert [asked for _, asked in server.asked] == expected
-    assert (home / download.ARCHIVE).read_bytes() == official.read_bytes()
+    assert (home / ARCHIVE).read_bytes() == official.read_bytes()
     assert "is deleted" not in capsys.readouterr().out
 
 
@@ -488,23 +493,23 @@ def test_running_again_goes_on_where_the_last_run_ended(
     reason = "timed out" if first == stalling else "the connection ended after"
     assert reason in capsys.readouterr().out
     have = official.stat().st_size // 2
-    assert (home / f"{download.ARCHIVE}.partial").stat().st_size == have
+    assert (home / f"{ARCHIVE}.partial").stat().st_size == have
     (server,) = mirrors(ranges)
     load_dataset("cifar100")
     assert [asked for _, asked in server.asked] == [f"bytes={have}-"]
-    assert files(home) == [download.ARCHIVE, download.NPZ]
+    assert files(home) == [ARCHIVE, download.NPZ]
     assert re.search(r"CIFAR-100: 100%.*B/s", capsys.readouterr().err)
 
 
 def test_a_folder_goes_on_too(official, home, monkeypatch):
     content = official.read_bytes()
     partial_in(home, content[:1000])
-    monkeypatch.setattr(download, "ORIGIN", str(official))
+    pin(monkeypatch, address=str(official))
     stream, start, total = fetch._open(str(official), 1000, len(content))
     with stream:
         assert (start, total) == (1000, len(content)) and stream.read() == content[1000:]
     load_dataset("cifar100")
-    assert (home / download.ARCHIVE).read_bytes() == content
+    assert (home / ARCHIVE).read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -526,18 +531,18 @@ def test_a_source_of_something_else_is_named_and_leaves_no_byte(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if words in line]
     assert server.url in line
     assert [asked for _, asked in good.asked] == ["bytes=5000-"]
-    assert (home / download.ARCHIVE).read_bytes() == content
+    assert (home / ARCHIVE).read_bytes() == content
 
 
 def test_a_folder_or_an_address_that_is_none_is_named(
     official, home, tmp_path, monkeypatch, capsys
 ):
-    (tmp_path / download.ARCHIVE).write_bytes(b"hello")
+    (tmp_path / ARCHIVE).write_bytes(b"hello")
     sources = [tmp_path / "nothing", "http://[", tmp_path, official.parent]
     monkeypatch.setenv("CSD_MIRRORS", " ".join(map(str, sources)))
     load_dataset("cifar100")
     said = capsys.readouterr().out
-    assert f"{tmp_path / download.ARCHIVE}: it has 5 bytes" in said
+    assert f"{tmp_path / ARCHIVE}: it has 5 bytes" in said
     assert f"{tmp_path / 'nothing'}: [Errno 2]" in said and "http://[: Invalid" in said
 
 
@@ -548,9 +553,9 @@ def test_wrong_bytes_of_the_right_size_are_named_and_deleted(official, home, mir
     assert files(home) == [] and len(bad.asked) == 1
     bad, good = mirrors(wrong, ranges)
     load_dataset("cifar100")
-    assert f"{bad.url}{download.ARCHIVE}: what arrived has another SHA" in capsys.readouterr().out
+    assert f"{bad.url}{ARCHIVE}: what arrived has another SHA" in capsys.readouterr().out
     assert [asked for _, asked in good.asked] == [None]
-    assert (home / download.ARCHIVE).read_bytes() == official.read_bytes()
+    assert (home / ARCHIVE).read_bytes() == official.read_bytes()
 
 
 def test_wrong_bytes_of_one_source_do_not_spoil_the_next(official, home, mirrors):
@@ -558,7 +563,7 @@ def test_wrong_bytes_of_one_source_do_not_spoil_the_next(official, home, mirrors
     load_dataset("cifar100")
     have = official.stat().st_size // 2
     assert [asked for _, asked in good.asked] == [f"bytes={have}-", None]
-    assert (home / download.ARCHIVE).read_bytes() == official.read_bytes()
+    assert (home / ARCHIVE).read_bytes() == official.read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["short", "full", "long"])
@@ -573,7 +578,7 @@ def test_a_damaged_partial_file_does_not_spoil_the_next_attempt(
     expected = ["bytes=1000-", None] if damage == "short" else [None]
     assert [asked for _, asked in good.asked] == expected
     assert "and is deleted" in capsys.readouterr().out
-    assert (home / download.ARCHIVE).read_bytes() == official.read_bytes()
+    assert (home / ARCHIVE).read_bytes() == official.read_bytes()
 
 
 def test_starting_over_keeps_nothing_of_the_older_bytes(official, home, mirrors):
@@ -582,7 +587,7 @@ def test_starting_over_keeps_nothing_of_the_older_bytes(official, home, mirrors)
     mirrors(half)
     with pytest.raises(InputError):
         load_dataset("cifar100")
-    partial = home / f"{download.ARCHIVE}.partial"
+    partial = home / f"{ARCHIVE}.partial"
     assert partial.read_bytes() == content[: len(content) // 2]
 
 
@@ -590,7 +595,7 @@ def test_a_whole_partial_file_needs_no_source(official, home, mirrors):
     partial_in(home, official.read_bytes())
     (server,) = mirrors(not_found)
     load_dataset("cifar100")
-    assert server.asked == [] and files(home) == [download.ARCHIVE, download.NPZ]
+    assert server.asked == [] and files(home) == [ARCHIVE, download.NPZ]
 
 
 # --- the time limit --------------------------------------------------------------------------
@@ -602,7 +607,7 @@ def test_the_time_limit_holds_even_if_bytes_keep_trickling_in(official, home, mi
     with pytest.raises(InputError, match=r"the time is up \(CSD_DOWNLOAD_MINUTES=0\.01\)"):
         load_dataset("cifar100")
     assert len(slow.asked) == 1 and next_one.asked == []
-    have = (home / f"{download.ARCHIVE}.partial").stat().st_size
+    have = (home / f"{ARCHIVE}.partial").stat().st_size
     assert 0 <= have - official.stat().st_size // 2 < 200, "it went on after the limit"
 
 
@@ -708,9 +713,8 @@ def program(official, home, tmp_path):
         path.write_text(
             "from pathlib import Path\n"
             "from csd_lib import archive, download, paths\n"
-            f"archive.SIZE = {official.stat().st_size}\n"
-            f"archive.SHA256 = {hashlib.sha256(official.read_bytes()).hexdigest()!r}\n"
-            f"download.ORIGIN = {origin!r}\n"
+            f"address = {origin + ARCHIVE!r}\n"
+            f"download.CIFAR100 = archive.Archive(address, **{known_of(official)})\n"
             f"paths.data_folder = lambda: Path({str(home)!r})\n"
             f"{call}\n"
         )
@@ -727,7 +731,7 @@ def wait_for(condition, process):
 
 def test_sigkill_in_mid_download_then_a_second_program_goes_on(official, home, serve, program):
     have = official.stat().st_size // 2
-    partial = home / f"{download.ARCHIVE}.partial"
+    partial = home / f"{ARCHIVE}.partial"
     server = serve(stalling)
     path = program(server.url, "download.fetch_cifar100()")
     process = warm.Python(path)
@@ -740,7 +744,7 @@ def test_sigkill_in_mid_download_then_a_second_program_goes_on(official, home, s
     server.answer = ranges
     assert warm.run(path).returncode == 0
     assert [asked for _, asked in server.asked] == [None, f"bytes={kept}-"]
-    assert files(home) == [download.ARCHIVE, download.NPZ]
+    assert files(home) == [ARCHIVE, download.NPZ]
     assert len(load_dataset("cifar100").train_labels) == 90
 
 
@@ -828,7 +832,7 @@ def test_each_documented_command_for_a_class_works(serve, program, tmp_path):
     assert len(origin.asked) == 2
     assert "the official archive" in run(check, "teacher")
 
-    for name in (download.NPZ, download.ARCHIVE):
+    for name in (download.NPZ, ARCHIVE):
         stick = tmp_path / f"stick {name.partition('.')[0]}"
         stick.mkdir()
         (stick / name).write_bytes((tmp_path / "teacher" / "data" / name).read_bytes())
@@ -848,5 +852,5 @@ def test_each_documented_command_for_a_class_works(serve, program, tmp_path):
     finally:
         server.kill()
         server.communicate()
-    assert files(tmp_path / "student" / "data") == [download.ARCHIVE, download.NPZ]
+    assert files(tmp_path / "student" / "data") == [ARCHIVE, download.NPZ]
     assert len(origin.asked) == 2, "only the teacher may ask the origin"

@@ -1,19 +1,24 @@
 """A recorded model for others. What needs safetensors is in tests/integrations."""
 
+import io
 import re
 import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from csd_lib import InputError, identity
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
 from csd_lib.export import CARD, CITATION, _without_places, export, load_exported, render_card
+from csd_lib.files import pack_tensors
+from csd_lib.model import Network
 from csd_lib.paper.ledger import load_records, write_record
 from csd_lib.retrieval import average
 
@@ -92,6 +97,13 @@ def test_a_card_names_the_limits_of_its_run(record, settings, words):
     assert words in changed and words not in plain
 
 
+def test_a_card_says_what_goes_into_a_network_of_images_and_one_of_features(record):
+    assert "# uint8 images [N, 3, H, W]" in render_card(record, 1)
+    config = replace(record.config, network="features")
+    made = replace(record, config=config, image_shape=(1280, 1, 1))
+    assert "# float32 features [N, 1280, 1, 1]" in render_card(made, 1)
+
+
 def test_a_card_of_one_task_has_no_forgetting(digits, own_folders):
     run = run_experiment(TrainConfig(tasks=1, **QUICK), digits, progress=False)
     about = yaml.safe_load(render_card(run.record, 1).split("---\n")[1])
@@ -117,6 +129,44 @@ def test_the_card_cites_the_paper_as_the_citation_file_does():
     families = [author["family-names"] for author in cited["authors"]]
     assert re.sub(r"\s+", " ", CITATION).count(" and ") >= len(families) - 1
     assert [name for name in families if name not in CITATION] == []
+
+
+class Tied(Network):
+    """Two layers that share a weight."""
+
+    def __init__(self, config, mean, std):
+        super().__init__(64, mean, std)
+        self.one, self.other = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.other.weight = self.one.weight
+
+    def backbone(self, images):
+        return self.other(self.one(images.flatten(1)).relu())
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A stand-in of safetensors, which refuses weights that share memory as that does."""
+
+    def save(tensors, _):
+        assert len({tensor.data_ptr() for tensor in tensors.values()}) == len(tensors)
+        return bytes(pack_tensors(tensors))
+
+    def load_file(path):  # from memory: of a path that ends so, torch would ask safetensors
+        return torch.load(io.BytesIO(path.read_bytes()))
+
+    module = SimpleNamespace(save=save, load_file=load_file)
+    package = SimpleNamespace(SafetensorError=ValueError, torch=module)
+    monkeypatch.setitem(sys.modules, "safetensors", package)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", module)
+
+
+def test_a_network_whose_layers_share_a_weight_is_exported_and_loads_again(
+    digits, own_folders, stand_in, tmp_path
+):
+    config = TrainConfig(network=f"{__name__}:Tied", **QUICK)
+    run = run_experiment(config, digits, progress=False)
+    model, _ = load_exported(export(run.folder, tmp_path / "out").parent)
+    assert states_agree(model, run.models[-1]) and model.one.weight is model.other.weight
 
 
 def test_without_safetensors_its_extra_is_named_and_nothing_is_written(

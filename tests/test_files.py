@@ -13,7 +13,7 @@ import torch
 from disturbed import hold
 from warm import PROCESSES
 
-from csd_lib import InputError, archive, files
+from csd_lib import InputError, download, files
 
 # --- writing -------------------------------------------------------------------------------------
 
@@ -275,9 +275,9 @@ def test_a_lack_of_memory_is_not_taken_for_a_damaged_file(kind, monkeypatch, err
 
 def test_a_bug_in_the_reader_of_the_archive_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
     for error in (NameError("a bug"), TypeError("a bug"), MemoryError()):
-        monkeypatch.setattr(archive, "members", planted(error))
+        monkeypatch.setattr(download, "members", planted(error))
         with pytest.raises(type(error)) as caught:
-            archive.read_archive(tmp_path / "file")
+            download.read_archive(tmp_path / "file")
         assert caught.value is error
 
 

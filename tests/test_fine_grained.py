@@ -232,7 +232,7 @@ def test_a_layout_that_was_killed_is_made_again(offer, data, monkeypatch):
     (left / "old.jpg").write_bytes(b"x")
     folder = fetch_fine_grained("cub200")
     assert len(list(folder.rglob("*.jpg"))) == 8
-    monkeypatch.setattr(fine_grained, "_fetched", None)  # it is not fetched again
+    monkeypatch.setattr(fine_grained.Archive, "fetch", None)  # it is not fetched again
     assert fetch_fine_grained("cub200") == folder
 
 

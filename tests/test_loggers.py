@@ -74,3 +74,6 @@ def test_the_command_line_logs_the_history_that_it_keeps(tool, tmp_path, monkeyp
     sent = [call[1] for call in tool.calls if call[0] == "log"]
     assert [(r["task"], r["epoch"]) for r in sent] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert "csd" in sent[-1] and "csd" not in sent[0]
+    tool.calls.clear()
+    main()  # the run is finished: its history is sent all the same
+    assert [call[1] for call in tool.calls if call[0] == "log"] == sent

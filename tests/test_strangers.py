@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from csd_lib import InputError, archive, datasets, files, runs
+from csd_lib import InputError, datasets, download, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.course.widgets import load_recording
 from csd_lib.datasets import read_npz
@@ -384,28 +384,28 @@ def test_nothing_in_an_archive_is_executed_or_written(tmp_path):
         {"../../made": b"x", "cifar-100-python/../../../made": b"x", "/made": b"x"},
         {"cifar-100-python/train": b"", "cifar-100-python/test": b"text"},
     ):
-        path = tarred(folder / archive.ARCHIVE, entries)
+        path = tarred(folder / download.CIFAR100.name, entries)
         with pytest.raises(InputError, match="cannot be read") as error:
-            archive.read_archive(path)
+            download.read_archive(path)
         one_line(error)
         assert list(tmp_path.rglob("made")) == []
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
-    path = tarred(tmp_path / archive.ARCHIVE, {"cifar-100-python/train": bytes(GIGABYTE // 4)})
+    path = tarred(tmp_path / "bomb.tar.gz", {"cifar-100-python/train": bytes(GIGABYTE // 4)})
     with pytest.raises(InputError, match="unpacks to more than 200,000,000 bytes"):
-        archive.read_archive(path)
+        download.read_archive(path)
 
 
 def test_a_link_in_an_archive_leads_nowhere(tmp_path):
-    path = tmp_path / archive.ARCHIVE
+    path = tmp_path / download.CIFAR100.name
     with tarfile.open(path, "w:gz") as target:
         for name in ("train", "test", "meta"):
             member = tarfile.TarInfo(f"cifar-100-python/{name}")
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
             target.addfile(member)
     with pytest.raises(InputError, match="cannot be read"):
-        archive.read_archive(path)
+        download.read_archive(path)
 
 
 def test_a_run_of_somebody_else_in_my_folder_is_not_taken_for_mine(tmp_path):
