@@ -4,7 +4,6 @@ The wrong answers are written here as a student would write them, not taken from
 """
 
 import copy
-import importlib
 import math
 import re
 import shutil
@@ -1197,16 +1196,17 @@ def test_the_students_copies_are_made_from_the_solved_notebooks():
     assert done.returncode == 0, done.stderr
 
 
-def test_an_exercise_inside_a_chapter_is_the_one_of_the_solved_notebook(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool = importlib.import_module("exercises")
+def test_an_exercise_inside_a_chapter_is_the_one_of_the_solved_notebook(
+    tool, monkeypatch, tmp_path
+):
+    exercises = tool("exercises")
     for name in ("CHAPTERS", "STUDENT"):
-        shutil.copytree(getattr(tool, name), tmp_path / name)
-        monkeypatch.setattr(tool, name, tmp_path / name)
+        shutil.copytree(getattr(exercises, name), tmp_path / name)
+        monkeypatch.setattr(exercises, name, tmp_path / name)
     monkeypatch.setattr(sys, "argv", ["exercises.py", "--check"])
-    chapters = tool.places()
+    chapters = exercises.places()
     assert chapters.keys() >= {"2.2", "3.2", "4.1", "4.2"} and len(set(chapters.values())) == 7
-    tool.main()
+    exercises.main()
     for number, name in chapters.items():
         path = tmp_path / "CHAPTERS" / name
         notebook = nbformat.read(path, as_version=4)
@@ -1215,21 +1215,20 @@ def test_an_exercise_inside_a_chapter_is_the_one_of_the_solved_notebook(monkeypa
         changed = path.read_text("utf-8").replace(f"Exercise {number}:", f"Exercise {number} :")
         path.write_text(changed, "utf-8")
         with pytest.raises(SystemExit, match=name):
-            tool.main()
+            exercises.main()
         path.write_text(changed.replace(f"Exercise {number} :", f"Exercise {number}:"), "utf-8")
 
 
 @pytest.mark.parametrize("path", STUDENT, ids=lambda p: p.stem)
-def test_a_changed_copy_of_students_is_found(monkeypatch, tmp_path, path):
+def test_a_changed_copy_of_students_is_found(tool, monkeypatch, tmp_path, path):
     """Also one that has the same name as a chapter."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool = importlib.import_module("exercises")
+    exercises = tool("exercises")
     shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(tool, "STUDENT", tmp_path)
+    monkeypatch.setattr(exercises, "STUDENT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["exercises.py", "--check"])
     (tmp_path / path.name).write_text(path.read_text("utf-8").replace("Goal", "goal"), "utf-8")
     with pytest.raises(SystemExit, match=path.name):
-        tool.main()
+        exercises.main()
 
 
 def test_a_changed_copy_is_found_and_graded_copies_hold_no_solution(tmp_path):

@@ -4,10 +4,8 @@ None of them calls a checker's own wrong answers. A message counts as specific i
 that can be found in the code; "Not right yet" with a case does not.
 """
 
-import importlib
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -499,9 +497,8 @@ def test_names_what_is_wrong_in_a_core_exercise(number, wrong, words):
     assert re.search(words, verdict.message, re.DOTALL), verdict.message
 
 
-def test_every_exercise_inside_a_chapter_is_shown_ten_more_wrong_answers(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "tools"))
-    assert MORE.keys() == importlib.import_module("exercises").places().keys()
+def test_every_exercise_inside_a_chapter_is_shown_ten_more_wrong_answers(tool):
+    assert MORE.keys() == tool("exercises").places().keys()
     assert all(len(group) >= 10 for group in MORE.values())
 
 

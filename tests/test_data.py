@@ -2,10 +2,8 @@
 
 import gzip
 import hashlib
-import importlib
 import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,10 +107,9 @@ def test_fashion_is_the_file_that_its_page_describes_with_its_licence():
 
 
 @pytest.fixture
-def official(tmp_path, monkeypatch):
+def official(tool, tmp_path, monkeypatch):
     """The tool that makes the subset, a folder of four made-up idx files, and their arrays."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "tools"))
-    tool, arrays = importlib.import_module("fashion"), {}
+    fashion, arrays = tool("fashion"), {}
     generator = np.random.default_rng(1)
     for name, count in (("train", 70), ("t10k", 40)):
         arrays[f"{name}-labels-idx1-ubyte"] = np.arange(count, dtype=np.uint8) % 10
@@ -120,11 +117,12 @@ def official(tmp_path, monkeypatch):
         arrays[f"{name}-images-idx3-ubyte"] = generator.integers(256, size=shape, dtype=np.uint8)
     for name, array in arrays.items():
         head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(head + array.tobytes()))
-        monkeypatch.setitem(tool.SHA256, name, hashlib.sha256(head + array.tobytes()).hexdigest())
-    monkeypatch.setattr(tool, "TRAIN", 5)
-    monkeypatch.setattr(tool, "TEST", 2)
-    return tool, tmp_path, arrays
+        content = head + array.tobytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+        monkeypatch.setitem(fashion.SHA256, name, hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(fashion, "TRAIN", 5)
+    monkeypatch.setattr(fashion, "TEST", 2)
+    return fashion, tmp_path, arrays
 
 
 def test_the_subset_takes_equally_many_of_each_class_each_with_its_label(official):

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from stopped import stop_after
 
 from csd_lib import InputError, archive, datasets, files, runs
 from csd_lib.config import TrainConfig
@@ -125,14 +126,10 @@ def made(tmp_path_factory):
     """A checkpoint of a task half done, with the one before it removed."""
     folder = tmp_path_factory.mktemp("made")
 
-    def stop(history, student):
-        if len(history) == 7:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs.RunFolder, "is_due", lambda self: True)
         with pytest.raises(KeyboardInterrupt):
-            train(TrainConfig(epochs=4), folder=folder, on_epoch=stop, progress=False)
+            train(TrainConfig(epochs=4), folder=folder, on_epoch=stop_after(7), progress=False)
     content = files.read_tensors(folder / "checkpoint.pt")
     assert content["learning"]["student"] and len(content["history"]) == 6
     return content
@@ -198,12 +195,8 @@ def test_a_best_model_that_is_none_is_refused(tmp_path, monkeypatch, best):
     monkeypatch.setattr(runs.RunFolder, "is_due", lambda self: True)
     config = TrainConfig(epochs=3, selection="test", select_every=1)
 
-    def stop(history, student):
-        if len(history) == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config, folder=tmp_path, on_epoch=stop, progress=False)
+        train(config, folder=tmp_path, on_epoch=stop_after(2), progress=False)
     path = tmp_path / "checkpoint.pt"
     files.write_tensors(path, changed(files.read_tensors(path), "learning", "best", value=best))
     with pytest.raises(InputError, match=r"checkpoint\.pt does not fit"):
