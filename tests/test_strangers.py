@@ -109,12 +109,15 @@ def test_a_zip_bomb_of_arrays_is_refused_before_it_is_unpacked(tmp_path, monkeyp
 def test_an_array_of_pickled_objects_is_never_unpickled(tmp_path):
     array = np.array([Evil(tmp_path / "made")], dtype=object)
     path = zipped(tmp_path / "evil.npz", {"labels.npy": npy(array)})
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
     for read in (load_recording, lambda p: read_npz(p, "cifar100", (0,) * 3, (1,) * 3)):
         with pytest.raises(
             InputError, match="labels holds Python objects, and could run a program"
         ) as error:
             read(path)
         one_line(error)
+        with pytest.raises(InputError, match=r"pickle\.npz cannot be read"):
+            read(tmp_path / "pickle.npz")
     assert not (tmp_path / "made").exists()
 
 
