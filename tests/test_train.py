@@ -619,10 +619,11 @@ def test_features_of_zeros_are_a_collapse_too():
 
 @pytest.mark.parametrize("selection", ["test", "held_out"])
 def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selection):
-    config = TrainConfig(epochs=4, device="cpu", selection=selection, teacher_statistics="batch")
+    settings = dict(selection=selection, select_every=1, teacher_statistics="batch")
+    config = TrainConfig(**QUICK, **settings)
     whole = train(config, digits, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        train(config, digits, folder=tmp_path, on_epoch=stop_after(6), progress=False)
+        train(config, digits, folder=tmp_path, on_epoch=stop_after(4), progress=False)
     assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
 
 
