@@ -3,7 +3,7 @@
     python benchmarks/common_practice.py
     pip install avalanche-lib && python benchmarks/common_practice.py    # with Avalanche's LwF
 
-The same network (ResNet-32), batch size and images for all:
+The same network (ResNet-32), batch size and number of images for all:
 
 * plain: a DataLoader with PIL transforms, pytorch-metric-learning's miner, triplet and SupCon loss,
   Adam as it comes, and a teacher that autograd runs through, as in the published code. On a GPU
@@ -23,6 +23,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import torch
@@ -33,11 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from csd_lib.config import TrainConfig
-from csd_lib.data import Task
-from csd_lib.engine import Precision, half_precision, pick_device
+from csd_lib.doctor import made_up_images, tasks_to_learn
+from csd_lib.engine import half_precision, pick_device
 from csd_lib.losses import kd_loss
-from csd_lib.model import ResNet, freeze
-from csd_lib.train import TaskTraining
+from csd_lib.model import ResNet
 
 BATCH = 128
 MEAN, STD = (0.5,) * 3, (0.25,) * 3  # of the made-up images, about
@@ -111,35 +111,15 @@ def plain_loop(
     return epoch
 
 
-def this_kit(
-    images: np.ndarray,
-    labels: np.ndarray,
-    device: torch.device,
-    later: bool,
-    precision: str,
-    method: str,
-):
+def this_kit(images: int, device: torch.device, later: bool, precision: str, method: str):
     """Return a function that trains one epoch with this kit."""
-    student = network(50).to(device, memory_format=torch.channels_last)
-    teacher = None
-    if later:
-        teacher = freeze(student)
-        student.grow_head(50)
     settings = dict(dataset="cifar100", epochs=1000, learning_rate=RATE, later_learning_rate=RATE)
     config = TrainConfig(method=method, device=str(device), precision=precision, **settings)
-    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    empty = torch.zeros(0, dtype=torch.int64)
-    task = Task(
-        *(int(later), tuple(range(50)), ("",) * 50, 50 * later),
-        *(tensors, torch.from_numpy(labels), tensors[:0], empty),
-    )
-    generator = torch.Generator(device).manual_seed(0)
-    numerics = Precision(precision, device)
-    with numerics.switches():
-        learning = TaskTraining(student, teacher, [task], config, numerics, generator)
+    tasks = tasks_to_learn(config, made_up_images(config, 2 * images))
+    learning = next(islice(tasks, int(later), None))
 
     def epoch() -> None:
-        with numerics.switches():
+        with learning.precision.switches():
             learning.run_epoch()
 
     return epoch
@@ -217,7 +197,7 @@ def main() -> None:
             loop = plain_loop(images, labels, device, later, workers)
             candidates[f"plain, {workers} workers"] = loop
         for precision in precisions:
-            kit = this_kit(images, labels, device, later, precision, "csd")
+            kit = this_kit(arguments.images, device, later, precision, "csd")
             candidates[f"this kit, {precision}"] = kit
         measure("CSD, later task" if later else "CSD, first task", "plain", candidates)
     try:
@@ -227,7 +207,7 @@ def main() -> None:
     else:
         candidates = {"Avalanche": avalanche_lwf(images, labels, device)}
         for precision in precisions:
-            kit = this_kit(images, labels, device, True, precision, "ce+kd")
+            kit = this_kit(arguments.images, device, True, precision, "ce+kd")
             candidates[f"this kit, {precision}"] = kit
         measure("LwF, later task", "Avalanche", candidates)
     write("common_practice", found, arguments.out)

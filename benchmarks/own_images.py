@@ -17,11 +17,8 @@ from bench import machine, new_parser, peak_mb, write
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
 from csd_lib.datasets import load_dataset
-from csd_lib.engine import Precision
-from csd_lib.networks import make_network
-from csd_lib.prepare import add_head_rows
+from csd_lib.doctor import tasks_to_learn
 from csd_lib.retrieval import embed
-from csd_lib.train import TaskTraining
 
 
 def make_file(path: Path, images: int, size: int) -> None:
@@ -48,23 +45,19 @@ def anonymous_mb() -> float:
 def measure(path: Path, steps: int) -> dict[str, float]:
     """Load, hash, split, learn a few batches of each task and embed the test images."""
     before, started = anonymous_mb(), time.perf_counter()
-    config = TrainConfig(dataset=str(path), tasks=2, depth=8, epochs=1, device="cpu")
+    # Of a method that needs no teacher.
+    config = TrainConfig(dataset=str(path), method="fine-tuning", depth=8, epochs=1, device="cpu")
     dataset = load_dataset(config.dataset)
     dataset.sha256()
     loaded = time.perf_counter()
-    tasks = class_incremental_split(dataset, 2)
-    student = make_network(config, dataset.mean, dataset.std)
-    generator, precision = torch.Generator().manual_seed(0), Precision("fp32", torch.device("cpu"))
     highest = 0.0
-    for number, task in enumerate(tasks):
-        add_head_rows(student, None, task, config)
-        learning = TaskTraining(student, None, tasks[: number + 1], config, precision, generator)
-        order = torch.randperm(len(task.train_labels), generator=generator)
+    for learning in tasks_to_learn(config, dataset):
+        order = torch.randperm(len(learning.labels), generator=learning.generator)
         for batch in order.split(config.batch_size)[:steps]:
             learning.step(batch)
             highest = max(highest, anonymous_mb())
     learned = time.perf_counter()
-    embed(student, tasks[0].test_images)
+    embed(learning.student, class_incremental_split(dataset, 2)[0].test_images)
     return {
         "load_and_hash_seconds": round(loaded - started, 1),
         "step_seconds": round((learned - loaded) / (2 * steps), 3),

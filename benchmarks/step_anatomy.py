@@ -13,64 +13,48 @@ is measured.
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 import torch
 from bench import alternate, machine, new_parser, synchronize, write
 
 from csd_lib.config import TrainConfig
-from csd_lib.data import Task
-from csd_lib.engine import CapturedStep, Precision, StepState, pick_device, set_learning_rate
-from csd_lib.model import freeze
-from csd_lib.networks import make_network
-from csd_lib.train import TaskTraining
+from csd_lib.doctor import made_up_images, tasks_to_learn
+from csd_lib.engine import CapturedStep, StepState, pick_device, set_learning_rate
 
 BATCH = 128
+IMAGES = 4096  # of a task
 
 
 class Loop:
     """One task of a ResNet-32 on random images, ready to step: training's own steps."""
 
     def __init__(self, device, later_task, precision="fp32", channels_last=True, compiled=False):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (4096, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(50, (4096,), generator=generator) + 50 * later_task
-        classes = tuple(range(50 * later_task, 50 * later_task + 50))
-        names = tuple(map(str, classes))
-        task = Task(
-            *(int(later_task), classes, names, classes[0]),
-            *(images, labels, images[:0], labels[:0]),
-        )
         config = TrainConfig(dataset="cifar100", precision=precision, device=str(device))
-        student = make_network(config, (0.5,) * 3, (0.25,) * 3)
-        student.grow_head(50, generator)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        student = student.to(device, memory_format=layout)
-        teacher = None
-        if later_task:
-            teacher = freeze(student)
-            student.grow_head(50, torch.Generator().manual_seed(0))
-        self.precision = Precision(precision, device)
-        steps = torch.Generator(device).manual_seed(0)
-        self.learning = TaskTraining(student, teacher, [task], config, self.precision, steps)
-        self.learning.student = student.train()
+        tasks = tasks_to_learn(config, made_up_images(config, 2 * IMAGES))
+        self.learning = it = next(islice(tasks, int(later_task), None))
+        self.networks = [it.student] if it.teacher is None else [it.student, it.teacher]
+        if not channels_last:
+            for network in self.networks:
+                network.to(memory_format=torch.contiguous_format)
+        it.student.train()
         if compiled:
-            self.learning.student = torch.compile(student, dynamic=False)
-        set_learning_rate(self.learning.optimizer, 1e-3)
+            it.student = torch.compile(it.student, dynamic=False)
+        set_learning_rate(it.optimizer, 1e-3)
         self.batch = torch.arange(BATCH, device=device)
-        self.step = self.learning.eager_step
+        self.step = it.eager_step
 
     def capture(self):
         """Replay the step as a CUDA graph from now on."""
         it = self.learning
-        networks = [it.student] + ([it.teacher] if it.teacher is not None else [])
-        parts = (it.totals.sums, it.optimizer, self.precision.scaler, it.generator)
-        self.step = CapturedStep(it.eager_step, StepState(networks, *parts))
+        parts = (it.totals.sums, it.optimizer, it.precision.scaler, it.generator)
+        self.step = CapturedStep(it.eager_step, StepState(self.networks, *parts))
         return self
 
     def run(self, steps):
         """Take some steps."""
-        with self.precision.switches():
+        with self.learning.precision.switches():
             for _ in range(steps):
                 self.step(self.batch)
 
@@ -118,7 +102,7 @@ def side_by_side(device: torch.device, runs: int, steps: int) -> float:
         loop.run(2)
     synchronize()
     started = time.perf_counter()
-    with loops[0].precision.switches():
+    with loops[0].learning.precision.switches():
         for _ in range(steps):
             for loop, stream in zip(loops, streams, strict=True):
                 with torch.cuda.stream(stream):
@@ -137,8 +121,8 @@ def same_losses(device: torch.device, later_task: bool, steps: int = 50) -> dict
         values = []
         for number in range(steps):
             before = loop.learning.totals.sums[0].clone()
-            with loop.precision.switches():
-                loop.step((loop.batch + BATCH * number) % 4096)
+            with loop.learning.precision.switches():
+                loop.step((loop.batch + BATCH * number) % IMAGES)
             values.append(loop.learning.totals.sums[0] - before)
         losses.append(torch.stack(values).double().cpu())
     difference = (losses[0] - losses[1]).abs()

@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,28 +80,53 @@ def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
     Raises:
         InputError: if it cannot be trained here.
     """
-    device, precision = check_machine(config.device, config.precision, config.cuda_graph)
-    images = _made_up(config)
-    tasks = class_incremental_split(images, 2)
-    student = new_student(config, images, device)
-    generator = torch.Generator(device).manual_seed(0)
-    teacher, times = None, []
+    images = made_up_images(config, max(512, 3 * config.batch_size))
+    times: list[float] = []
     decisions: list[str] = []
-    with precision.switches():
-        for number, task in enumerate(tasks):
-            add_head_rows(student, teacher, task, config)
-            parts = student, teacher, tasks[: number + 1]
-            simple = replace(config, selection="last")
-            learning = TaskTraining(*parts, simple, precision, generator)
+    for learning in tasks_to_learn(replace(config, selection="last"), images):
+        with learning.precision.switches():
             times.append(_step_seconds(learning, seconds))
-            decisions += map(str, learning.step.take_decisions())
-            learning.finish()
-            teacher = freeze(student)
+        decisions += map(str, learning.step.take_decisions())
+    student, device = learning.student, learning.labels.device
     batch = images.train_images[:512]
     features, labels = torch.randn(2000, 64, device=device), torch.arange(2000, device=device) % 50
     each_image = _repeated(lambda: embed(student, batch), device, seconds / 2) / len(batch)
     each_pair = _repeated(lambda: recall_at_k(features, labels), device, seconds / 4) / 2000**2
     return Rates(times[0], times[1], each_image, each_pair, tuple(decisions))
+
+
+def tasks_to_learn(config: TrainConfig, images: Dataset) -> Iterator[TaskTraining]:
+    """Yield the first and the second of two tasks, each ready to be learned as ``train`` does it.
+
+    Whatever the first has become by then is the teacher of the second, and the student it begins
+    with.
+    """
+    device, precision = check_machine(config.device, config.precision, config.cuda_graph)
+    student, teacher = new_student(config, images, device), None
+    generator = torch.Generator(device).manual_seed(0)
+    tasks = class_incremental_split(images, 2)
+    for task in tasks:
+        add_head_rows(student, teacher, task, config)
+        parts = student, teacher, tasks[: task.index + 1]
+        with precision.switches():
+            learning = TaskTraining(*parts, config, precision, generator)
+        yield learning
+        learning.finish()
+        teacher = freeze(student)
+
+
+def made_up_images(config: TrainConfig, images: int) -> Dataset:
+    """Make so many random training images, of the size and the classes of a config's data set."""
+    _, _, channels, side = _size(config.dataset)
+    classes = DATASETS[config.dataset].classes
+    generator, parts = torch.Generator().manual_seed(0), {}
+    for part, count in (("train", images), ("test", 2 * classes)):
+        shape = (count, channels, side, side)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        parts[f"{part}_images"] = pixels
+        parts[f"{part}_labels"] = torch.arange(count) % classes
+    names, stats = tuple(map(str, range(classes))), (0.5,) * channels
+    return Dataset(name="made up", class_names=names, mean=stats, std=stats, **parts)
 
 
 def forecast(configs: Iterable[TrainConfig], rates: Rates) -> float:
@@ -313,20 +338,6 @@ def _size(dataset: str) -> tuple[int, int, int, int]:
         shape = images.train_images.shape
         SIZES[dataset] = (len(images.train_images), len(images.test_images), *shape[1:3])
     return SIZES[dataset]
-
-
-def _made_up(config: TrainConfig) -> Dataset:
-    """Make random images, enough for a batch of each of two tasks."""
-    _, _, channels, side = _size(config.dataset)
-    classes = DATASETS[config.dataset].classes
-    generator, parts = torch.Generator().manual_seed(0), {}
-    for part, count in (("train", max(512, 3 * config.batch_size)), ("test", 2 * classes)):
-        shape = (count, channels, side, side)
-        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-        parts[f"{part}_images"] = pixels
-        parts[f"{part}_labels"] = torch.arange(count) % classes
-    names, stats = tuple(map(str, range(classes))), (0.5,) * channels
-    return Dataset(name="made up", class_names=names, mean=stats, std=stats, **parts)
 
 
 def _step_seconds(learning: TaskTraining, seconds: float) -> float:

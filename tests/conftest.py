@@ -1,3 +1,4 @@
+import importlib
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from csd_lib.datasets import load_dataset
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
 # The longest first, so that at the end no process works alone on one of them.
 LONG = (
     "runs_alone_from_a_fresh_kernel",
@@ -108,11 +110,18 @@ def made_once(tmp_path_factory):
     return made
 
 
+@pytest.fixture
+def tool(monkeypatch):
+    """A function that imports one of the tools by name."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module
+
+
 @pytest.fixture(scope="session")
 def wheel(made_once):
     """The wheel that Google Colab installs."""
-    tool = Path(__file__).resolve().parent.parent / "tools" / "wheel.py"
-    build = lambda folder: subprocess.run([sys.executable, tool, folder], check=True)  # noqa: E731
+    command = [sys.executable, TOOLS / "wheel.py"]
+    build = lambda folder: subprocess.run([*command, folder], check=True)  # noqa: E731
     (path,) = made_once("wheel", build).iterdir()
     return path
 

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -63,9 +62,8 @@ def test_each_notebook_has_one_badge_then_the_one_setup_cell(path):
     assert f"`%pip install -q --no-deps {WHEEL}`" in badge
 
 
-def test_a_published_kit_has_a_link_that_names_notebook_and_tag(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    heads = importlib.import_module("heads")
+def test_a_published_kit_has_a_link_that_names_notebook_and_tag(tool, monkeypatch):
+    heads = tool("heads")
     monkeypatch.setattr(heads, "REPOSITORY", "someone/csd-kit")
     place = "notebooks/01_data_splits.ipynb"
     text = heads.badge(nbformat.read(ROOT / place, as_version=4), place)

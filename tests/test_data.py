@@ -2,10 +2,7 @@
 
 import gzip
 import hashlib
-import importlib
-import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,10 +106,9 @@ def test_fashion_is_the_file_that_its_page_describes_with_its_licence():
 
 
 @pytest.fixture
-def official(tmp_path, monkeypatch):
+def official(tool, tmp_path, monkeypatch):
     """The tool that makes the subset, a folder of four made-up idx files, and their arrays."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "tools"))
-    tool, arrays = importlib.import_module("fashion"), {}
+    fashion, arrays = tool("fashion"), {}
     generator = np.random.default_rng(1)
     for name, count in (("train", 70), ("t10k", 40)):
         arrays[f"{name}-labels-idx1-ubyte"] = np.arange(count, dtype=np.uint8) % 10
@@ -120,11 +116,12 @@ def official(tmp_path, monkeypatch):
         arrays[f"{name}-images-idx3-ubyte"] = generator.integers(256, size=shape, dtype=np.uint8)
     for name, array in arrays.items():
         head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(head + array.tobytes()))
-        monkeypatch.setitem(tool.SHA256, name, hashlib.sha256(head + array.tobytes()).hexdigest())
-    monkeypatch.setattr(tool, "TRAIN", 5)
-    monkeypatch.setattr(tool, "TEST", 2)
-    return tool, tmp_path, arrays
+        content = head + array.tobytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+        monkeypatch.setitem(fashion.SHA256, name, hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(fashion, "TRAIN", 5)
+    monkeypatch.setattr(fashion, "TEST", 2)
+    return fashion, tmp_path, arrays
 
 
 def test_the_subset_takes_equally_many_of_each_class_each_with_its_label(official):
@@ -246,31 +243,6 @@ def test_joint_training_is_a_first_task(digits):
     assert merge_tasks(class_incremental_split(digits, 2)).index == 0  # with its learning rate
 
 
-def test_of_three_images_of_a_class_two_are_held_out(two_tasks):
-    task = two_tasks[0]
-    few = torch.cat([(task.train_labels == label).nonzero()[:3, 0] for label in range(5)])
-    small = replace(task, train_images=task.train_images[few], train_labels=task.train_labels[few])
-    rest, _, held_out = hold_out(small, 0.1, seed=0)
-    assert rest.train_labels.tolist() == [0, 1, 2, 3, 4]
-    assert held_out.bincount().tolist() == [2] * 5
-    images, labels = small.train_images[1:], small.train_labels[1:]
-    with pytest.raises(InputError, match="class 0 has only 2 training images"):
-        hold_out(replace(small, train_images=images, train_labels=labels), 0.1, seed=0)
-
-
-def test_images_of_two_sizes_are_refused(digits):
-    with pytest.raises(InputError, match=r"8, 8\).*8, 7\): all images must have one size"):
-        replace(digits, test_images=digits.test_images[..., :7])
-
-
-@pytest.mark.parametrize("label", [-1, 10])
-def test_a_label_without_a_class_is_refused(digits, label):
-    labels = digits.train_labels.clone()
-    labels[5] = label
-    with pytest.raises(InputError, match=rf"train_labels are from .*{label}.*10 class_names"):
-        replace(digits, train_labels=labels)
-
-
 # --- cifar100 files --------------------------------------------------------------------------
 
 
@@ -348,14 +320,14 @@ def test_another_kind_of_file_is_named(tmp_path):
             dict(train_images=np.zeros((12, 32, 32, 3), np.float32)),
             "train_images are torch.float32",
         ),
-        (
-            dict(train_images=np.zeros((12, 3, 32, 32), np.uint8)),
-            "one size: delete the file",
+        *(
+            (dict(train_images=np.zeros(shape, np.uint8)), "one size: delete the file")
+            for shape in ((12, 3, 32, 32), (12, 32, 31, 3))
         ),
         (dict(train_images=np.zeros((12, 32, 32, 3), np.uint16)), "train_images are torch.uint16"),
         (dict(train_images=np.zeros((0, 32, 32, 3), np.uint8)), "train_images"),
         (dict(train_labels=np.arange(12) % 5), "train_labels are from 0 to 4"),
-        (dict(test_labels=np.arange(8) - 1), "test_labels are from -1"),
+        (dict(test_labels=np.arange(8) % 4 - 1), "test_labels are from -1"),
         (dict(test_labels=np.arange(7) % 4), "test_labels are .* of the 8 images"),
         (dict(train_labels=np.zeros((12, 2), int)), "train_labels"),
         (dict(class_names=np.arange(4)), "class_names"),
@@ -366,25 +338,6 @@ def test_wrong_arrays_are_named(arrays, tmp_path, change, words):
     np.savez(tmp_path / "cifar100.npz", **content)
     with pytest.raises(InputError, match=words):
         load_dataset("cifar100", root=tmp_path)
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (self.path.touch, ())
-
-
-def test_nothing_in_a_file_is_executed(arrays, tmp_path):
-    arrays["class_names"] = np.array([Evil(tmp_path / "pwned")], dtype=object)
-    np.savez(tmp_path / "cifar100.npz", **arrays)
-    with pytest.raises(InputError):
-        load_dataset("cifar100", root=tmp_path)
-    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Evil(tmp_path / "pwned")))
-    with pytest.raises(InputError):
-        load_dataset("cifar100", root=tmp_path / "pickle.npz")
-    assert not (tmp_path / "pwned").exists()
 
 
 def test_another_seed_holds_out_other_images_and_at_most_half_of_them(two_tasks):

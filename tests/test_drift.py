@@ -20,10 +20,6 @@ def cloud(n=200, dim=8, seed=0):
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def rotation(dim=8, seed=1):
-    return torch.linalg.qr(cloud(dim, dim, seed))[0]
-
-
 def test_drift_is_measured_per_class():
     old = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     new = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])  # stays, right angle, opposite
@@ -32,23 +28,10 @@ def test_drift_is_measured_per_class():
     assert cosine_drift(old, old * 3, torch.tensor([5, 5, 7])) == {5: 0.0, 7: 0.0}
 
 
-def test_overlap_ignores_a_rotation_and_notices_a_shuffle():
-    features = cloud()
-    assert neighborhood_overlap(features, features @ rotation(), k=10) == pytest.approx(1, abs=0.01)
-    shuffled = features[torch.randperm(200, generator=torch.Generator().manual_seed(2))]
-    assert neighborhood_overlap(features, shuffled, k=10) == pytest.approx(10 / 199, abs=0.03)
-
-
 @pytest.mark.parametrize("k", [0, 200])
 def test_impossible_neighbourhoods_are_refused(k):
     with pytest.raises(InputError, match=f"k={k}"):
         neighborhood_overlap(cloud(), cloud(), k=k)
-
-
-def test_cka_ignores_rotation_and_scale_and_is_small_for_unrelated_features():
-    features = cloud(2000)
-    assert linear_cka(features, 5 * features @ rotation()) == pytest.approx(1)
-    assert linear_cka(features, cloud(2000, seed=9)) < 0.02
 
 
 def test_cka_equals_its_definition_with_kernel_matrices():

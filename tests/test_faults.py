@@ -22,6 +22,7 @@ from disturbed import (
 )
 from jupyter_client import KernelManager
 from jupyter_client.provisioning import local_provisioner
+from stopped import stop_after
 from warm import PROCESSES
 
 from csd_lib import InputError, course, files, runs
@@ -231,14 +232,6 @@ def test_a_clock_that_runs_backwards_changes_nothing(monkeypatch, tmp_path):
 
 
 # --- notebooks ---------------------------------------------------------------------------------
-
-
-def stop_after(epochs):
-    def stop(history, student):
-        if len(history) == epochs:
-            raise KeyboardInterrupt
-
-    return stop
 
 
 class Kernel:

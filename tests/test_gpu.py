@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stopped import stop_after
 
 from csd_lib import InputError, losses
 from csd_lib.config import TrainConfig
@@ -52,13 +53,8 @@ def test_every_loss_can_be_captured(tmp_path, method):
 def test_a_run_that_is_stopped_goes_on_to_the_same_end(tmp_path):
     config = digits(epochs=4)
     whole = run_experiment(config, folder=tmp_path / "whole", progress=False)
-
-    def stop(history, student):
-        if len(history) == 6:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(config, folder=tmp_path / "half", on_epoch=stop, progress=False)
+        run_experiment(config, folder=tmp_path / "half", on_epoch=stop_after(6), progress=False)
     again = run_experiment(config, folder=tmp_path / "half", progress=False)
     assert len(again.history) == len(whole.history) == 8
     # A GPU may add in another order each time, so not the last bits.

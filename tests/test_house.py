@@ -253,11 +253,10 @@ def test_the_readme_is_one_screen_and_leads_to_every_page():
         assert f"(docs/{page.name})" in text, page.name
 
 
-def test_the_readmes_tables_are_rendered_from_the_records(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_the_readmes_tables_are_rendered_from_the_records(tool, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["readme.py", "--check"])
     with pytest.raises(SystemExit) as end:
-        import_module("readme").main()
+        tool("readme").main()
     assert end.value.code == 0, end.value.code
 
 

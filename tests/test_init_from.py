@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stopped import same_bits, stop_after
 
 from csd_lib import InputError, identity, networks
 from csd_lib.config import TrainConfig
@@ -20,10 +21,6 @@ from csd_lib.train import TaskTraining, train
 QUICK = TrainConfig(epochs=2, device="cpu")
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.fixture
 def begun(digits, tmp_path):
     """A function that writes the untrained model of a config, and returns its path."""
@@ -37,11 +34,6 @@ def begun(digits, tmp_path):
         return str(tmp_path / name)
 
     return write
-
-
-def same_bits(first, second):
-    states = [[model.state_dict() for model in run.models] for run in (first, second)]
-    return all(torch.equal(a[n], b[n]) for a, b in zip(*states, strict=True) for n in a)
 
 
 def going_on(path, **settings):
@@ -79,14 +71,9 @@ def test_it_is_training_on_with_a_new_optimiser(digits, tmp_path):
 
 def test_a_killed_run_goes_on_and_a_finished_one_is_read_without_the_file(digits, tmp_path, begun):
     config = going_on(begun(replace(QUICK, seed=7)))
-
-    def kill(history, student):
-        if len(history) == 3:
-            raise KilledError
-
     whole = train(config, digits, progress=False)
-    with pytest.raises(KilledError):
-        train(config, digits, folder=tmp_path / "run", on_epoch=kill, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, digits, folder=tmp_path / "run", on_epoch=stop_after(3), progress=False)
     run = run_experiment(config, digits, folder=tmp_path / "run", progress=False)
     assert same_bits(whole, run)
     (tmp_path / "start.pt").unlink()

@@ -31,13 +31,6 @@ SLIDES = (NOTEBOOKS / "slides.md").read_text("utf-8")
 MAP = (NOTEBOOKS / "PAPER_TO_CODE.md").read_text("utf-8")
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    """Import one of the tools by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module
-
-
 def cells(pattern):
     paths = sorted(NOTEBOOKS.glob(pattern))
     return [cell for path in paths for cell in nbformat.read(path, as_version=4).cells]

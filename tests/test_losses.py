@@ -108,9 +108,8 @@ def test_the_pencil_example_of_notebook_3():
 # --- another library -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_triplet_agrees_with_pytorch_metric_learning(seed):
-    features, _, labels = batch(n=24, dim=16, classes=4, seed=seed, dtype=torch.float32)
+def test_triplet_agrees_with_pytorch_metric_learning():
+    features, _, labels = batch(n=24, dim=16, classes=4, dtype=torch.float32)
     miner = miners.BatchHardMiner(distance=distances.LpDistance())
     library = pml_losses.TripletMarginLoss(
         margin=1.0,
@@ -122,10 +121,9 @@ def test_triplet_agrees_with_pytorch_metric_learning(seed):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_csd_agrees_with_supervised_contrastive_loss_over_student_and_teacher(seed):
+def test_csd_agrees_with_supervised_contrastive_loss_over_student_and_teacher():
     """SupCon over the 2B features, reduced to the anchors that are students, is CSD."""
-    student, teacher, labels = batch(n=16, dim=8, classes=4, seed=seed, dtype=torch.float32)
+    student, teacher, labels = batch(n=16, dim=8, classes=4, dtype=torch.float32)
     library = pml_losses.SupConLoss(temperature=0.07, reducer=reducers.DoNothingReducer())
     both, twice = torch.cat([student, teacher]), labels.repeat(2)
     per_anchor = library(both, twice)["loss"]["losses"][: len(labels)]
@@ -137,27 +135,12 @@ def test_csd_agrees_with_supervised_contrastive_loss_over_student_and_teacher(se
 # --- properties ------------------------------------------------------------------------------
 
 
-def test_kd_gradient_equals_finite_differences_and_spares_new_classes():
-    student, teacher, _ = batch(n=5, dim=7)
-    assert torch.autograd.gradcheck(lambda x: kd_loss(x, teacher[:, :4]), student.requires_grad_())
-    _, gradient = value_and_gradient(lambda x: kd_loss(x, teacher[:, :4]), student)
-    assert gradient[:, :4].abs().min() > 0 and gradient[:, 4:].abs().max() == 0
-
-
 def test_kd_is_zero_for_a_perfect_student_and_has_no_temperature_factor():
     student, teacher, _ = batch(dim=5)
     assert kd_loss(student, student[:, :3]).item() == pytest.approx(0, abs=1e-12)
     # For large T the softmaxes flatten and KL falls like 1 / T^2; a factor T^2 would undo that.
     ratio = kd_loss(student, teacher, 200.0) / kd_loss(student, teacher, 100.0)
     assert ratio.item() == pytest.approx(0.25, rel=0.05)
-
-
-def test_csd_is_small_when_every_feature_points_at_its_class_and_nowhere_else():
-    perfect, labels = torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2)
-    swapped = perfect.roll(1, 0)  # the student has every class where another one was
-    good = csd_loss(perfect, perfect, labels)
-    assert good.item() == pytest.approx(math.log(3), abs=1e-4)  # three positives share the mass
-    assert csd_loss(swapped, perfect, labels) > good + 5
 
 
 def test_csd_uses_its_temperature_and_pulls_towards_the_own_teacher():
@@ -190,16 +173,6 @@ def test_value_and_gradient_are_finite_in_every_case(name, case, dtype):
     loss = FEATURE_LOSSES[name]
     value, gradient = value_and_gradient(lambda x: loss(x, features, labels), features)
     assert torch.isfinite(value) and torch.isfinite(gradient).all()
-
-
-@each_feature_loss
-@pytest.mark.parametrize("size", [1e-20, 1e20])
-def test_very_small_and_very_large_features_in_float32(name, size):
-    student, teacher, labels = batch(dtype=torch.float32)
-    loss = FEATURE_LOSSES[name]
-    value, gradient = value_and_gradient(lambda x: loss(x, teacher * size, labels), student * size)
-    torch.testing.assert_close(value, loss(student, teacher, labels), rtol=1e-4, atol=1e-5)
-    assert torch.isfinite(gradient).all()
 
 
 def test_the_triplet_loss_of_a_single_anchor_is_shared_with_nobody():
@@ -236,20 +209,6 @@ def test_mmd_of_a_batch_that_has_nearly_collapsed_is_no_rounding_error():
     assert mmd_loss(student, teacher).item() == pytest.approx(
         mmd_loss(student.double(), teacher.double()).item(), abs=1e-3
     )
-
-
-def test_mmd_compares_clouds_and_fecd_compares_pairs():
-    """Shuffled images: the same cloud of features, but other similarities."""
-    other, teacher, _ = batch()
-    student = teacher.flip(0)
-    assert mmd_loss(student, teacher).abs() < 1e-12
-    assert fecd_loss(student, teacher) > 1e-4 and mmd_loss(other, teacher) > 1e-4
-
-
-def test_fecd_does_not_notice_a_rotation_of_the_whole_space():
-    student, teacher, _ = batch()
-    rotation, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
-    torch.testing.assert_close(fecd_loss(student @ rotation, teacher), fecd_loss(student, teacher))
 
 
 @each_feature_loss

@@ -178,10 +178,8 @@ def test_an_environment_of_another_folder_is_refused(mutants):
     assert code == 2 and "this environment's csd_lib is that of /elsewhere: use" in said
 
 
-def test_the_folder_of_an_editable_install_is_found(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    from mutants import installed_from
-
+def test_the_folder_of_an_editable_install_is_found(tool, tmp_path, monkeypatch):
+    installed_from = tool("mutants").installed_from
     folder = tmp_path / "csd_lib-1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: csd-lib\nVersion: 1\n")

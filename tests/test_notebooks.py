@@ -1,13 +1,12 @@
 """Every page keeps the promises made to readers."""
 
-import importlib
 import os
 import re
 import sys
 
 import nbformat
 import pytest
-from gate import CHECKS, NOTEBOOKS, ROOT
+from gate import CHECKS, NOTEBOOKS
 
 from csd_lib import course, doctor
 from csd_lib.course import session as session_module
@@ -93,9 +92,8 @@ def test_a_chapter_is_remembered(path):
 
 
 @each_chapter
-def test_a_chapter_says_how_long_it_takes_and_has_an_exercise_inside(path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    heads = importlib.import_module("heads")
+def test_a_chapter_says_how_long_it_takes_and_has_an_exercise_inside(path, tool):
+    heads = tool("heads")
     notebook = nbformat.read(path, as_version=4)
     first = notebook.cells[0].source
     assert f"**Time**: {heads.reading_minutes(notebook)} minutes to read" in first
@@ -107,13 +105,12 @@ def test_a_chapter_says_how_long_it_takes_and_has_an_exercise_inside(path, monke
     "words, code, minutes",
     [(600, 0, 10), (0, 20, 10), (1500, 0, 25), (1500, 4, 28), (2100, 0, 40), (600, 50, 40)],
 )
-def test_reading_is_counted_in_words_and_cells_and_grows_slower(words, code, minutes, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_reading_is_counted_in_words_and_cells_and_grows_slower(words, code, minutes, tool):
     texts = ("# A head is not counted", "w " * words)
     parts = [nbformat.v4.new_markdown_cell(text) for text in texts]
     parts += [nbformat.v4.new_code_cell("1") for _ in range(code)]
     notebook = nbformat.v4.new_notebook(cells=parts)
-    counted = importlib.import_module("heads").reading_minutes(notebook)
+    counted = tool("heads").reading_minutes(notebook)
     assert counted == minutes
 
 
@@ -139,13 +136,12 @@ def test_links_between_notebooks_lead_somewhere(path):
 
 
 @pytest.fixture
-def make_run(monkeypatch):
+def make_run(tool, monkeypatch):
     """The tool behind make run, which changes the environment."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     for name in ("CSD_MODE", "CSD_RUNS", "CSD_WIDGETS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return importlib.import_module("run_notebooks")
+    return tool("run_notebooks")
 
 
 @each_notebook

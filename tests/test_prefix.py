@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stopped import stop_after
 
 from csd_lib import InputError, files, identity, runs
 from csd_lib.config import TrainConfig
@@ -20,9 +21,8 @@ def weights(run):
 
 
 @pytest.fixture
-def own_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("CSD_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
+def own_runs(own_folders):
+    return own_folders / "runs"
 
 
 def test_later_tasks_may_be_shorter_and_their_schedule_with_them(digits):
@@ -76,16 +76,8 @@ def test_a_stop_goes_on_from_a_half_done_whole_run_but_not_from_one_that_is_furt
     digits, own_runs, monkeypatch
 ):
     monkeypatch.setattr(runs.RunFolder, "is_due", lambda self: bool(self.folder))  # every epoch
-
-    class KilledError(Exception):
-        pass
-
-    def kill(history, _):
-        if len(history) == 3:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        run_experiment(QUICK, digits, progress=False, on_epoch=kill)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(QUICK, digits, progress=False, on_epoch=stop_after(3))
     trained = []
     for stop in (3, 1):
         config = replace(QUICK, stop_at_epoch=stop, method="initial")

@@ -133,11 +133,6 @@ def test_average_forgetting_and_backward_transfer_by_hand():
     assert backward_transfer(matrix) == pytest.approx(((0.6 - 0.8) + (0.75 - 0.7)) / 2)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3)])
-def test_one_stage_cannot_forget(shape):
-    assert np.isnan(forgetting(np.ones(shape))) and np.isnan(backward_transfer(np.ones(shape)))
-
-
 def test_embed_leaves_the_network_as_it_was_and_does_not_depend_on_batches(digits):
     model = ResNet(8, 3, 1, digits.mean, digits.std).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from stopped import stop_after
 
 from csd_lib import InputError, datasets, download, files, runs
 from csd_lib.config import TrainConfig
@@ -108,12 +109,15 @@ def test_a_zip_bomb_of_arrays_is_refused_before_it_is_unpacked(tmp_path, monkeyp
 def test_an_array_of_pickled_objects_is_never_unpickled(tmp_path):
     array = np.array([Evil(tmp_path / "made")], dtype=object)
     path = zipped(tmp_path / "evil.npz", {"labels.npy": npy(array)})
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
     for read in (load_recording, lambda p: read_npz(p, "cifar100", (0,) * 3, (1,) * 3)):
         with pytest.raises(
             InputError, match="labels holds Python objects, and could run a program"
         ) as error:
             read(path)
         one_line(error)
+        with pytest.raises(InputError, match=r"pickle\.npz cannot be read"):
+            read(tmp_path / "pickle.npz")
     assert not (tmp_path / "made").exists()
 
 
@@ -125,14 +129,10 @@ def made(tmp_path_factory):
     """A checkpoint of a task half done, with the one before it removed."""
     folder = tmp_path_factory.mktemp("made")
 
-    def stop(history, student):
-        if len(history) == 7:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs.RunFolder, "is_due", lambda self: True)
         with pytest.raises(KeyboardInterrupt):
-            train(TrainConfig(epochs=4), folder=folder, on_epoch=stop, progress=False)
+            train(TrainConfig(epochs=4), folder=folder, on_epoch=stop_after(7), progress=False)
     content = files.read_tensors(folder / "checkpoint.pt")
     assert content["learning"]["student"] and len(content["history"]) == 6
     return content
@@ -198,12 +198,8 @@ def test_a_best_model_that_is_none_is_refused(tmp_path, monkeypatch, best):
     monkeypatch.setattr(runs.RunFolder, "is_due", lambda self: True)
     config = TrainConfig(epochs=3, selection="test", select_every=1)
 
-    def stop(history, student):
-        if len(history) == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config, folder=tmp_path, on_epoch=stop, progress=False)
+        train(config, folder=tmp_path, on_epoch=stop_after(2), progress=False)
     path = tmp_path / "checkpoint.pt"
     files.write_tensors(path, changed(files.read_tensors(path), "learning", "best", value=best))
     with pytest.raises(InputError, match=r"checkpoint\.pt does not fit"):
