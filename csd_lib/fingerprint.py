@@ -129,7 +129,12 @@ def _from_outside(config: TrainConfig) -> dict[str, Any]:
     recipe = get_method(config.method).recipe.split("+")
     parts: dict[str, Any] = {f"loss term {name!r}": TERMS[name].compute for name in recipe}
     parts[f"network {config.network!r}"] = maker(str(config.network))
-    return {name: part for name, part in parts.items() if _room(part) != "csd_lib"}
+    return {name: part for name, part in parts.items() if is_from_outside(part)}
+
+
+def is_from_outside(part: Any) -> bool:
+    """Say whether a function or class is not the kit's own."""
+    return _room(part) != "csd_lib"
 
 
 def _instructions(parts: Collection[Any]) -> list[str]:
