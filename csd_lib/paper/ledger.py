@@ -294,11 +294,11 @@ class _Worker:
         try:
             if cell.first and not (cell.first_run / "results.json").exists():
                 with only_one(make_folder(cell.first_run), "training", wait=False):
-                    self._run(cell, cell.first, share_first_task=False)
+                    self._run(cell, cell.first)
             with only_one(make_folder(cell.run), "training", wait=False):
                 cell.look_for_record()  # another process may just have finished it
                 if not cell.is_current:
-                    run = self._run(cell, cell.config, share_first_task=True)
+                    run = self._run(cell, cell.config)
                     # Settings that it does not read may have had other values when it was begun.
                     used = run.config
                     config = replace(cell.config, device=used.device, cuda_graph=used.cuda_graph)
@@ -316,7 +316,7 @@ class _Worker:
             tqdm.write(f"{self.title(cell)}: {error}")
         return True
 
-    def _run(self, cell: Cell, config: TrainConfig, share_first_task: bool) -> FinishedRun:
+    def _run(self, cell: Cell, config: TrainConfig) -> FinishedRun:
         title = self.title(cell) + ("" if config is cell.config else ", first task")
         options = {} if self.progress else {"disable": True}  # else TQDM_DISABLE decides
         if not self.progress:
@@ -336,11 +336,7 @@ class _Worker:
                 bar.update(len(history) - bar.n)
 
             return run_experiment(
-                config,
-                self.dataset,
-                share_first_task=share_first_task,
-                on_epoch=show,
-                progress=False,
+                config, self.dataset, share_first_task=True, on_epoch=show, progress=False
             )
 
 
