@@ -45,19 +45,20 @@ class FinishedRun(Run):
         return self.record.matrix
 
 
-def run_name(config: TrainConfig, data: str) -> str:
-    """Name of a run's folder: readable, and different for every config and data set.
+def run_name(config: TrainConfig, data: str, fingerprint: str) -> str:
+    """Name of a run's folder: readable, and another one for each config, data set and code.
 
     Args:
         config: of the run.
         data: hash of the images and labels.
+        fingerprint: of what the code computes.
     """
     # What is as usual is left out, so that a new setting does not rename the runs before it.
     usual = identity.key(
         TrainConfig(dataset=config.dataset, method=config.method, tasks=config.tasks)
     )
     changed = {n: v for n, v in identity.key(config).items() if n not in usual or usual[n] != v}
-    key = json.dumps([changed, data], sort_keys=True)
+    key = json.dumps([changed, data, fingerprint], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     name = identity.data_name(config)
     return f"{name}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
@@ -65,7 +66,8 @@ def run_name(config: TrainConfig, data: str) -> str:
 
 def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
     """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
-    return runs_folder() / run_name(config, identity.data_hash(config, dataset))
+    decided = identity.of_run(config, dataset)
+    return runs_folder() / run_name(config, decided["data"], decided["fingerprint"])
 
 
 def run_experiment(
@@ -100,9 +102,8 @@ def run_experiment(
     dataset = load_images(config, dataset)
     wanted, prefix, first_folder = identity.of_run(config, dataset), None, None
     if folder is None:
-        folder = runs_folder() / run_name(config, wanted["data"])
-        runs.set_aside_if_older(folder, wanted)
-        make_folder(folder)
+        name = run_name(config, wanted["data"], wanted["fingerprint"])
+        folder = make_folder(runs_folder() / name)
         if not runs.has_begun(folder):
             prefix = runs.find_prefix(runs_folder(), config, dataset)
     first = identity.first_task(config) if share_first_task else None

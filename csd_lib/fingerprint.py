@@ -26,7 +26,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -66,16 +66,17 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
         channels: of its images.
         size: their height or width, whichever is smaller.
     """
-    kept = _kept() if _is_command() and _is_the_kits(config) else None
-    if kept is None:
+    if _from_outside(config) or config.network not in NETWORKS:  # code that may change unseen
         return _fingerprint(config, channels, size)
-    recipe = [
-        identity.key(config, "seed", "batch_size"),
-        get_method(config.method).recipe,
-        channels,
-        size,
-    ]
-    return kept.get(json.dumps(recipe), lambda: _fingerprint(config, channels, size))
+    settings, recipe = identity.key(config, "seed", "batch_size"), get_method(config.method).recipe
+    what = json.dumps([settings, recipe, channels, size])
+    known, file = _known_to_commands() if _is_command() else (_known_to_this_code(), None)
+    if what not in known:
+        known[what] = _fingerprint(config, channels, size)
+        if file:
+            with suppress(OSError):  # a folder that is full, or belongs to others
+                _write(known, file)
+    return known[what]
 
 
 def _fingerprint(config: TrainConfig, channels: int, size: int) -> str:
@@ -102,13 +103,19 @@ def _fingerprint(config: TrainConfig, channels: int, size: int) -> str:
     numbers = [learning_rate(config, *place) for place in epochs]
     network = make_network(tiny, (0.5,) * channels, (0.5,) * channels)
     dataset = _made_up_images(channels, min(size, max(16, network.smallest_image)))
+    outside = _from_outside(config)
     try:
         with _one_thread_in_float64(), warnings.catch_warnings(action="ignore"):
-            numbers += _measured_once(tiny, dataset)
+            measured = _measured(tiny, dataset)
+            if outside and not np.array_equal(measured, _measured(tiny, dataset), equal_nan=True):
+                raise InputError(
+                    f"{' or '.join(outside)} computes other numbers each time: take random ones "
+                    f"from torch, which are seeded, and keep nothing from one batch to the next"
+                )
+            numbers += measured
     except TrainingError:  # the settings are such that even two epochs are too many
         numbers.append(math.nan)
     kinds = _types_under_autocast(tiny, dataset) if config.precision == "amp" else []
-    outside = _from_outside(config)
     text = " ".join([*map(_rounded, numbers), *kinds, *_instructions(outside.values())])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -119,17 +126,17 @@ def _is_command() -> bool:
     return started.name == "csd" or started == Path(__file__).with_name("__main__.py")
 
 
-def _is_the_kits(config: TrainConfig) -> bool:
-    """Say whether the kit alone decides, and no code of a user or of a library of networks."""
-    return not _from_outside(config) and config.network in NETWORKS
-
-
 def _from_outside(config: TrainConfig) -> dict[str, Any]:
     """Return the loss terms and the network that a user has written, by their names."""
     recipe = get_method(config.method).recipe.split("+")
     parts: dict[str, Any] = {f"loss term {name!r}": TERMS[name].compute for name in recipe}
     parts[f"network {config.network!r}"] = maker(str(config.network))
-    return {name: part for name, part in parts.items() if _room(part) != "csd_lib"}
+    return {name: part for name, part in parts.items() if is_from_outside(part)}
+
+
+def is_from_outside(part: Any) -> bool:
+    """Say whether a function or class is not the kit's own."""
+    return _room(part) != "csd_lib"
 
 
 def _instructions(parts: Collection[Any]) -> list[str]:
@@ -196,65 +203,43 @@ def _is_installed(room: str) -> bool:
     return room in KNOWN or "site-packages" in Path(file or "").parts
 
 
-class _Kept:
-    """Fingerprints that this exact code has computed before, in a file that may go at any time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, str] = {}
-        with suppress(OSError, ValueError, TypeError):  # none yet, or half a file
-            self.known = dict(json.loads(path.read_text("utf-8")))
-
-    def get(self, recipe: str, compute: Callable[[], str]) -> str:
-        if recipe not in self.known:
-            self.known[recipe] = compute()
-            with suppress(OSError):  # a folder that is full, or belongs to others
-                self._write()
-        return self.known[recipe]
-
-    def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(f".{os.getpid()}")  # several processes may write
-        partial.write_text(json.dumps(self.known), "utf-8")
-        partial.replace(self.path)
-        newest_last = sorted(self.path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in newest_last[:-KEPT_CODES]:
-            path.unlink()
-
-
 @functools.cache
-def _kept() -> _Kept | None:
-    """Return what is kept of this code, if there is a place for it."""
+def _known_to_commands() -> tuple[dict[str, str], Path | None]:
+    """Return the fingerprints that this text of the kit has had before, and the file of them.
+
+    The file may go at any time, and there is none where it has no place.
+    """
+    known: dict[str, str] = {}
     folder, files = paths.cache_folder(), sorted(Path(__file__).parent.rglob("*.py"))
     is_settled = max(path.stat().st_mtime for path in files) < time.time() - SETTLED
     if not folder.is_absolute() or not is_settled:
-        return None
+        return known, None
     versions = f"{sys.version} {torch.__version__} {np.__version__}".encode()
     code = hashlib.sha256(b"\0".join([versions, *(path.read_bytes() for path in files)]))
-    return _Kept(folder / "fingerprints" / f"{code.hexdigest()[:16]}.json")
+    file = folder / "fingerprints" / f"{code.hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError, TypeError):  # none yet, or half a file
+        known.update(json.loads(file.read_text("utf-8")))
+    return known, file
 
 
-_REMEMBERED: dict[tuple[int, ...], tuple[list[Any], dict[str, list[float]]]] = {}
+def _write(known: dict[str, str], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")  # several processes may write
+    partial.write_text(json.dumps(known), "utf-8")
+    partial.replace(file)
+    newest_last = sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in newest_last[:-KEPT_CODES]:
+        path.unlink()
 
 
-def _measured_once(config: TrainConfig, dataset: Dataset) -> list[float]:
-    """Return what ``_measured`` does; what this very code has computed before is not done again."""
+_REMEMBERED: dict[tuple[int, ...], tuple[list[Any], dict[str, str]]] = {}
+
+
+def _known_to_this_code() -> dict[str, str]:
+    """Return the fingerprints that the code in memory has had before in this process."""
     code = _this_code()
-    if code is None or not _is_the_kits(config):
-        measured, outside = _measured(config, dataset), _from_outside(config)
-        if outside and not np.array_equal(measured, _measured(config, dataset), equal_nan=True):
-            raise InputError(
-                f"{' or '.join(outside)} computes other numbers each time: take random ones from "
-                f"torch, which are seeded, and keep nothing from one batch to the next"
-            )
-        return measured
-    recipe = get_method(config.method).recipe
-    what = json.dumps([identity.key(config), recipe, dataset.train_images.shape])
     # The parts themselves must live on, or Python gives their ids to others.
-    _, found = _REMEMBERED.setdefault(tuple(map(id, code)), (code, {}))
-    if what not in found:
-        found[what] = _measured(config, dataset)
-    return found[what]
+    return _REMEMBERED.setdefault(tuple(map(id, code)), (code, {}))[1] if code else {}
 
 
 def _this_code() -> list[Any] | None:

@@ -62,13 +62,8 @@ class Record:
     @classmethod
     def _parse(cls, content: dict[str, Any], folder: Path) -> Record:
         kinds: dict[str, Any] = {"config": dict, "matrix": dict, "date": str, "device": str}
-        optional: dict[str, Any] = {
-            "data": str,
-            "fingerprint": str,
-            "versions": dict,
-            "files": dict,
-        }
-        optional |= {"threads": int, "peak_memory_mb": int, "training_seconds": (int, float)}
+        optional: dict[str, Any] = {"data": str, "fingerprint": str, "threads": int, "files": dict}
+        optional |= {"versions": dict, "peak_memory_mb": int, "training_seconds": (int, float)}
         optional |= {"history": list, "image_shape": list, "steps": list, "models": list}
         if not isinstance(content, dict):
             raise ValueError("it is no dictionary")

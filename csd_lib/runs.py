@@ -370,39 +370,6 @@ def check_owner(folder: Path, wanted: dict[str, Any]) -> None:
             raise InputError(f"{folder} belongs to another run ({what}): choose another folder")
 
 
-def set_aside_if_older(folder: Path, wanted: dict[str, Any]) -> None:
-    """Move a run away that was made, or begun, by code that computes other numbers.
-
-    Runs in folders that are named after their config come here: after a change of the code the
-    same name is wanted again, and nothing must be lost. If the code is changed back, so is the run.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    stored = read_json(path)
-    if what := identity.difference(stored, wanted):
-        if not what.startswith("code") or not str(stored["fingerprint"]).isalnum():
-            return  # train says what is wrong
-        aside, back = (
-            folder.with_name(f"{folder.name}-by-{made_by['fingerprint']}")
-            for made_by in (stored, wanted)
-        )
-        if aside.exists():
-            return
-        with only_one(folder, "training"):
-            pass  # who trains there has ended
-        with only_one(folder.parent, "setting a run aside"):  # a folder with a lock cannot be moved
-            if aside.exists() or not path.exists() or read_json(path) != stored:
-                return  # another program has done it by now
-            folder.replace(aside)
-            if back.exists():
-                back.replace(folder)
-        now = "the one by today's code is back" if folder.exists() else "this one starts anew"
-        warnings.warn(
-            f"{folder.name} was made by {what}. It is kept as {aside.name}, and {now}", stacklevel=3
-        )
-
-
 def _keep_models(models: Sequence[Network], folder: Path) -> None:
     """Write the file of each model, unless it is there and right."""
     for number, model in enumerate(models, start=1):

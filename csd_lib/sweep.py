@@ -25,6 +25,7 @@ from csd_lib.datasets import DATASETS
 from csd_lib.engine import pick_device
 from csd_lib.experiment import run_experiment
 from csd_lib.files import make_folder
+from csd_lib.fingerprint import is_from_outside
 from csd_lib.methods import METHODS, TERMS
 from csd_lib.networks import NETWORKS, import_network
 from csd_lib.paper import ledger
@@ -45,11 +46,6 @@ def import_submitit() -> Any:
     return submitit
 
 
-def _is_own(made: Any) -> bool:
-    """Say whether a function is of the user's code, and not of the kit's."""
-    return not str(getattr(made, "__module__", "")).startswith(f"{__package__}.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What one process does: run configs and record them, or only train a first task.
@@ -67,10 +63,10 @@ class Job:
     registered: tuple[Mapping[str, Any], ...] = field(
         hash=False,
         default_factory=lambda: (
-            {name: term for name, term in TERMS.items() if _is_own(term.compute)},
+            {name: term for name, term in TERMS.items() if is_from_outside(term.compute)},
             dict(METHODS),
-            {name: spec for name, spec in DATASETS.items() if _is_own(spec.load)},
-            {name: maker for name, maker in NETWORKS.items() if _is_own(maker)},
+            {name: spec for name, spec in DATASETS.items() if is_from_outside(spec.load)},
+            {name: maker for name, maker in NETWORKS.items() if is_from_outside(maker)},
         ),
     )
 

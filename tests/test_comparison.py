@@ -54,7 +54,7 @@ def test_every_experiment_is_a_set_of_different_possible_configs():
                 continue  # it is a preset of CIFAR-100's
             settings = dict(dataset=data_of(name), preset=preset)
             configs = paper.get_experiment(name).configs((0, 1), **settings)
-            assert len({run_name(config, "") for config in configs}) == len(configs) > 1, name
+            assert len({run_name(config, "", "") for config in configs}) == len(configs) > 1, name
     assert {c.tasks for c in paper.get_experiment("figure3").configs((0,))} == {5, 10}
     halves = paper.get_experiment("figure4").configs((0,), dataset="cub200")
     assert {(c.tasks, c.first_classes) for c in halves} == {(5, 100), (11, 100)}

@@ -238,7 +238,7 @@ def test_birds_and_dogs_are_data_sets_with_the_papers_settings(monkeypatch):
 
 def test_a_run_with_another_first_task_is_another_run_unless_there_is_one_task():
     def name(**settings):
-        return run_name(TrainConfig(dataset="digits", **settings), "")
+        return run_name(TrainConfig(dataset="digits", **settings), "", "")
 
     assert len({name(), name(first_classes=5), name(first_classes=4)}) == 3
     assert name(tasks=1) == name(tasks=1, first_classes=4)

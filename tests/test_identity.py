@@ -252,27 +252,23 @@ def test_a_refactoring_keeps_every_record_and_every_half_done_run(digits, tmp_pa
     assert half == [2, *expected], "only the second task's epochs were missing"
 
 
-def test_a_folder_named_after_its_config_is_set_aside_when_the_code_computes_other_numbers(
-    digits, tmp_path, monkeypatch
+def test_code_that_computes_other_numbers_begins_in_a_folder_of_its_own(
+    digits, own_folders, trained, monkeypatch
 ):
-    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
-    older = run_experiment(QUICK, digits, progress=False)
-    CHANGES["a loss"](monkeypatch)
-    with pytest.warns(UserWarning, match="is kept as .*, and this one starts anew"):
-        newer = run_experiment(QUICK, digits, progress=False)
-    assert newer.folder == older.folder
-    aside = tmp_path / f"{older.folder.name}-by-{older.record.fingerprint}"
-    kept, made = (Record.read(f / "results.json") for f in (aside, newer.folder))
-    assert kept.fingerprint == older.record.fingerprint != made.fingerprint
-    monkeypatch.undo()
-    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
-    with pytest.warns(UserWarning, match="is kept as .*, and the one by today's code is back"):
-        back = run_experiment(QUICK, digits, progress=False)
-    assert back.record.fingerprint == kept.fingerprint and back.record.date == older.record.date
-    CHANGES["a loss"](monkeypatch)
-    with pytest.warns(UserWarning, match="the one by today's code is back"):
-        again = run_experiment(QUICK, digits, progress=False)
-    assert again.record.fingerprint == made.fingerprint
+    """The first task does not compute the changed loss, so it stays shared."""
+
+    def run():
+        return run_experiment(QUICK, digits, share_first_task=True, progress=False)
+
+    older = run()
+    with monkeypatch.context() as changed:
+        CHANGES["a loss"](changed)
+        newer = run()
+    assert newer.folder != older.folder and newer.record.fingerprint != older.record.fingerprint
+    assert trained == [(5, False), (5, True), (5, True)]
+    again = run()  # with the code of then
+    assert again.folder == older.folder and again.record.fingerprint == older.record.fingerprint
+    assert len(trained) == 3
 
 
 # --- what the command line keeps of it -----------------------------------------------------------
@@ -593,7 +589,7 @@ def test_settings_that_do_not_matter_do_not_make_another_run():
         TrainConfig(method="fine-tuning", select_every=7, held_out=0.3),
         TrainConfig(method="fine-tuning", preset="clean", milestones=()),
     ]
-    assert len({run_name(config, "data") for config in same}) == 1
+    assert len({run_name(config, "data", "code") for config in same}) == 1
     assert identity.key(TrainConfig(method="lwf", kd_temperature=3.0)) != identity.key(
         TrainConfig(method="lwf")
     )

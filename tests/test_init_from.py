@@ -91,7 +91,7 @@ def test_its_weights_not_its_path_decide_which_run_it_is(digits, tmp_path, begun
         config = going_on(name) if name else QUICK
         data = identity.data_hash(config, digits)
         assert identity.key(config) == identity.key(QUICK)
-        names.setdefault(run_name(config, data), []).append(data)
+        names.setdefault(run_name(config, data, ""), []).append(data)
     assert [len(found) for found in names.values()] == [2, 1, 1]
     assert run.record.data in next(iter(names.values()))
     assert run.record.data.startswith(digits.sha256() + "+init-from:")

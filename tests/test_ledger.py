@@ -18,7 +18,7 @@ from warm import PROCESSES, Python
 from csd_lib import InputError, TrainingError, files, identity, losses
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split
-from csd_lib.experiment import run_name
+from csd_lib.experiment import run_folder
 from csd_lib.methods import METHODS
 from csd_lib.paper import ledger, report
 from csd_lib.paper import published as paper
@@ -72,7 +72,7 @@ def test_initial_model_is_searched_among_all_classes_at_the_end(own_folders):
 def test_a_run_on_another_device_is_the_same_thing_but_other_settings_are_not(digits):
     on_gpu = {**QUICK, "device": "cuda", "cuda_graph": True}
     data = digits.sha256()
-    cell = ledger.Cell(TrainConfig(**QUICK), data, "abc", ledger.results_folder())
+    cell = ledger.Cell(TrainConfig(**QUICK), data, lambda _: "abc", ledger.results_folder())
     assert cell.is_of(record(TrainConfig(**on_gpu), data=data))
     assert not cell.is_of(record(TrainConfig(**on_gpu), data="1" * 64))
     for change in ({"precision": "amp"}, {"seed": 1}, {"csd_temperature": 1}):
@@ -89,8 +89,7 @@ def test_what_older_code_recorded_is_kept_and_said_and_run_anew_on_demand(
     trained.clear()
     assert reproduce([config]) == [old] and trained == []
     assert f"other code ({older.fingerprint})" in capsys.readouterr().out
-    with pytest.warns(UserWarning, match="is kept as .*, and this one starts anew"):
-        (new,) = reproduce([config], again=True)
+    (new,) = reproduce([config], again=True)
     assert new != old and (old / "results.json").read_bytes() == before and trained
     made = {found.folder: found for found in ledger.load_records()}
     assert made.keys() == {old, new} and made[old].fingerprint == older.fingerprint
@@ -302,9 +301,8 @@ def test_reproduce_in_two_processes_shares_the_cells(own_folders, digits):
         history = own_folders / "runs" / found.folder.name / "history.jsonl"
         assert len(history.read_text().splitlines()) == len(found.history)
     wanted = [c for config in configs for c in (config, identity.first_task(config)) if c]
-    expected = {run_name(config, digits.sha256()) for config in wanted}
-    found = {folder.name for folder in (own_folders / "runs").iterdir()}
-    assert found == expected, "nothing was moved aside, and first tasks are shared"
+    expected = {run_folder(config, digits) for config in wanted}
+    assert {*(own_folders / "runs").iterdir()} == expected, "first tasks are shared"
     begun = [line for text in texts for line in text.splitlines()]
     for number in range(1, len(methods) + 1):
         title = rf"\[{number}/{len(methods)}\] .* seed 0"

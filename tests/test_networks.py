@@ -245,8 +245,8 @@ def test_weights_of_a_file_are_where_training_begins_and_decide_the_run(digits, 
     config = TrainConfig(network=SMALL, weights=str(path), **QUICK)
     made = make_network(config, *GREY)
     assert torch.equal(made.layer.weight, other.layer.weight) and made.num_classes == 0
-    names = {run_name(c, data_hash(c, digits)) for c in configs_with(config, path, more, None)}
-    assert len(names) == 3
+    configs = configs_with(config, path, more, None)
+    assert len({run_name(c, data_hash(c, digits), "") for c in configs}) == 3
     run = run_experiment(config, digits, folder=tmp_path / "run", progress=False)
     assert run.record.data == f"{digits.sha256()}+{weights_sha256(config)}"
     path.rename(tmp_path / "moved.pt")

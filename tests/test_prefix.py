@@ -44,7 +44,7 @@ def test_later_tasks_may_be_shorter_and_their_schedule_with_them(digits):
 
 def test_sgd_is_another_run_with_momentum(digits):
     adam, sgd = QUICK, replace(QUICK, optimizer="sgd", learning_rate=0.05)
-    assert run_name(adam, "data") != run_name(sgd, "data")
+    assert run_name(adam, "data", "code") != run_name(sgd, "data", "code")
     run = train(replace(sgd, method="initial", epochs=8, milestones=()), digits, progress=False)
     losses = [h["loss"] for h in run.history]
     assert losses[-1] < 0.7 * losses[0]

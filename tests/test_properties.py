@@ -859,7 +859,10 @@ def test_a_config_that_went_through_a_file_is_the_same_and_has_the_same_name(con
         write_json(Path(folder) / "config.json", asdict(config))
         again = TrainConfig(**read_json(Path(folder) / "config.json"))
     assert again == config and asdict(again) == asdict(config)
-    assert run_name(again, "data") == run_name(config, "data") != run_name(config, "other")
+    name, same, other = (
+        run_name(*each, "code") for each in ((config, "data"), (again, "data"), (config, "other"))
+    )
+    assert same == name != other
 
 
 # What the first task does not depend on, by the definitions of the losses and of training.
@@ -897,7 +900,7 @@ def matters(name, config):
 @prop
 @given(config=configs(), other=configs())
 def test_configs_have_different_names_exactly_if_they_differ_in_what_is_read(config, other):
-    names = {run_name(config, "data")}
+    names = {run_name(config, "data", "code")}
     different = 0
     for name in FIELDS:
         try:
@@ -914,7 +917,7 @@ def test_configs_have_different_names_exactly_if_they_differ_in_what_is_read(con
                 length = TrainConfig.schedule_length
             is_different = [length(config, t) for t in tasks] != [length(changed, t) for t in tasks]
         different += is_different
-        names.add(run_name(changed, "data"))
+        names.add(run_name(changed, "data", "code"))
     assert len(names) == different + 1
 
 

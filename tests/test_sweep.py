@@ -128,7 +128,7 @@ def test_every_cell_is_in_one_job_and_waits_only_for_the_first_task_it_shares(ow
 
 def test_the_papers_table_with_five_seeds_is_as_many_jobs_as_the_docs_say(own_folders):
     configs = grid.make_configs("table1", (0, 1, 2, 3, 4), {})
-    cells = [ledger.Cell(config, "data", "code", own_folders) for config in configs]
+    cells = [ledger.Cell(config, "data", lambda _: "code", own_folders) for config in configs]
     *shared, (_, free) = sweep.make_groups(cells, sweep.Job())
     waiting = sum(len(later) for _, later in shared)
     assert [len(cells), len(shared), waiting, len(free)] == [50, 5, 35, 10]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,17 +101,22 @@ class Cell:
     Args:
         config: of the run.
         data: hash of the images and labels.
-        fingerprint: of what today's code computes.
+        code: returns the fingerprint of what today's code computes for a config.
         folder: of all records.
     """
 
-    def __init__(self, config: TrainConfig, data: str, fingerprint: str, folder: Path):
-        self.config, self.data, self.fingerprint = config, data, fingerprint
-        self.run = runs_folder() / run_name(config, data)
-        self.place = folder / identity.data_name(config) / run_name(config, data)
+    def __init__(
+        self, config: TrainConfig, data: str, code: Callable[[TrainConfig], str], folder: Path
+    ):
+        self.config, self.data, self.fingerprint = config, data, code(config)
+        name = run_name(config, data, self.fingerprint)
+        self.run = self.first_run = runs_folder() / name
+        place = folder / identity.data_name(config) / name
+        self.places = place, place.with_name(f"{name}-anew")  # the other if this is damaged
         # None: it shares none, or has trained its own, so it is its own first_run.
         self.first = None if runs.has_begun(self.run) else identity.first_task(config)
-        self.first_run = runs_folder() / run_name(self.first or config, data)
+        if self.first:
+            self.first_run = runs_folder() / run_name(self.first, data, code(self.first))
         self.epochs = sum(map(config.epochs_to_run, range(config.times_learned())))
         is_joint = get_method(config.method).joint
         self.share = 1 if is_joint else 1 / config.tasks  # of the images, in an epoch
@@ -135,22 +139,15 @@ class Cell:
 
     def look_for_record(self) -> None:
         """See whether another process has recorded this cell since."""
-        for place in (self.place, self._place_of_this_code()):
+        for place in self.places:
             records, _ = read_records([place / "results.json"]) if place.is_dir() else ([], [])
             if records and records[0].fingerprint == self.fingerprint and self.is_of(records[0]):
                 self.record = records[0]
 
     def place_to_write(self) -> Path:
-        """Return the folder for a new record: never one that other code has made."""
-        path = self.place / "results.json"
-        if not path.exists():
-            return self.place
-        records, _ = read_records([path])
-        is_same = records and records[0].fingerprint == self.fingerprint
-        return self.place if is_same else self._place_of_this_code()
-
-    def _place_of_this_code(self) -> Path:
-        return self.place.with_name(f"{self.place.name}-{self.fingerprint}")
+        """Return the folder for a new record: never that of a damaged one."""
+        first, other = self.places
+        return other if (first / "results.json").exists() else first
 
     def epochs_done(self) -> int:
         """Count the epochs in the run's history, or of the first task that it will share."""
@@ -186,13 +183,17 @@ def plan(
     _, channels, *size = dataset.train_images.shape
     data = identity.data_hash(configs[0], dataset)
     known: dict[str, str] = {}
-    cells = []
-    for config in configs:
-        config = replace(config, device=str(pick_device(config.device)))
+
+    def code(config: TrainConfig) -> str:
         recipe = str(identity.key(config, "seed", "batch_size"))
         if recipe not in known:
             known[recipe] = fingerprint(config, channels, min(size))
-        cells.append(Cell(config, data, known[recipe], Path(folder or results_folder())))
+        return known[recipe]
+
+    cells = []
+    for config in configs:
+        config = replace(config, device=str(pick_device(config.device)))
+        cells.append(Cell(config, data, code, Path(folder or results_folder())))
     if not everywhere:
         for cell in cells:
             cell.look_for_record()
@@ -292,12 +293,12 @@ class _Worker:
         """Run a cell and record it, unless another process holds it. Returns whether it is over."""
         try:
             if cell.first and not (cell.first_run / "results.json").exists():
-                with self._alone(cell.first, cell.first_run):
-                    self._run(cell, cell.first, share_first_task=False)
-            with self._alone(cell.config, cell.run):
+                with only_one(make_folder(cell.first_run), "training", wait=False):
+                    self._run(cell, cell.first)
+            with only_one(make_folder(cell.run), "training", wait=False):
                 cell.look_for_record()  # another process may just have finished it
                 if not cell.is_current:
-                    run = self._run(cell, cell.config, share_first_task=True)
+                    run = self._run(cell, cell.config)
                     # Settings that it does not read may have had other values when it was begun.
                     used = run.config
                     config = replace(cell.config, device=used.device, cuda_graph=used.cuda_graph)
@@ -315,16 +316,7 @@ class _Worker:
             tqdm.write(f"{self.title(cell)}: {error}")
         return True
 
-    @contextmanager
-    def _alone(self, config: TrainConfig, folder: Path) -> Iterator[None]:
-        with only_one(make_folder(folder), "training", wait=False):
-            pass  # nobody trains there
-        if (folder / "config.json").exists():
-            runs.set_aside_if_older(folder, identity.of_run(config, self.dataset))
-        with only_one(make_folder(folder), "training", wait=False):
-            yield
-
-    def _run(self, cell: Cell, config: TrainConfig, share_first_task: bool) -> FinishedRun:
+    def _run(self, cell: Cell, config: TrainConfig) -> FinishedRun:
         title = self.title(cell) + ("" if config is cell.config else ", first task")
         options = {} if self.progress else {"disable": True}  # else TQDM_DISABLE decides
         if not self.progress:
@@ -344,11 +336,7 @@ class _Worker:
                 bar.update(len(history) - bar.n)
 
             return run_experiment(
-                config,
-                self.dataset,
-                share_first_task=share_first_task,
-                on_epoch=show,
-                progress=False,
+                config, self.dataset, share_first_task=True, on_epoch=show, progress=False
             )
 
 
