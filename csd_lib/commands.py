@@ -299,7 +299,10 @@ def report(
     from csd_lib.paper.comparison import paper_groups, render_paper
 
     if folder and figures:
-        raise InputError(f"--figures {figures} draws the ledger: leave out --folder {folder}")
+        raise InputError(
+            f"--figures {figures} draws all records of the paper's tables: leave out --folder "
+            f"{folder}, and set CSD_RESULTS to a folder of records if you want only those"
+        )
     if markdown + json + csv > 1:
         raise InputError("choose one of --markdown, --json and --csv")
     if figures and (json or csv):

@@ -150,8 +150,12 @@ def _instructions(parts: Collection[Any]) -> list[str]:
     for part in todo:  # grows
         if isinstance(part, int | float | str | bytes):
             found.append(repr(part))
-        elif isinstance(part, tuple | frozenset):  # a set has another order in each process
-            todo += part if isinstance(part, tuple) else sorted(part, key=repr)
+        elif isinstance(part, tuple | list):
+            todo += part
+        elif isinstance(part, set | frozenset):  # it has another order in each process
+            todo += sorted(part, key=repr)
+        elif isinstance(part, dict):
+            todo += part.items()
         if id(part) in done:
             continue
         done.add(id(part))

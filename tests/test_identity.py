@@ -460,7 +460,7 @@ def test_a_term_of_ones_own_that_changed_is_another_run(digits, tmp_path):
 OWN = """
 from torch.nn import functional as F
 
-FROM, WEIGHT = {labels}, 3.0
+LIMITS, WEIGHT = {{"from": [{labels}]}}, 3.0
 
 
 def hardest(distances, count={count}):
@@ -469,7 +469,7 @@ def hardest(distances, count={count}):
 
 class Own:
     def __call__(self, o, settings):
-        chosen = 1 + WEIGHT * (o.labels >= FROM)
+        chosen = 1 + WEIGHT * (o.labels >= LIMITS["from"][0])
         return hardest(chosen * (o.features - o.teacher_features).square().mean(1))
 """
 SAME_OWN = OWN.replace("def __call__", "# This is a comment.\n\n    def __call__")

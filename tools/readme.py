@@ -148,7 +148,7 @@ def long_and_large() -> str:
         f"{soak['mb_a_minute_in_the_last_two_thirds']:+.2f} MB a minute "
         f"([`soak.py`](../benchmarks/soak.py))",
         recall_line(100_000),
-        f"`report` of {many['runs']:,} runs: {min(many['seconds'])} s, "
+        f"`report` of {many['runs']:,} runs, their fingerprints known: {min(many['seconds'])} s, "
         f"the fastest of {len(many['seconds'])}, start of Python "
         f"included ([`many_runs.py`](../benchmarks/many_runs.py))",
         f"{own['images']:,} images of {own['size']} × {own['size']} from a file of "
@@ -522,6 +522,25 @@ def first_length_table(where: str) -> str:
     return minus_table(["CSD minus LwF: first task's epochs", "LwF's weights", "CSD's"], pairs)
 
 
+def second_length_table() -> str:
+    """What changes with a longer second task, on CIFAR-100 with a ResNet-8; same seeds."""
+    config = replace(SEARCHES["CIFAR-100, ResNet-8"], precision="fp32")
+    records = runs_in("results/cifar100")
+
+    def runs(method: str, epochs: int) -> list[Record]:
+        wanted = key(replace(config, method=method, later_epochs=epochs), "seed")
+        return [record for record in records if key(record.config, "seed") == wanted]
+
+    seeds_of_long = {record.config.seed for record in runs("csd", 40)}
+    pairs = []
+    for method, other in (("csd", "lwf"), ("csd", "initial"), ("lwf", "initial")):
+        title = f"{get_method(method).title} minus {get_method(other).title}"
+        for epochs in (8, 40):
+            first = [r for r in runs(method, epochs) if r.config.seed in seeds_of_long]
+            pairs.append(([title, str(epochs)], first, runs(other, epochs)))
+    return minus_table(["runs", "second task's epochs"], pairs)
+
+
 def first_length_figure(where: str) -> Figure:
     """Old and new classes after both tasks, by how long the first was learned."""
     lengths, _ = FIRST_LENGTHS[where]
@@ -745,6 +764,7 @@ def main() -> None:
             "tuned": tuned_table(SEARCHES["digits"]),
             "tuned small": tuned_table(SEARCHES["CIFAR-100, ResNet-8"]),
             "first length": first_length_table("CIFAR-100, ResNet-8"),
+            "second length": second_length_table(),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from csd_lib import InputError, TrainingError, checks, identity
 from csd_lib.config import TrainConfig
@@ -107,7 +108,9 @@ def are_current(records: Sequence[Record]) -> list[bool]:
                 known[recipe] = "?"
         return known[recipe] == record.fingerprint
 
-    return [is_current(record) for record in records]
+    # A minute the first time, and nothing is printed before: a bar, in a terminal only.
+    bar = tqdm(records, "trying today's code", delay=3, leave=False, disable=None)
+    return [is_current(record) for record in bar]
 
 
 def grouped(records: Sequence[Record], *without: str) -> list[Group]:
