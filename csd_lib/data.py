@@ -126,13 +126,9 @@ def class_incremental_split(
             f"tasks have {sizes} classes",
             stacklevel=2,
         )
-
-    if num_classes > 1 and any(len(group) == 1 for group in groups):
-        warnings.warn(
-            "a task has one class: whatever is found among its own classes is right, 100 %, and "
-            "raises their average; look at the gallery of all classes, or make fewer tasks",
-            stacklevel=2,
-        )
+    if num_classes > 1 and min(map(len, groups)) == 1:
+        what = "a task has one class, which is all that its own gallery holds: 100 % says nothing"
+        warnings.warn(f"{what}; look at all classes, or make fewer tasks", stacklevel=2)
     label_of_class = torch.empty(num_classes, dtype=torch.int64)
     label_of_class[list(order)] = torch.arange(num_classes)
     tasks, first = [], 0

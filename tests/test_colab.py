@@ -112,7 +112,7 @@ def test_outside_the_kit_the_setup_cell_takes_the_installed_csd_lib(wheel, tmp_p
 
 
 def test_the_wheel_is_small_and_holds_the_code_and_the_records_but_no_model(wheel):
-    assert wheel.name == WHEEL and wheel.stat().st_size < 6e6
+    assert wheel.name == WHEEL and wheel.stat().st_size < 8e6
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "csd_lib").rglob("*.py")}
     results = ROOT / "data" / "results"

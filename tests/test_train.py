@@ -357,6 +357,7 @@ def test_a_model_that_looks_collapsed_is_never_selected(digits, monkeypatch):
     assert not any("selection_recall" in record for record in run.history)
 
 
+@pytest.mark.filterwarnings("ignore:a task has one class")
 @pytest.mark.parametrize("tasks", [5, 10])
 def test_healthy_runs_are_not_stopped_not_even_with_one_class_a_task(digits, tasks):
     run = quick(digits, "fine-tuning", tasks=tasks, epochs=3)
@@ -629,6 +630,7 @@ def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selecti
     assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
 
 
+@pytest.mark.filterwarnings("ignore:a task has one class")
 @pytest.mark.parametrize(
     "settings, words",
     [
