@@ -1,12 +1,15 @@
 """Who holds on best, if each method may choose how hard? With weights chosen on held-out images.
 
 All weights of a method's distillation terms are taken times one factor, the same tries for each
-method. The factor with the highest Recall@1, both tasks' own classes on average, over seeds that
-no table of results has, goes into runs on the seeds that those tables have. Several processes may
-run this at the same time; each takes free cells.
+method; with --pairs CSD's two weights have a factor each, in all pairs. What has the highest
+Recall@1, both tasks' own classes on average, over seeds that no table of results has, goes into
+runs on the seeds that those tables have. Several processes may run this at the same time; each
+takes free cells.
 
 python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py digits --seeds 0 1 2 3 4 5 6 7
+python benchmarks/tuned.py digits --pairs --seeds 0 1 2 3 4 5 6 7
+python benchmarks/tuned.py fashion --pairs --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --precision amp --chosen-at-depth 8
@@ -15,7 +18,8 @@ python benchmarks/tuned.py cifar100 --preset class --precision amp --chosen-at-d
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from csd_lib.paper.report import load_runs
 from csd_lib.record import Record
 
 FOLDER = Path(__file__).parent.parent / "data" / "choosing" / "tuned"
+PAIRS = FOLDER.with_name("pairs")
 RECIPES = ("ce+kd", "lwf", "mmd-kd", "csd")
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHARE = 0.2  # of the training images, held out
@@ -43,19 +48,18 @@ def common(config: TrainConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in COMMON}
 
 
-def times(config: TrainConfig, factor: float) -> TrainConfig:
-    """Return the config with all weights of its distillation terms times a factor."""
-    terms = [TERMS[name] for name in get_method(config.method).recipe.split("+")]
+def times(config: TrainConfig, *factors: float) -> TrainConfig:
+    """Return the config with the weights of its distillation terms times one factor, or each."""
+    terms = [TERMS[name].weight for name in get_method(config.method).recipe.split("+")]
     usual = TrainConfig(dataset=config.dataset, preset=config.preset)
-    return replace(
-        config, **{t.weight: factor * getattr(usual, t.weight) for t in terms if t.weight}
-    )
+    weights = zip(filter(None, terms), itertools.cycle(factors), strict=False)
+    return replace(config, **{name: factor * getattr(usual, name) for name, factor in weights})
 
 
-def is_times(config: TrainConfig, factor: float) -> bool:
-    """Say whether a config is the preset's, but for weights that are times this factor."""
+def is_times(config: TrainConfig, *factors: float) -> bool:
+    """Say whether a config is the preset's, but for weights that are times these factors."""
     alike = TrainConfig(**common(config), method=config.method)
-    return key(times(alike, factor), "seed") == key(config, "seed")
+    return key(times(alike, *factors), "seed") == key(config, "seed")
 
 
 def factor_of(config: TrainConfig) -> float:
@@ -63,9 +67,14 @@ def factor_of(config: TrainConfig) -> float:
     return next(factor for factor in FACTORS if is_times(config, factor))
 
 
-def load_tries(config: TrainConfig) -> list[Record]:
+def pair_of(config: TrainConfig) -> tuple[float, float]:
+    """Return the two factors that ``times`` was called with: KD's and the CSD term's."""
+    return next(pair for pair in itertools.product(FACTORS, FACTORS) if is_times(config, *pair))
+
+
+def load_tries(config: TrainConfig, folder: Path = FOLDER) -> list[Record]:
     """Return what has been tried with the config's data set, preset, precision and depth."""
-    records, _ = load_runs(FOLDER / config.dataset)
+    records, _ = load_runs(folder / config.dataset)
     return [r for r in records if common(r.config) == common(config)]
 
 
@@ -81,9 +90,17 @@ def found(records: Iterable[Record]) -> dict[str, dict[float, float]]:
     }
 
 
-def best(reached: dict[float, float]) -> float:
-    """Return the factor that reaches most; of equal ones the smallest."""
-    return max(reached, key=lambda factor: (reached[factor], -factor))
+def found_pairs(records: Iterable[Record]) -> dict[tuple[float, float], float]:
+    """Return what each pair of factors reaches on average over the seeds, in %."""
+    reached: dict[tuple[float, float], list[float]] = {}
+    for record in records:
+        reached.setdefault(pair_of(record.config), []).append(record.matrix.own[-1].mean())
+    return {pair: 100 * float(np.mean(values)) for pair, values in sorted(reached.items())}
+
+
+def best(reached: Mapping[Any, float]) -> Any:
+    """Return what reaches most; of equal ones the smallest."""
+    return max(sorted(reached), key=reached.__getitem__)
 
 
 def main() -> None:
@@ -97,29 +114,38 @@ def main() -> None:
     parser.add_argument(
         "--chosen-at-depth", type=int, help="try nothing: take what this depth's tries chose"
     )
+    parser.add_argument("--pairs", action="store_true", help="CSD only, a factor for each weight")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     settings = {name: getattr(arguments, name) for name in COMMON}
+    pairs = [*itertools.product(FACTORS, FACTORS)] if arguments.pairs else [(f,) for f in FACTORS]
+    recipes = ("csd",) if arguments.pairs else RECIPES
+    folder = PAIRS if arguments.pairs else FOLDER
     tries = [
-        times(TrainConfig(**settings, method=recipe, seed=seed), factor)
+        times(TrainConfig(**settings, method=recipe, seed=seed), *factors)
         for seed in arguments.held_out_seeds
-        for factor in FACTORS
-        for recipe in RECIPES
+        for factors in pairs
+        for recipe in recipes
     ]
     dataset = load_dataset(arguments.dataset)
     if arguments.chosen_at_depth:
         tries = [replace(tries[0], depth=arguments.chosen_at_depth)]
     else:
-        reproduce(tries, FOLDER, dataset=held_out_as_test(dataset, SHARE), progress=False)
-    reached = found(load_tries(tries[0]))
+        reproduce(tries, folder, dataset=held_out_as_test(dataset, SHARE), progress=False)
+    tried = load_tries(tries[0], folder)
+    reached: dict[str, dict[Any, float]] = (
+        {"csd": found_pairs(tried)} if arguments.pairs else found(tried)
+    )
     if not reached:
-        parser.error(f"nothing has been tried with depth {tries[0].depth} in {FOLDER}")
+        parser.error(f"nothing has been tried with depth {tries[0].depth} in {folder}")
     for method, each in reached.items():
         print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
     chosen = [
-        times(TrainConfig(**settings, method=recipe, seed=seed), best(reached[recipe]))
+        times(
+            TrainConfig(**settings, method=recipe, seed=seed), *np.atleast_1d(best(reached[recipe]))
+        )
         for seed in arguments.seeds
-        for recipe in RECIPES
+        for recipe in recipes
     ]
     reproduce(chosen, dataset=dataset, progress=False)
 

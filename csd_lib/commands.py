@@ -289,26 +289,21 @@ def report(
         against: settings, as method=csd: also compare each of your runs, seed by seed, with the
             one that has these and is otherwise the same.
         markdown: write the tables in Markdown.
-        json: write all records for programs, as a JSON list.
-        csv: the same as CSV, one line a record.
-        figures: also draw paper against ours, and the curves of each experiment, into this folder.
+        json: write all records for programs, as a JSON list; with --against instead of them
+            the differences of your runs.
+        csv: the same as CSV, one line each.
+        figures: also draw paper against ours, and the curves of each experiment, into this folder;
+            with --folder those of the runs in it.
     """
     from csd_lib.files import make_folder
     from csd_lib.grid import read_baseline
     from csd_lib.paper import ledger, report
     from csd_lib.paper.comparison import paper_groups, render_paper
 
-    if folder and figures:
-        raise InputError(
-            f"--figures {figures} draws all records of the paper's tables: leave out --folder "
-            f"{folder}, and set CSD_RESULTS to a folder of records if you want only those"
-        )
     if markdown + json + csv > 1:
         raise InputError("choose one of --markdown, --json and --csv")
     if figures and (json or csv):
         raise InputError(f"--figures {figures} comes with tables: leave out --json and --csv")
-    if against and (json or csv):
-        raise InputError("--against makes tables: leave out --json and --csv")
     baseline = read_baseline(against)
     if figures:
         from csd_lib.paper.figures import paper_figures  # needs packages of the course
@@ -317,20 +312,20 @@ def report(
     recorded, problems = ([], []) if folder else ledger.read_ledger()
     own, more_problems = report.load_runs(folder) if folder else ledger.read_ledger(runs_folder())
     problems = [printable(problem) for problem in [*problems, *more_problems]]
-    if json or csv:
-        once = _each_run_once(recorded, own)
-        print((report.render_json if json else report.render_csv)(once))
-        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
-        return
     if against and not own:
         raise InputError(f"--against: there are no runs of yours in {runs_folder()}")
+    if json or csv:
+        chosen = own if against else _each_run_once(recorded, own)
+        print((report.render_json if json else report.render_csv)(chosen, baseline))
+        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+        return
     tables = report.render(own, markdown, baseline)
+    groups = paper_groups(own if folder else recorded) if figures or not folder else []
     if folder is None:
-        groups = paper_groups(recorded)
         print(render_paper(groups, markdown))
-        if figures:
-            for path in paper_figures(groups, figures):
-                print(f"figure: {path}")
+    if figures:
+        for path in paper_figures(groups, figures):
+            print(f"figure: {path}")
     if own:
         print("" if folder else f"\nYour runs in {runs_folder()}:\n")
         print(tables)

@@ -150,11 +150,11 @@ METHODS = {
     "fine-tuning": Method("Fine-tuning", "ce+triplet"),
     # "bestModel_2T_RN32_CIFAR100_CE+Triplet+KD". As Li and Hoiem (2016) have it, it would be ce+kd.
     "lwf": Method("LwF", "ce+triplet+kd"),
-    # "2TaskInc-CE+Triplet+10xMMD-BS32-CIFAR100-ResNet32": no KD.
+    # "2TaskInc-CE+Triplet+10xMMD-BS32-CIFAR100-ResNet32", the last runs there: no KD.
     "mmd": Method("MMD", "ce+triplet+mmd"),
-    # A stronger baseline; there only in older runs, with a ResNet-152 ("CE+Triplet+MMD+KD").
+    # As Chen et al. (2020); of earlier runs there ("CIFAR100. ResNet32. [...] CE+Triplet+MMD+KD").
     "mmd-kd": Method("MMD + KD", "ce+triplet+kd+mmd"),
-    # Chen et al. (2021); the paper has it on CUB-200 and Dogs only.
+    # Chen et al. (2021), with the last teacher only; the paper has it on CUB-200 and Dogs.
     "fecd": Method("FECD", "ce+triplet+fecd"),
     "csd": Method("CSD", "ce+triplet+kd+csd"),
     "joint": Method("Joint training", "ce+triplet", joint=True),
@@ -185,7 +185,8 @@ def get_method(name: str) -> Method:
     if recipe.split("+") != terms or all(distilling) or (stays and any(distilling)):
         raise InputError(
             f"unknown method {checks.shown(name)}: choose one of {', '.join(METHODS)}, or a sum of "
-            f"the terms {'+'.join(TERMS)}, in this order and with one of {_learning()}"
+            f"the terms {'+'.join(TERMS)}, in this order and with one of {_learning()}; one of "
+            "your own is known once its module is imported"
         )
     title = " + ".join(terms)
     return Method(f"Initial model, {title}" if stays else title, recipe, learns_later=not stays)

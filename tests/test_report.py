@@ -46,6 +46,9 @@ def test_table_shows_each_method_with_its_own_numbers():
         ["CSD", "3", "98.0 ± 0.0", "97.0 ± 0.0"],
         ["Joint training", "1", "–", "99.0"],
     ]
+    last = {m: [r.matrix.own[-1, -1] for r in records if r.config.method == m] for m in METHODS}
+    new = [report.mean_and_sd(last[method]) for method in ("fine-tuning", "csd", "joint")]
+    assert [row[header.index("last task")] for row in rows] == new and len({*new}) == 3
     prints = [row[header.index("fingerprint")] for row in rows]
     assert prints[1] == records[1].fingerprint and len(set(prints)) == 3
 
@@ -188,6 +191,22 @@ def test_ones_own_runs_are_compared_seed_by_seed_with_the_row_that_is_otherwise_
     deeper, _ = differences(report.load_runs(tmp_path)[0], depth=8)
     five = ["2", "+5.0 ± 0.0 [+5.0 to +5.0]"]
     assert deeper == {f"{name}, depth=14": [name, *five] for name in ("LwF", "CSD", "ce + kd")}
+
+
+def test_differences_come_for_programs_too_one_for_each_gallery_and_seed():
+    lwf, csd = ([made(m, s, (0.9, v)) for s in (0, 1)] for m, v in (("lwf", 0.5), ("csd", 0.53)))
+    found = json.loads(report.render_json([*lwf, *csd, made("lwf", 2)], {"method": "lwf"}))
+    about = [(d["gallery"], d["seed"], d["run"], d["minus"]) for d in found]
+    assert about == [(g, s, "CSD", "LwF") for g in ("own", "seen") for s in (0, 1)]
+    new = [b.matrix.own[-1, -1] - a.matrix.own[-1, -1] for a, b in zip(lwf, csd, strict=True)]
+    shown = [
+        (d["task1_after"], d["last_task"], d["average"]) for d in found if d["gallery"] == "own"
+    ]
+    np.testing.assert_allclose(shown, [(0.03, n, (0.03 + n) / 2) for n in new], atol=1e-12)
+    rows = from_csv(report.render_csv([*lwf, *csd], {"method": "lwf"}))
+    assert [row["seed"] for row in rows] == [0, 1, 0, 1]
+    with pytest.raises(InputError, match="no two runs of one seed"):
+        report.render_csv(lwf, {"method": "lwf"})
 
 
 def test_settings_that_a_run_does_not_read_do_not_keep_it_from_being_compared(tmp_path):

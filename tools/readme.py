@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,11 +61,14 @@ import tuned  # so that the rule by which weights are chosen is written once
 ROOT = Path(__file__).resolve().parent.parent
 LOOKS = {"features": ("features", "o", "-"), "softmax": ("softmax of the head", "^", "--")}
 
-# An experiment: its title, the factor of each method's weights, and each method's runs.
-Lead = tuple[str, dict[str, float], dict[str, list[Record]]]
+# The factor of all of a method's weights, or one for each.
+Factors = float | tuple[float, ...]
+# An experiment: its title, the factors of each method's weights, and each method's runs.
+Lead = tuple[str, dict[str, Factors], dict[str, list[Record]]]
 
 # The factors of the usual weights; SEARCHES: where others were chosen for each method.
-USUAL = {"lwf": 1.0, "csd": 1.0}
+USUAL: dict[str, Factors] = {"lwf": 1.0, "csd": 1.0}
+PAIRED = ("digits", "clothes")  # where CSD's two weights were also chosen one by one
 SEARCHES = {
     "digits": TrainConfig(dataset="digits"),
     "clothes": TrainConfig(dataset="fashion"),
@@ -197,7 +200,7 @@ def forgetting_figure(records: Sequence[Record]) -> Figure:
     """Recall@1 on the first task after each of two tasks."""
     shown = {
         name: 100 * np.array([r.matrix.own[:, 0] for r in records if r.config.method == name])
-        for name in ("fine-tuning", "lwf", "mmd", "csd")
+        for name in ("fine-tuning", "lwf", "mmd", "ce+kd", "csd")
     }
     stages = ("after task 1", "after task 2")
     return figures.method_curves(shown, "Recall@1 on task 1 (%)", xlabels=stages)
@@ -447,7 +450,18 @@ def chosen_factors(config: TrainConfig) -> dict[str, float]:
     return {method: tuned.best(reached[method]) for method in USUAL}
 
 
-def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[Record]]:
+def chosen_pair(config: TrainConfig) -> dict[str, Factors]:
+    """The same, but CSD's two weights have a factor each."""
+    pairs = tuned.found_pairs(tuned.load_tries(config, tuned.PAIRS))
+    return chosen_factors(config) | {"csd": tuned.best(pairs)}
+
+
+def said(factors: Factors) -> str:
+    """Name the factors of a method's weights."""
+    return " and ".join(f"× {factor:g}" for factor in np.atleast_1d(factors))
+
+
+def rows_with(config: TrainConfig, factors: Mapping[str, Factors]) -> dict[str, list[Record]]:
     """The runs of each method, in any precision, that change no more than weights, by factors."""
     found: dict[str, list[Record]] = {method: [] for method in factors}
     for record in runs_in(f"results/{config.dataset}"):
@@ -455,7 +469,7 @@ def rows_with(config: TrainConfig, factors: dict[str, float]) -> dict[str, list[
         alike = tuned.common(replace(record.config, precision=config.precision))
         if method not in factors or alike != tuned.common(config):
             continue
-        if tuned.is_times(record.config, factors[method]):
+        if tuned.is_times(record.config, *np.atleast_1d(factors[method])):
             found[method].append(record)
     return found
 
@@ -466,6 +480,8 @@ def leads(protocol: Table) -> list[Lead]:
     for title, config in SEARCHES.items():
         studies.append((title, replace(config, precision="fp32"), USUAL))
         studies.append((title, config, chosen_factors(config)))
+        if title in PAIRED:
+            studies.append((title, config, chosen_pair(config)))
     short = replace(SEARCHES["CIFAR-100, ResNet-8"], depth=None)
     studies += [("CIFAR-100, ResNet-32", short, factors) for factors in (USUAL, studies[-1][2])]
     studies.append(("stand-in for birds and dogs", TrainConfig(dataset="kinds"), USUAL))
@@ -477,7 +493,7 @@ def leads(protocol: Table) -> list[Lead]:
 def leads_table(found: Sequence[Lead]) -> str:
     """CSD minus LwF in each experiment, in points."""
     pairs = [
-        ([title, *(f"× {factor:g}" for factor in factors.values())], rows["csd"], rows["lwf"])
+        ([title, *map(said, factors.values())], rows["csd"], rows["lwf"])
         for title, factors, rows in found
     ]
     return minus_table(["CSD minus LwF", "LwF's weights", "CSD's"], pairs)
@@ -545,23 +561,26 @@ def first_length_figure(where: str) -> Figure:
     """Old and new classes after both tasks, by how long the first was learned."""
     lengths, _ = FIRST_LENGTHS[where]
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.8))
-    shown: dict[tuple[str, float], list[np.ndarray]] = {}
+    shown: dict[tuple[str, float], list[np.ndarray]] = {}  # [runs, columns] for each length
     for epochs in lengths:
         for rows in after_first_task_of(where, epochs):
             for method, (factor, row) in rows.items():
-                ends = 100 * np.mean(list(ends_of(row).values()), axis=0)
+                ends = 100 * np.array(list(ends_of(row).values()))
                 shown.setdefault((method, factor), []).append(ends)
     styles = figures.method_styles(method for method, _ in shown)
     for (method, factor), ends in shown.items():
         style = styles[method] | ({} if factor == 1 else dict(linestyle=":", mfc="white", mew=2))
         label = get_method(method).title + ("" if factor == 1 else f", × {factor:g}")
-        for axis, values in zip(axes, np.transpose(ends), strict=False):
-            axis.plot(range(len(lengths)), values, label=label, **style)
+        aside = 0.03 * (list(shown).index((method, factor)) - (len(shown) - 1) / 2)
+        means, spread = np.mean(ends, axis=1), np.std(ends, axis=1, ddof=1)
+        for axis, values, bars in zip(axes, means.T, spread.T, strict=False):
+            at = np.arange(len(lengths)) + aside
+            axis.errorbar(at, values, yerr=bars, capsize=4, label=label, **style)
     for axis, title in zip(axes, ("old classes", "new classes"), strict=True):
         axis.set(title=title, xlabel="epochs of the first task")
         axis.set_xticks(range(len(lengths)), lengths)
     axes[0].set_ylabel("Recall@1 after both tasks (%)")
-    axes[-1].legend(**figures.BESIDE)
+    axes[-1].legend(title=figures.said_of_bars(e[0] for e in shown.values()), **figures.BESIDE)
     return figure
 
 
@@ -581,33 +600,73 @@ def tuned_table(config: TrainConfig) -> str:
         for method, row in rows.items()
         if method != "csd"
     ]
+    differences = minus_table([f"minus CSD, × {chosen['csd']:g}"], pairs)
+    return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{differences}"
+
+
+def pair_table(config: TrainConfig) -> str:
+    """What each pair of CSD's weights reaches on held-out images; and the best on test images."""
+    tries = tuned.load_tries(config, tuned.PAIRS)
+    reached = tuned.found_pairs(tries)
+    best = tuned.best(reached)
+    lines = [
+        [f"KD {said(kd)}"]
+        + [
+            f"**{v:.1f}**" if pair == best else f"{v:.1f}"
+            for pair, v in reached.items()
+            if pair[0] == kd
+        ]
+        for kd in tuned.FACTORS
+    ]
+    header = ["", *(f"CSD term {said(factor)}" for factor in tuned.FACTORS)]
+    single, pair = chosen_factors(config), chosen_pair(config)
+    rows, alone = rows_with(config, pair), rows_with(config, single)
+    pairs = [
+        ([f"CSD {said(single['csd'])}"], rows["csd"], alone["csd"]),
+        ([f"LwF {said(single['lwf'])}"], rows["csd"], rows["lwf"]),
+    ]
+    gaps = minus_table([f"CSD {said(best)}, minus"], pairs)
+    return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{gaps}"
+
+
+def said_of_tries(tries: Sequence[Record]) -> str:
+    """Say with which seeds, where and when."""
     tried = sorted({r.config.seed for r in tries})
     where = ", ".join(sorted({f"{r.device}, {r.date}" for r in tries}))
-    about = f"({'Seed' if len(tried) == 1 else 'Seeds'} {', '.join(map(str, tried))}; {where}.)"
-    differences = minus_table([f"minus CSD, × {chosen['csd']:g}"], pairs)
-    return f"{markdown(header, lines)}\n\n{about}\n\n{differences}"
+    return f"({'Seed' if len(tried) == 1 else 'Seeds'} {', '.join(map(str, tried))}; {where}.)"
 
 
 def leads_figure(found: Sequence[Lead]) -> Figure:
     """The table of leads as a picture: old classes, average, old gallery, with 95 % intervals."""
     shown = {"old classes": "old", "old and new, average": "average", "old gallery": "old gallery"}
-    chosen = "with LwF × {lwf:g}, CSD × {csd:g}"
-    names = [title if f == USUAL else chosen.format(**f) for title, f, _ in found]
+    names = [
+        title if f == USUAL else f"LwF {said(f['lwf'])}, CSD {said(f['csd'])}"
+        for title, f, _ in found
+    ]
     figure, axes, places = figures.panels_of_rows(
         names, list(shown), "← LwF     CSD →", figsize=(13, 0.5 * len(found) + 2.4)
     )
+    labels = {True: (figures.BLUE, "usual weights"), False: (figures.ORANGE, "chosen weights")}
     for place, (_, factors, rows) in zip(places, found, strict=True):
         usual = factors == USUAL
-        style = dict(fmt="o", color=figures.BLUE) if usual else dict(fmt="D", color=figures.ORANGE)
+        style = dict(marker="o" if usual else "D", ls="", color=labels[usual][0])
         gaps = differences(rows["csd"], rows["lwf"])
         for axis, column in zip(axes, shown.values(), strict=True):
             at = COLUMNS.index(column)
-            mean, half = seeds.mean_and_half([values[at] for values in gaps])
-            axis.errorbar(100 * mean, place, xerr=100 * half, ms=8, capsize=6, lw=2.5, **style)
+            values = [100 * gap[at] for gap in gaps]
+            if len(values) == 2:  # an interval of two can be narrow by luck
+                axis.plot(values, [place] * 2, ms=8, mfc="white", mew=2, lw=2.5, **style)
+                continue
+            mean, half = seeds.mean_and_half(values)
+            axis.errorbar(mean, place, xerr=half, ms=8, capsize=6, lw=2.5, **style)
         axes[-1].annotate(len(gaps), (1.03, place), xycoords=("axes fraction", "data"), va="center")
     for axis in axes:
         axis.axvline(0, color="black", lw=1.5)
     axes[-1].annotate("seeds", (1.03, 1.03), xycoords="axes fraction")
+    for usual, (color, label) in labels.items():
+        axes[1].plot([], [], "o" if usual else "D", color=color, label=label)
+    below = -0.9 / figure.get_figheight()
+    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, frameon=False)
     return figure
 
 
@@ -628,7 +687,11 @@ def trade_off_figure() -> Figure:
             axis.plot(new[-1], old[-1], **style | {"markersize": 15})
             usual = tuned.FACTORS.index(1)
             axis.plot(new[usual], old[usual], "o", ms=17, mfc="none", mec=style["color"], mew=2)
-        axis.set(title=title, xlabel="new classes, Recall@1 (%)")
+        runs = max(len(found) for found in ends.values())
+        about = "one seed" if runs == 1 else f"means of {runs} seeds"
+        axis.set(title=f"{title}: {about}", xlabel="new classes, Recall@1 (%)")
+        if title == "digits":  # nearly all lie within some points
+            axis.set(xlim=(96, 100.4), ylim=(86, 99.4))
     axes[0].set_ylabel("old classes, Recall@1 (%)")
     axes[-1].legend(**figures.BESIDE)
     return figure
@@ -762,6 +825,7 @@ def main() -> None:
             "changes": changes_table(papers.group),
             "digits": render(plain, markdown=True),
             "tuned": tuned_table(SEARCHES["digits"]),
+            "weight pairs": pair_table(SEARCHES["digits"]),
             "tuned small": tuned_table(SEARCHES["CIFAR-100, ResNet-8"]),
             "first length": first_length_table("CIFAR-100, ResNet-8"),
             "second length": second_length_table(),
@@ -773,6 +837,7 @@ def main() -> None:
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
             "tuned": tuned_table(SEARCHES["clothes"]),
+            "weight pairs": pair_table(SEARCHES["clothes"]),
             "first length": first_length_table("clothes"),
         },
         "docs/fine-grained.md": {

@@ -238,8 +238,7 @@ def term_effects(table: Table, gallery: str) -> dict[str, dict[str, dict[int, li
     """What adding a term changes, as a share.
 
     Returns:
-        ``{term: {recipe it was added to: {seed: changes}}}``: of Recall@1 on task 1 at the end, of
-        the average, and in the old gallery.
+        ``{term: {recipe it was added to: {seed: changes}}}``, of what ``seeds.by_seed`` gives.
     """
     checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of tables")

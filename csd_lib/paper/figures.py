@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,16 @@ def method_curves(
     axis.set(ylabel=ylabel, title=title)
     axis.set_xticks(range(len(xlabels)), xlabels)
     axis.margins(x=0.12)
-    bars = "bars: ± one sd" if max(map(len, values.values())) > 1 else None
-    if len(values) > 4 or max(map(len, values)) > 20:  # too large for the picture
-        axis.legend(title=bars, **BESIDE)
-    else:
-        axis.legend(title=bars)
+    too_large = len(values) > 4 or max(map(len, values)) > 20
+    axis.legend(title=said_of_bars(values.values()), **(BESIDE if too_large else {}))
     return figure
+
+
+def said_of_bars(values: Iterable[Sized]) -> str:
+    """Say in a legend's title what bars are, and of how many runs."""
+    counts = sorted({len(runs) for runs in values})
+    runs = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    return "one run each" if runs == "1" else f"{runs} runs each, bars: ± one sd"
 
 
 def _draw_curves(axis: Axes, values: dict[str, np.ndarray]) -> None:
@@ -257,7 +261,7 @@ def first_task_curves(table: Table) -> Figure:
         axis.set_xticks(range(tasks), [str(i + 1) for i in range(tasks)])
         axis.margins(x=0.08)
     axes[0].set_ylabel("Recall@1 on task 1 (%)")
-    axes[1].legend(**BESIDE)
+    axes[1].legend(title=said_of_bars(rows.values()), **BESIDE)
     return figure
 
 
@@ -273,10 +277,12 @@ def term_effects(table: Table, gallery: str) -> Figure:
         raise InputError(f"table={table.title!r} has no two recipes that differ in one term")
     rows = [(term, recipe) for term, effects in found.items() for recipe in effects]
     names = [f"+ {TERMS[term].title}, to {recipe.replace('+', ' + ')}" for term, recipe in rows]
-    titles = ["task 1 at the end", "average of the tasks", "old gallery"]
+    titles = {0: "task 1 at the end", 2: "average of the tasks", 3: "old gallery"}
     size = 13, 0.42 * len(rows) + 1.9
-    figure, axes, places = panels_of_rows(names, titles, "change in points", figsize=size)
-    for column, axis in enumerate(axes):
+    figure, axes, places = panels_of_rows(
+        names, [*titles.values()], "change in points", figsize=size
+    )
+    for column, axis in zip(titles, axes, strict=True):
         axis.axvline(0, color=BLACK, linewidth=1)
         for place, (term, recipe) in zip(places, rows, strict=True):
             values = 100 * np.array(list(found[term][recipe].values()))[:, column]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
 from csd_lib.networks import RANDOM
 from csd_lib.output import printable
-from csd_lib.paper.seeds import GALLERIES, difference_rows, mean_and_sd
+from csd_lib.paper.seeds import GALLERIES, by_seed, difference_rows, mean_and_sd
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record, read_records
 from csd_lib.retrieval import (
@@ -38,7 +39,9 @@ OLDER = (
 )
 # What a block of a table has in common; all else is said in its rows.
 _BLOCK = ("dataset", "class_order_seed", "tasks", "epochs", "stop_at_epoch")
+_WITHOUT = sorted({field.name for field in fields(TrainConfig)} - {*_BLOCK})
 _IN_HEADLINE = ("method", "tasks", "epochs", "seed")
+_DIFFERENCES = ("task1_after", "last_task", "average", "in_first_gallery")  # as seeds.by_seed
 MAX_CHANNELS = 5000  # of the images of a record whose code is tried
 
 
@@ -245,7 +248,7 @@ def table_rows(
     gallery: str,
     columns: Callable[[TrainConfig], dict[str, str]] | None = None,
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one block: Recall@1 on the first task after each task, and the means.
+    """Header and rows of one block: Recall@1 on the first task after each task, and at the end.
 
     Args:
         rows: of ``variants``, all of one number of tasks.
@@ -268,6 +271,7 @@ def table_rows(
                 **columns(row[0].config),
                 "n": str(len(row)),
                 **{f"after task {i + 1}": text for i, text in enumerate(after)},
+                "last task": mean_and_sd([float(matrix[-1, -1]) for matrix in matrices]),
                 "average": mean_and_sd([average(matrix) for matrix in matrices]),
                 "forgetting": mean_and_sd([forgetting(matrix) for matrix in matrices]),
                 **(_old_gallery(row) if gallery == "own" else {}),
@@ -356,9 +360,9 @@ def headline(group: Group) -> list[str]:
 
 
 def _threads(records: Sequence[Record]) -> str:
-    """Name the numbers of threads on a CPU if they differ: they change single runs a little."""
+    """Name the numbers of threads on a CPU, which change single runs a little."""
     counts = {r.threads for r in records if r.device.startswith("cpu") and r.threads}
-    return f" ({_listed(counts)} threads)" if len(counts) > 1 else ""
+    return f" (threads: {_listed(counts)})" if counts else ""
 
 
 def _timed_epochs(record: Record) -> list[dict[str, Any]]:
@@ -414,10 +418,9 @@ def render(
     """
     checks.flag("markdown", markdown)
     against = _comparable(against)
-    without = {field.name for field in fields(TrainConfig)} - {*_BLOCK}
     lines: list[str] = []
     older = False
-    for group in grouped(records, *sorted(without)):
+    for group in grouped(records, *_WITHOUT):
         if not group.is_current and not older:
             lines, older = [*lines, OLDER, ""], True
         shared = shared_changes(group.records)
@@ -452,14 +455,12 @@ def _differences(
     """Return the lines of two tables: each row minus the one that only has other settings."""
     named = ", ".join(f"{name}={value}" for name, value in against.items())
     pairs, lines = [], []
-    for row in rows:
-        fitting = [other for other in rows if _differ_only_in(against, row[0], other[0])]
-        if len(fitting) == 1:
-            (other,) = fitting
-            left = columns(row[0].config) | {"minus": columns(other[0].config)["method"]}
-            pairs.append((left, row, other))
-        elif fitting:
-            titles = "; ".join(describe(other[0].config) for other in fitting)
+    for row, others in _fitting(rows, against):
+        if len(others) == 1:
+            left = columns(row[0].config) | {"minus": columns(others[0][0].config)["method"]}
+            pairs.append((left, row, others[0]))
+        else:
+            titles = "; ".join(describe(other[0].config) for other in others)
             lines += [f"{describe(row[0].config)} has several to compare with: {titles}", ""]
     for gallery, title in GALLERIES.items():
         found = difference_rows(pairs, gallery)
@@ -467,6 +468,14 @@ def _differences(
             return [*lines, f"no two runs of one seed that differ in this alone: {named}", ""]
         lines += titled(f"Differences, {title}; in points", found, markdown)
     return lines
+
+
+def _fitting(
+    rows: Sequence[Sequence[Record]], against: Mapping[str, Any]
+) -> list[tuple[Sequence[Record], list[Sequence[Record]]]]:
+    """Return each row with those that have these settings and are otherwise the same, if any."""
+    found = [(row, [r for r in rows if _differ_only_in(against, row[0], r[0])]) for row in rows]
+    return [(row, others) for row, others in found if others]
 
 
 def _differ_only_in(against: Mapping[str, Any], record: Record, other: Record) -> bool:
@@ -495,7 +504,7 @@ def render_rows(
     """Return the lines of two tables, one for each gallery."""
     lines = []
     for gallery, title in GALLERIES.items():
-        about = f"Recall@1 in % on task 1 after each task, {title}"
+        about = f"Recall@1 in % on task 1 after each task, and on the last one at the end, {title}"
         lines += titled(about, table_rows(rows, gallery, columns), markdown)
     return lines
 
@@ -592,15 +601,34 @@ def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
     return objects
 
 
-def render_json(records: Sequence[Record]) -> str:
-    """Write records as a JSON list of objects."""
-    return json.dumps(as_objects(records), indent=1)
+def differences(records: Sequence[Record], against: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what ``render`` compares, for programs: an object for each two runs of one seed.
+
+    There is one for each gallery. Differences are shares, named as in ``as_objects``.
+    """
+    against, objects = _comparable(against), []
+    for group in grouped(records, *_WITHOUT):
+        for row, others in _fitting(variants(group.records), against) if group.is_current else ():
+            for other, gallery in itertools.product(others, GALLERIES):
+                about = {name: getattr(group.config, name) for name in ("preset", *_BLOCK)}
+                about |= {"run": describe(row[0].config), "minus": describe(other[0].config)}
+                for seed, values in by_seed(row, other, gallery).items():
+                    found = dict(zip(_DIFFERENCES, map(_finite, values), strict=True))
+                    objects.append({**about, "gallery": gallery, "seed": seed, **found})
+    if not objects:
+        raise InputError(f"against={against}: no two runs of one seed differ in this alone")
+    return objects
 
 
-def render_csv(records: Sequence[Record]) -> str:
-    """Write records as CSV, one line each; matrices and other lists as JSON in one cell."""
+def render_json(records: Sequence[Record], against: Mapping[str, Any] | None = None) -> str:
+    """Write records as a JSON list of objects; with ``against`` their ``differences`` instead."""
+    return json.dumps(differences(records, against) if against else as_objects(records), indent=1)
+
+
+def render_csv(records: Sequence[Record], against: Mapping[str, Any] | None = None) -> str:
+    """Write the same as CSV, one line each; matrices and other lists as JSON in one cell."""
     text = io.StringIO()
-    objects = as_objects(records)
+    objects = differences(records, against) if against else as_objects(records)
     columns = dict.fromkeys(name for found in objects for name in found)  # older ones lack some
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()

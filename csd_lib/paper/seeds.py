@@ -16,7 +16,7 @@ GALLERIES = {
     "own": "gallery: the task's own classes",
     "seen": "gallery: all classes seen so far",
 }
-COLUMNS = ["n", "task 1 at the end", "average", "old gallery"]
+COLUMNS = ["n", "task 1 at the end", "last task", "average", "old gallery"]
 
 
 def mean_and_sd(values: Sequence[float], percent: bool = True) -> str:
@@ -72,12 +72,12 @@ def minus(
 def by_seed(
     first: Sequence[Record], second: Sequence[Record], gallery: str
 ) -> dict[int, list[float]]:
-    """By seed: task 1 after the last, the average, and the first model's gallery; in shares."""
+    """By seed, at the end: task 1, the last task, average, first model's gallery; in shares."""
     one, other = (
         {r.config.seed: last_values(r, gallery) for r in records} for records in (first, second)
     )
     found = minus(one, other)
-    return {seed: [gaps[c] for c in (0, -2, -1)] for seed, gaps in found.items()}
+    return {seed: [gaps[c] for c in (0, -3, -2, -1)] for seed, gaps in found.items()}
 
 
 def cells(differences: Sequence[Sequence[float]]) -> list[str]:
