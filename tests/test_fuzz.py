@@ -91,11 +91,12 @@ _WHY_EXEMPT = {
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
         report.Group report.are_current report.grouped report.describe report.table_rows
         report.headline report.shared_changes report.render_rows report.as_objects
-        report.titled
+        report.titled report.differences
         seeds.last_values seeds.minus seeds.by_seed seeds.cells seeds.difference_rows
         plots.name_classes
         comparison.Table comparison.Table.columns comparison.Table.label
         figures.method_styles figures.method_title figures.term_styles figures.panels_of_rows
+        figures.said_of_bars
         ledger.Cell
         ledger.Cell.is_done ledger.Cell.is_of ledger.Cell.look_for_record
         ledger.Cell.place_to_write ledger.Cell.epochs_done ledger.Cell.state
@@ -359,8 +360,8 @@ CALLS = {
     "seeds.mean_and_half": lambda: dict(differences=[0.1, 0.2]),
     "report.variants": lambda: dict(records=records()),
     "report.render": lambda: dict(records=records(), markdown=False, against={"method": "csd"}),
-    "report.render_json": lambda: dict(records=records()),
-    "report.render_csv": lambda: dict(records=records()),
+    "report.render_json": lambda: dict(records=records(), against=None),
+    "report.render_csv": lambda: dict(records=records(), against=None),
     "report.plain_runs": lambda: dict(
         records=records(), dataset="cifar100", preset="clean", tasks=2
     ),
@@ -582,8 +583,8 @@ ALLOWED = {
     "seeds.mean_and_sd": dict(values={"list of None"}, percent={"True"}),
     "report.variants": dict(records={"list"}),
     "report.plain_runs": dict(records={"list"}, dataset=TEXTS, preset=TEXTS, tasks={"10**30"}),
-    "report.render_json": dict(records={"list"}),
-    "report.render_csv": dict(records={"list"}),
+    "report.render_json": dict(records={"list"}, against={"None", "dictionary"}),
+    "report.render_csv": dict(records={"list"}, against={"None", "dictionary"}),
     "report.render": dict(records={"list"}, markdown={"True"}, against={"None", "dictionary"}),
     "report.format_table": dict(header={"list of texts"}, rows={"list"}, markdown={"True"}),
     "comparison.paper_groups": dict(records={"list"}),

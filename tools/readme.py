@@ -199,7 +199,8 @@ def terms_table(table: Table) -> list[str]:
 def forgetting_figure(records: Sequence[Record]) -> Figure:
     """Recall@1 on the first task after each of two tasks."""
     shown = {
-        name: 100 * np.array([r.matrix.own[:, 0] for r in records if r.config.method == name])
+        name.replace("+", " + "): 100
+        * np.array([r.matrix.own[:, 0] for r in records if r.config.method == name])
         for name in ("fine-tuning", "lwf", "mmd", "ce+kd", "csd")
     }
     stages = ("after task 1", "after task 2")
@@ -640,7 +641,7 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     """The table of leads as a picture: old classes, average, old gallery, with 95 % intervals."""
     shown = {"old classes": "old", "old and new, average": "average", "old gallery": "old gallery"}
     names = [
-        title if f == USUAL else f"LwF {said(f['lwf'])}, CSD {said(f['csd'])}"
+        title if f == USUAL else f"{title}: LwF {said(f['lwf'])}, CSD {said(f['csd'])}"
         for title, f, _ in found
     ]
     figure, axes, places = figures.panels_of_rows(

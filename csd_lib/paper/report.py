@@ -601,14 +601,17 @@ def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
     return objects
 
 
-def differences(records: Sequence[Record], against: Mapping[str, Any]) -> list[dict[str, Any]]:
+def differences(
+    records: Sequence[Record], against: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
     """Return what ``render`` compares, for programs: an object for each two runs of one seed.
 
     There is one for each gallery. Differences are shares, named as in ``as_objects``.
     """
-    against, objects = _comparable(against), []
+    objects = []
     for group in grouped(records, *_WITHOUT):
-        for row, others in _fitting(variants(group.records), against) if group.is_current else ():
+        rows = variants(group.records) if group.is_current else []
+        for row, others in _fitting(rows, _comparable(against)):
             for other, gallery in itertools.product(others, GALLERIES):
                 about = {name: getattr(group.config, name) for name in ("preset", *_BLOCK)}
                 about |= {"run": describe(row[0].config), "minus": describe(other[0].config)}
@@ -622,13 +625,13 @@ def differences(records: Sequence[Record], against: Mapping[str, Any]) -> list[d
 
 def render_json(records: Sequence[Record], against: Mapping[str, Any] | None = None) -> str:
     """Write records as a JSON list of objects; with ``against`` their ``differences`` instead."""
-    return json.dumps(differences(records, against) if against else as_objects(records), indent=1)
+    return json.dumps(_objects(records, against), indent=1)
 
 
 def render_csv(records: Sequence[Record], against: Mapping[str, Any] | None = None) -> str:
     """Write the same as CSV, one line each; matrices and other lists as JSON in one cell."""
     text = io.StringIO()
-    objects = differences(records, against) if against else as_objects(records)
+    objects = _objects(records, against)
     columns = dict.fromkeys(name for found in objects for name in found)  # older ones lack some
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
@@ -639,6 +642,10 @@ def render_csv(records: Sequence[Record], against: Mapping[str, Any] | None = No
         }
         writer.writerow(cells)
     return printable(text.getvalue()).rstrip("\n")
+
+
+def _objects(records: Sequence[Record], against: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    return differences(records, against) if _comparable(against) else as_objects(records)
 
 
 def _finite(value: Any) -> Any:
