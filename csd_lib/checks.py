@@ -440,7 +440,7 @@ def batch(labels: Any = ..., *, temperature: Any = 1.0, margin: Any = 0.0, **mat
         if (value.shape, value.device, value.dtype) != (first.shape, first.device, first.dtype):
             raise InputError(
                 f"{first_name} are {shown(first)} and {name} are {shown(value)}: both must have "
-                f"one shape, dtype and device (what autocast made beside what was stored: .float())"
+                f"one shape, dtype and device"
             )
     if labels is not ... and (
         (not isinstance(labels, Tensor) or labels.dtype != torch.int64)
@@ -481,8 +481,7 @@ def old_logits(student: Any, teacher: Any, temperature: Any) -> None:
     ) or teacher.shape[1] > student.shape[1]:
         raise InputError(
             f"student_logits are {shown(student)} and teacher_logits are {shown(teacher)}: give "
-            f"as many rows, no more columns than the student has, and one dtype and device (what "
-            f"autocast made beside what was stored: .float())"
+            f"as many rows, no more columns than the student has, and one dtype and device"
         )
     number("temperature", temperature, at_least=0.001, at_most=1000)
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_lib import checks
-from csd_lib.numerics import at_least_float32, in_full_precision, rows_of_length_one
+from csd_lib.numerics import in_full_precision, rows_of_length_one
 from csd_lib.numerics import unit_length as unit_length  # belongs to the losses' vocabulary
 
 REDUCTIONS = ("mean", "none")
@@ -37,7 +37,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: int64 ``[B]``, rows of the head.
     """
     checks.class_logits(logits, labels)
-    return F.cross_entropy(at_least_float32(logits), labels)
+    return F.cross_entropy(logits, labels)
 
 
 @in_full_precision
@@ -93,8 +93,8 @@ def kd_loss(
     checks.old_logits(student_logits, teacher_logits, temperature)
     checks.one_of("reduction", reduction, REDUCTIONS)
     old = student_logits[:, : teacher_logits.shape[1]]
-    student = F.log_softmax(at_least_float32(old) / temperature, dim=1)
-    teacher = F.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
+    student = F.log_softmax(old / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
     terms = F.kl_div(student, teacher, reduction="none", log_target=True)  # [B, C_old]
     return terms.sum(dim=1) if reduction == "none" else terms.sum() / len(terms)
 

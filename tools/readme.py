@@ -544,18 +544,19 @@ def second_length_table() -> str:
     config = replace(SEARCHES["CIFAR-100, ResNet-8"], precision="fp32")
     records = runs_in("results/cifar100")
 
-    def runs(method: str, epochs: int) -> list[Record]:
-        wanted = key(replace(config, method=method, later_epochs=epochs), "seed")
-        return [record for record in records if key(record.config, "seed") == wanted]
+    def runs(method: str, epochs: int, rate: float) -> list[Record]:
+        longer = replace(config, method=method, later_epochs=epochs, later_learning_rate=rate)
+        return [r for r in records if key(r.config, "seed") == key(longer, "seed")]
 
-    seeds_of_long = {record.config.seed for record in runs("csd", 40)}
+    usual = config.later_learning_rate
+    seeds_of_long = {record.config.seed for record in runs("csd", 40, usual)}
     pairs = []
     for method, other in (("csd", "lwf"), ("csd", "initial"), ("lwf", "initial")):
         title = f"{get_method(method).title} minus {get_method(other).title}"
-        for epochs in (8, 40):
-            first = [r for r in runs(method, epochs) if r.config.seed in seeds_of_long]
-            pairs.append(([title, str(epochs)], first, runs(other, epochs)))
-    return minus_table(["runs", "second task's epochs"], pairs)
+        for epochs, rate in ((8, usual), (40, usual), (40, 6e-5)):
+            first = [r for r in runs(method, epochs, rate) if r.config.seed in seeds_of_long]
+            pairs.append(([title, str(epochs), f"{rate:g}"], first, runs(other, epochs, rate)))
+    return minus_table(["runs", "second task's epochs", "rate"], pairs)
 
 
 def first_length_figure(where: str) -> Figure:
