@@ -29,7 +29,8 @@ from csd_lib.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 # Patterns as in Path.match: a star stands for any name, but not for a folder's slash.
 STUDENT = (
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff"),
+    *("Makefile", "pyproject.toml"),
     *("constraints.txt", "environment.yml", "csd_lib/py.typed"),
     *("Dockerfile", ".dockerignore", ".gitignore", "csd_lib/*.py", "csd_lib/*/*.py"),
     *("csd_lib/*/*/*.py", "csd_lib/embedded/*", "docs/*.png", "docs/*.md", "data/README.md"),
