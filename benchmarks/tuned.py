@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,24 +78,18 @@ def load_tries(config: TrainConfig, folder: Path = FOLDER) -> list[Record]:
     return [r for r in records if common(r.config) == common(config)]
 
 
-def found(records: Iterable[Record]) -> dict[str, dict[float, float]]:
-    """Return for each method what each factor reaches on average over the seeds, in %."""
-    reached: dict[str, dict[float, list[float]]] = {}
+def found(
+    records: Iterable[Record], tried: Callable[[TrainConfig], Any] = factor_of
+) -> dict[str, dict[Any, float]]:
+    """Return for each method what each factor, or pair, reaches on average over the seeds, in %."""
+    reached: dict[str, dict[Any, list[float]]] = {}
     for record in records:
         of_factor = reached.setdefault(record.config.method, {})
-        of_factor.setdefault(factor_of(record.config), []).append(record.matrix.own[-1].mean())
+        of_factor.setdefault(tried(record.config), []).append(record.matrix.own[-1].mean())
     return {
         method: {factor: 100 * float(np.mean(values)) for factor, values in sorted(each.items())}
         for method, each in reached.items()
     }
-
-
-def found_pairs(records: Iterable[Record]) -> dict[tuple[float, float], float]:
-    """Return what each pair of factors reaches on average over the seeds, in %."""
-    reached: dict[tuple[float, float], list[float]] = {}
-    for record in records:
-        reached.setdefault(pair_of(record.config), []).append(record.matrix.own[-1].mean())
-    return {pair: 100 * float(np.mean(values)) for pair, values in sorted(reached.items())}
 
 
 def best(reached: Mapping[Any, float]) -> Any:
@@ -132,10 +126,7 @@ def main() -> None:
         tries = [replace(tries[0], depth=arguments.chosen_at_depth)]
     else:
         reproduce(tries, folder, dataset=held_out_as_test(dataset, SHARE), progress=False)
-    tried = load_tries(tries[0], folder)
-    reached: dict[str, dict[Any, float]] = (
-        {"csd": found_pairs(tried)} if arguments.pairs else found(tried)
-    )
+    reached = found(load_tries(tries[0], folder), pair_of if arguments.pairs else factor_of)
     if not reached:
         parser.error(f"nothing has been tried with depth {tries[0].depth} in {folder}")
     for method, each in reached.items():

@@ -127,7 +127,9 @@ def test_every_method_has_a_style_and_every_class_a_marker():
 def test_drawn_methods_differ_in_marker_and_colour(style):
     curves = [c.lines[0] for c in FIGURES["method_curves"](None, None).axes[0].containers]
     assert len({curve.get_marker() for curve in curves}) == len(METHODS) == len(curves)
-    assert len({to_hex(style["color"]) for style in figures.METHOD_STYLE.values()}) == 8
+    assert len({to_hex(style["color"]) for style in figures.METHOD_STYLE.values()}) == len(
+        figures.METHOD_STYLE
+    )
 
 
 NEW = [f"new{i}" for i in range(12)]

@@ -453,7 +453,7 @@ def chosen_factors(config: TrainConfig) -> dict[str, float]:
 
 def chosen_pair(config: TrainConfig) -> dict[str, Factors]:
     """The same, but CSD's two weights have a factor each."""
-    pairs = tuned.found_pairs(tuned.load_tries(config, tuned.PAIRS))
+    pairs = tuned.found(tuned.load_tries(config, tuned.PAIRS), tuned.pair_of)["csd"]
     return chosen_factors(config) | {"csd": tuned.best(pairs)}
 
 
@@ -609,7 +609,7 @@ def tuned_table(config: TrainConfig) -> str:
 def pair_table(config: TrainConfig) -> str:
     """What each pair of CSD's weights reaches on held-out images; and the best on test images."""
     tries = tuned.load_tries(config, tuned.PAIRS)
-    reached = tuned.found_pairs(tries)
+    reached = tuned.found(tries, tuned.pair_of)["csd"]
     best = tuned.best(reached)
     lines = [
         [f"KD {said(kd)}"]

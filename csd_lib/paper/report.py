@@ -608,10 +608,10 @@ def differences(
 
     There is one for each gallery. Differences are shares, named as in ``as_objects``.
     """
-    objects = []
+    against, objects = _comparable(against), []
     for group in grouped(records, *_WITHOUT):
         rows = variants(group.records) if group.is_current else []
-        for row, others in _fitting(rows, _comparable(against)):
+        for row, others in _fitting(rows, against):
             for other, gallery in itertools.product(others, GALLERIES):
                 about = {name: getattr(group.config, name) for name in ("preset", *_BLOCK)}
                 about |= {"run": describe(row[0].config), "minus": describe(other[0].config)}
