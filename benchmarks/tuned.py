@@ -13,6 +13,8 @@ python benchmarks/tuned.py fashion --pairs --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --precision amp --chosen-at-depth 8
+python benchmarks/tuned.py cifar100 --preset class --depth 8 --held-out-seeds 100 --pairs \
+    --factors 3 10 30 100 --csd-factors 0.3 1 3 10 --seeds 3 4
 """
 
 from __future__ import annotations
@@ -109,10 +111,13 @@ def main() -> None:
         "--chosen-at-depth", type=int, help="try nothing: take what this depth's tries chose"
     )
     parser.add_argument("--pairs", action="store_true", help="CSD only, a factor for each weight")
+    parser.add_argument("--factors", type=float, nargs="+", choices=FACTORS, default=FACTORS)
+    parser.add_argument("--csd-factors", type=float, nargs="+", choices=FACTORS, default=FACTORS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     settings = {name: getattr(arguments, name) for name in COMMON}
-    pairs = [*itertools.product(FACTORS, FACTORS)] if arguments.pairs else [(f,) for f in FACTORS]
+    of_csd = [arguments.csd_factors] if arguments.pairs else []  # KD's factor stands before it
+    pairs = [*itertools.product(arguments.factors, *of_csd)]
     recipes = ("csd",) if arguments.pairs else RECIPES
     folder = PAIRS if arguments.pairs else FOLDER
     tries = [
