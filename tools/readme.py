@@ -68,13 +68,11 @@ Lead = tuple[str, dict[str, Factors], dict[str, list[Record]]]
 
 # The factors of the usual weights; SEARCHES: where others were chosen for each method.
 USUAL: dict[str, Factors] = {"lwf": 1.0, "csd": 1.0}
-PAIRED = ("digits", "clothes")  # where CSD's two weights were also chosen one by one
+SMALL = "CIFAR-100, ResNet-8, 25 + 8 epochs"
 SEARCHES = {
+    SMALL: TrainConfig(dataset="cifar100", preset="class", depth=8, precision="amp"),
     "digits": TrainConfig(dataset="digits"),
     "clothes": TrainConfig(dataset="fashion"),
-    "CIFAR-100, ResNet-8": TrainConfig(
-        dataset="cifar100", preset="class", depth=8, precision="amp"
-    ),
 }
 
 
@@ -278,7 +276,7 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
         rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw], "–"])
     table = next(table for table in tables(group) if table.name == experiment)
     lines = [*headline(group), "", *titled("Recall@1 in % after both tasks", (header, rows), True)]
-    return "\n".join([*lines, *titled(FROM_CSD, difference_rows(table, "own"), True)])
+    return "\n".join([*lines, "Differences in points, own classes:", "", csd_table(table)])
 
 
 def weights_page() -> str:
@@ -309,6 +307,7 @@ def claims_table(table: Table) -> str:
     rows = [
         [claim, published, n, _verdict(*cells), _verdict(*both[claim]) if claim in both else "–"]
         for claim, published, n, *cells in own
+        if n != "1"  # one seed decides nothing
     ]
     return markdown(header, rows)
 
@@ -371,9 +370,21 @@ def minus_table(
     rows = []
     for cells, first, second in pairs:
         found = differences(first, second)
-        shown = (re.sub(" ± [0-9.]+", "", cell) for cell in seeds.cells(found))
-        rows.append([*cells, str(len(found)), *shown])
+        rows.append([*cells, str(len(found)), *without_spread(found)])
     return markdown([*left, "n", *COLUMNS], rows)
+
+
+def without_spread(rows: Sequence[Sequence[float]]) -> list[str]:
+    """The mean of each column, in points, and its interval if there are several rows."""
+    return [re.sub(" ± [0-9.]+", "", cell) for cell in seeds.cells(rows)]
+
+
+def csd_table(table: Table) -> str:
+    """CSD minus each other method of a table, in points."""
+    rows = {row[0].config.method: row for row in table.rows}
+    csd = rows.pop("csd")
+    pairs = [([describe(row[0].config)], csd, row) for row in rows.values()]
+    return minus_table(["CSD minus"], pairs)
 
 
 def protocol_table(table: Table) -> str:
@@ -433,15 +444,15 @@ def learned_table(found: dict[str, Table]) -> str:
         for method in ("fine-tuning", "lwf", "mmd", "mmd-kd", "csd"):
             if method in rows:
                 gaps = differences(rows[method], rows["initial"])
-                cells = seeds.cells([averages for _, _, *averages, _ in gaps])
-                lines.append([title, get_method(method).title, str(len(gaps)), *cells])
-    search = SEARCHES["CIFAR-100, ResNet-8"]
+                shown = without_spread([averages for _, _, *averages, _ in gaps])
+                lines.append([title, get_method(method).title, str(len(gaps)), *shown])
+    search = SEARCHES[SMALL]
     chosen = chosen_factors(search)
     for method, row in rows_with(search, chosen).items():  # against each run's own first model
         gained = [[r.matrix.own[-1].mean() - r.matrix.own[0].mean()] for r in row]
         title = f"{get_method(method).title}, weights × {chosen[method]:g}"
-        lines.append(["ResNet-8, 25 and 8", title, str(len(row)), *seeds.cells(gained), "–"])
-    header = ["run", "minus initial model", "n", "average, own classes", "average, all"]
+        lines.append(["ResNet-8, 25 + 8", title, str(len(row)), *without_spread(gained), "–"])
+    header = ["epochs", "minus initial model", "n", "average, own classes", "average, all"]
     return markdown(header, lines)
 
 
@@ -453,13 +464,15 @@ def chosen_factors(config: TrainConfig) -> dict[str, float]:
 
 def chosen_pair(config: TrainConfig) -> dict[str, Factors]:
     """The same, but CSD's two weights have a factor each."""
-    pairs = tuned.found(tuned.load_tries(config, tuned.PAIRS), tuned.pair_of)["csd"]
+    pairs = tuned.found(pair_tries(config), tuned.pair_of)["csd"]
     return chosen_factors(config) | {"csd": tuned.best(pairs)}
 
 
 def said(factors: Factors) -> str:
     """Name the factors of a method's weights."""
-    return " and ".join(f"× {factor:g}" for factor in np.atleast_1d(factors))
+    if isinstance(factors, tuple):
+        return "× {:g} (KD), × {:g} (CSD term)".format(*factors)
+    return f"× {factors:g}"
 
 
 def rows_with(config: TrainConfig, factors: Mapping[str, Factors]) -> dict[str, list[Record]]:
@@ -477,18 +490,20 @@ def rows_with(config: TrainConfig, factors: Mapping[str, Factors]) -> dict[str, 
 
 def leads(protocol: Table) -> list[Lead]:
     """The main experiments of two tasks with LwF and CSD; ResNet-32 with what ResNet-8 chose."""
-    studies = []
+    small = SEARCHES[SMALL]
+    studies = [
+        ("CIFAR-100, ResNet-32, 25 + 8 epochs", replace(small, depth=None), factors)
+        for factors in (USUAL, chosen_factors(small))
+    ]
     for title, config in SEARCHES.items():
         studies.append((title, replace(config, precision="fp32"), USUAL))
         studies.append((title, config, chosen_factors(config)))
-        if title in PAIRED:
+        if pair_tries(config):
             studies.append((title, config, chosen_pair(config)))
-    short = replace(SEARCHES["CIFAR-100, ResNet-8"], depth=None)
-    studies += [("CIFAR-100, ResNet-32", short, factors) for factors in (USUAL, studies[-1][2])]
     studies.append(("stand-in for birds and dogs", TrainConfig(dataset="kinds"), USUAL))
     found = [(title, factors, rows_with(config, factors)) for title, config, factors in studies]
     long = {row[0].config.method: row for row in protocol.rows}
-    return [("CIFAR-100, 230 epochs", USUAL, long), *found]
+    return [("CIFAR-100, ResNet-32, 230 + 230 epochs", USUAL, long), *found]
 
 
 def leads_table(found: Sequence[Lead]) -> str:
@@ -501,7 +516,7 @@ def leads_table(found: Sequence[Lead]) -> str:
 
 
 # Where first tasks of several lengths were tried: their epochs, and those of the second task.
-FIRST_LENGTHS = {"clothes": ((5, 20, 80), 5), "CIFAR-100, ResNet-8": ((25, 100), 8)}
+FIRST_LENGTHS = {"clothes": ((5, 20, 80), 5), SMALL: ((25, 100), 8)}
 
 
 @functools.cache
@@ -541,7 +556,7 @@ def first_length_table(where: str) -> str:
 
 def second_length_table() -> str:
     """What changes with a longer second task, on CIFAR-100 with a ResNet-8; same seeds."""
-    config = replace(SEARCHES["CIFAR-100, ResNet-8"], precision="fp32")
+    config = replace(SEARCHES[SMALL], precision="fp32")
     records = runs_in("results/cifar100")
 
     def runs(method: str, epochs: int, rate: float) -> list[Record]:
@@ -551,7 +566,7 @@ def second_length_table() -> str:
     usual = config.later_learning_rate
     seeds_of_long = {record.config.seed for record in runs("csd", 40, usual)}
     pairs = []
-    for method, other in (("csd", "lwf"), ("csd", "initial"), ("lwf", "initial")):
+    for method, other in (("csd", "lwf"), ("csd", "initial")):
         title = f"{get_method(method).title} minus {get_method(other).title}"
         for epochs, rate in ((8, usual), (40, usual), (40, 6e-5)):
             first = [r for r in runs(method, epochs, rate) if r.config.seed in seeds_of_long]
@@ -597,38 +612,43 @@ def tuned_table(config: TrainConfig) -> str:
     header = ["method", "recipe", *(f"× {factor:g}" for factor in tuned.FACTORS)]
     chosen = {method: tuned.best(each) for method, each in reached.items()}
     rows = rows_with(config, chosen)
+    csd = rows.pop("csd")
     pairs = [
-        ([f"{get_method(method).title}, × {chosen[method]:g}"], row, rows["csd"])
+        ([f"CSD, {said(chosen['csd'])}", f"{get_method(method).title}, {said(factor)}"], csd, row)
         for method, row in rows.items()
-        if method != "csd"
+        for factor in [chosen[method]]
     ]
-    differences = minus_table([f"minus CSD, × {chosen['csd']:g}"], pairs)
+    if pair_tries(config):
+        pair = chosen_pair(config)
+        both = [f"CSD, {said(pair['csd'])}"]
+        csd_of_pair = rows_with(config, pair)["csd"]
+        pairs.append(([*both, f"LwF, {said(pair['lwf'])}"], csd_of_pair, rows["lwf"]))
+        pairs.append(([*both, f"CSD, {said(chosen['csd'])}"], csd_of_pair, csd))
+    differences = minus_table(["CSD's runs", "minus"], pairs)
     return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{differences}"
 
 
-def pair_table(config: TrainConfig) -> str:
-    """What each pair of CSD's weights reaches on held-out images; and the best on test images."""
-    tries = tuned.load_tries(config, tuned.PAIRS)
-    reached = tuned.found(tries, tuned.pair_of)["csd"]
-    best = tuned.best(reached)
-    lines = [
-        [f"KD {said(kd)}"]
-        + [
-            f"**{v:.1f}**" if pair == best else f"{v:.1f}"
-            for pair, v in reached.items()
-            if pair[0] == kd
-        ]
-        for kd in tuned.FACTORS
-    ]
-    header = ["", *(f"CSD term {said(factor)}" for factor in tuned.FACTORS)]
-    single, pair = chosen_factors(config), chosen_pair(config)
-    rows, alone = rows_with(config, pair), rows_with(config, single)
-    pairs = [
-        ([f"CSD {said(single['csd'])}"], rows["csd"], alone["csd"]),
-        ([f"LwF {said(single['lwf'])}"], rows["csd"], rows["lwf"]),
-    ]
-    gaps = minus_table([f"CSD {said(best)}, minus"], pairs)
-    return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{gaps}"
+def pair_tries(config: TrainConfig) -> list[Record]:
+    """What has been tried with a factor for each of CSD's weights, in fp32 if not as asked for."""
+    if not (tuned.PAIRS / config.dataset).is_dir():
+        return []
+    either = (tuned.load_tries(c, tuned.PAIRS) for c in (config, replace(config, precision="fp32")))
+    return next(filter(None, either), [])
+
+
+def pair_tables() -> str:
+    """What each pair of CSD's weights reaches on held-out images."""
+    parts = []
+    for title, config in SEARCHES.items():
+        if tries := pair_tries(config):
+            reached = tuned.found(tries, tuned.pair_of)["csd"]
+            best = tuned.best(reached)
+            shown = {p: f"**{v:.1f}**" if p == best else f"{v:.1f}" for p, v in reached.items()}
+            of_kd, of_csd = (sorted(set(factors)) for factors in zip(*reached, strict=True))
+            lines = [[f"KD {said(kd)}"] + [shown.get((kd, c), "–") for c in of_csd] for kd in of_kd]
+            header = ["", *(f"CSD term {said(factor)}" for factor in of_csd)]
+            parts.append(f"{title} {said_of_tries(tries)}:\n\n{markdown(header, lines)}")
+    return "\n\n".join(parts)
 
 
 def said_of_tries(tries: Sequence[Record]) -> str:
@@ -664,37 +684,33 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
         axes[-1].annotate(len(gaps), (1.03, place), xycoords=("axes fraction", "data"), va="center")
     for axis in axes:
         axis.axvline(0, color="black", lw=1.5)
+        axis.grid(axis="y", visible=False)
     axes[-1].annotate("seeds", (1.03, 1.03), xycoords="axes fraction")
+    for (above, *_), (title, *_), place in zip(found, found[1:], places[1:], strict=False):
+        if above != title:  # a line between experiments
+            for axis in axes:
+                axis.axhline(place + 0.5, color="gray", lw=1, zorder=0)
     for usual, (color, label) in labels.items():
         axes[1].plot([], [], "o" if usual else "D", color=color, label=label)
+    axes[1].plot([], [], "o", color="black", mfc="white", mew=2, label="each of two seeds")
     below = -0.9 / figure.get_figheight()
-    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, frameon=False)
+    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=3, frameon=False)
     return figure
 
 
-def trade_off_figure() -> Figure:
-    """What each method keeps and learns on held-out images, along the weights that were tried."""
-    figure, axes = plt.subplots(1, len(SEARCHES), figsize=(16, 5))
+def factors_figure() -> Figure:
+    """What each method reaches on held-out images, by the factor of all of its weights."""
+    figure, axes = plt.subplots(1, len(SEARCHES), figsize=(16, 5), layout="constrained")
+    styles = figures.method_styles(tuned.RECIPES)
     for axis, (title, config) in zip(axes, SEARCHES.items(), strict=True):
-        ends: dict[tuple[str, float], list[np.ndarray]] = {}
-        for record in tuned.load_tries(config):
-            which = record.config.method, tuned.factor_of(record.config)
-            ends.setdefault(which, []).append(100 * record.matrix.own[-1])
-        styles = figures.method_styles(tuned.RECIPES)
-        styles["ce+kd"] = styles["ce+kd"] | {"color": figures.GREEN}  # else MMD + KD's
-        for method, style in styles.items():
-            means = [np.mean(ends[method, factor], axis=0) for factor in tuned.FACTORS]
-            old, new = zip(*means, strict=True)
-            axis.plot(new, old, label=get_method(method).title, **style)
-            axis.plot(new[-1], old[-1], **style | {"markersize": 15})
-            usual = tuned.FACTORS.index(1)
-            axis.plot(new[usual], old[usual], "o", ms=17, mfc="none", mec=style["color"], mew=2)
-        runs = max(len(found) for found in ends.values())
-        about = "one seed" if runs == 1 else f"means of {runs} seeds"
-        axis.set(title=f"{title}: {about}", xlabel="new classes, Recall@1 (%)")
-        if title == "digits":  # nearly all lie within some points
-            axis.set(xlim=(96, 100.4), ylim=(86, 99.4))
-    axes[0].set_ylabel("old classes, Recall@1 (%)")
+        tries = tuned.load_tries(config)
+        for method, reached in tuned.found(tries).items():
+            label = get_method(method).title
+            axis.plot([*reached], [*reached.values()], label=label, **styles[method])
+        axis.set(xscale="log", xlabel="factor of the weights")
+        axis.set_xticks([0.1, 1, 10, 100], ["× 0.1", "× 1", "× 10", "× 100"])
+        axis.set_title(title.replace(", ResNet-8, ", ", ResNet-8,\n"))
+    axes[0].set_ylabel("old and new, mean (%)")
     axes[-1].legend(**figures.BESIDE)
     return figure
 
@@ -719,7 +735,8 @@ def curves_page(found: Sequence[Table]) -> str:
         for gallery, title in GALLERIES.items():
             header, rows = table_rows(table.rows, gallery, table.columns)
             left_out = {name for name in header if name.startswith("after")} - ends
-            kept = [i for i, name in enumerate(header) if name not in left_out | {"fingerprint"}]
+            left_out |= {"fingerprint", "AC", "AA"}
+            kept = [i for i, name in enumerate(header) if name not in left_out]
             header, *rows = [[row[i] for i in kept] for row in (header, *rows)]
             lines += titled(f"Recall@1 in % on task 1, {title}", (header, rows), True)
         lines += titled(FROM_CSD, difference_rows(table, "own"), True)
@@ -805,7 +822,8 @@ def main() -> None:
     papers = beside_paper[0]
     protocol = max(beside_paper, key=lambda t: (t.group.stop is not None, len(t.rows)))
     small = max((t for t in beside_paper if t.group.config.depth == 8), key=lambda t: len(t.rows))
-    photographs, kinds = tables_of("cifar100", "figure3"), tables_of("kinds", "figure4")
+    five, *_ = tables_of("cifar100", "figure3")
+    kinds = tables_of("kinds", "figure4")
     leading = leads(protocol)
     content = {
         "README.md": {"effect": effect_table(plain)},
@@ -814,32 +832,32 @@ def main() -> None:
             "protocol": protocol_table(protocol),
             "protocol claims": claims_table(protocol),
             "claims": claims_table(papers),
-            "small": markdown(*difference_rows(small, "own")),
+            "small": csd_table(small),
             "learned": learned_table(
                 {
-                    "ResNet-32, 230 epochs": protocol,
-                    "ResNet-32, 25 and 8": papers,
-                    "ResNet-8, 25 and 8": small,
+                    "ResNet-32, 230 + 230": protocol,
+                    "ResNet-32, 25 + 8": papers,
+                    "ResNet-8, 25 + 8": small,
                 }
             ),
             "pairs": pairs_table(papers.group, WEIGHT_PAIRS),
             "head pairs": pairs_table(papers.group, HEAD_PAIRS),
-            "changes": changes_table(papers.group),
-            "digits": render(plain, markdown=True),
             "tuned": tuned_table(SEARCHES["digits"]),
-            "weight pairs": pair_table(SEARCHES["digits"]),
-            "tuned small": tuned_table(SEARCHES["CIFAR-100, ResNet-8"]),
-            "first length": first_length_table("CIFAR-100, ResNet-8"),
+            "tuned small": tuned_table(SEARCHES[SMALL]),
+            "first length": first_length_table(SMALL),
             "second length": second_length_table(),
             "first task": first_task_page(lines_of("first_task")),
             "second task": second_task_table(lines_of("second_task")),
         },
-        "docs/tables.md": {"ledger": render_paper(groups_of("cifar100"), markdown=True)},
+        "docs/tables.md": {
+            "ledger": render_paper(groups_of("cifar100"), markdown=True),
+            "changes": changes_table(papers.group),
+            "weights tried": pair_tables(),
+        },
         "docs/fashion.md": {
             "fashion": both_sides("fashion", "table1", raw_pixels()),
             "choice": choice_table("fashion"),
             "tuned": tuned_table(SEARCHES["clothes"]),
-            "weight pairs": pair_table(SEARCHES["clothes"]),
             "first length": first_length_table("clothes"),
         },
         "docs/fine-grained.md": {
@@ -848,7 +866,10 @@ def main() -> None:
             "weights": weights_page(),
             "figure4": curves_page(kinds),
         },
-        "docs/terms.md": {"terms": terms_page(groups_of("digits"))},
+        "docs/terms.md": {
+            "digits": render(plain, markdown=True),
+            "terms": terms_page(groups_of("digits")),
+        },
         "docs/speed.md": {"speed": speed_table()},
         "docs/gpu.md": {"steps": steps_table()},
         "docs/promises.md": {"long": long_and_large()},
@@ -874,12 +895,9 @@ def main() -> None:
         "first-task": first_task_figure(lines_of("first_task")),
         "leads": leads_figure(leading),
         "first-length": first_length_figure("clothes"),
-        "first-length-photos": first_length_figure("CIFAR-100, ResNet-8"),
-        "trade-off": trade_off_figure(),
-        "table1": figures.paper_against_ours(papers),
-        "protocol": figures.paper_against_ours(protocol),
+        "factors": factors_figure(),
     }
-    for table in (*photographs, *kinds):
+    for table in (five, *kinds):
         name = f"{table.name}-{table.group.config.tasks}-tasks"
         drawn[name] = figures.first_task_curves(table)
     for name, figure in drawn.items():
