@@ -146,7 +146,7 @@ def test_no_sentence_of_a_checker_is_missing_from_the_list(tool):
 def test_every_number_of_guide_and_slides_is_one_of_the_kit():
     """Decimals and percentages must stand in a notebook's cells, which check them, or a table."""
     sources = "\n".join(c.source for c in cells("*.ipynb") + cells("solutions/*.ipynb"))
-    names = ("README.md", "docs/results.md", "docs/tables.md")
+    names = ("README.md", "docs/results.md", "docs/tables.md", "docs/terms.md")
     pages = [(ROOT / name).read_text("utf-8") for name in names]
     known = "\n".join([*pages, MAP, sources])
     with_the_anchor = 2 * math.e**2 + math.e + math.e**-1 + 3 * math.e**-2 + math.e**2

@@ -218,6 +218,8 @@ def terms_page(groups: list[Group]) -> str:
 
 def effect_table(records: list[Record]) -> str:
     """The effect in one table: own classes, and the old gallery."""
+    shown = ("initial", "fine-tuning", "lwf", "ce+kd", "csd", "joint")
+    records = [record for record in records if record.config.method in shown]
     (about, *_) = headline(paper_groups(records)[0])
     header = ["", "recipe", "seeds", "old classes, before", "after", "new classes", "old gallery"]
     rows = []
