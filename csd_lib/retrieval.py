@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ from csd_lib.stored import StoredImages
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.
 MAX_SIMILARITIES = 1_000_000
-# Similarities are told apart in steps of 1 / STEPS; whole numbers up to 2**24 are exact in float32.
-STEPS = 2**24
+# Similarities are told apart in steps of 1 / LEVELS; whole numbers up to 2**24 are exact in float32.
+LEVELS = 2**24
 
 
 class Recall(dict):
@@ -95,24 +95,36 @@ def wrong_before_right(
         gallery, gallery_labels, same_images = queries, query_labels, True
     checks.search(queries, gallery, same_images)
     checks.searched_labels(queries, query_labels, gallery, gallery_labels, same_images)
-    device = torch.device("cpu") if queries.device.type == "mps" else queries.device  # no float64
-    queries, query_labels = unit_length(queries.to(device).double()), query_labels.to(device)
-    gallery, gallery_labels = unit_length(gallery.to(device).double()), gallery_labels.to(device)
-
-    counts = torch.empty(len(queries), dtype=torch.int64, device=device)
-    rows_at_once = max(1, MAX_SIMILARITIES // len(gallery))
-    for first in range(0, len(queries), rows_at_once):
-        chunk = slice(first, first + rows_at_once)
-        similarity = (queries[chunk] @ gallery.T).mul_(STEPS).round_().float()
+    queries = _in_float64(queries)
+    gallery = _in_float64(gallery.to(queries.device))
+    query_labels, gallery_labels = (y.to(queries.device) for y in (query_labels, gallery_labels))
+    counts = torch.empty_like(query_labels, dtype=torch.int64)
+    for chunk, similarity in _search(queries, gallery, same_images):
         is_positive = query_labels[chunk, None] == gallery_labels[None, :]
-        if same_images:  # a query must not find itself
-            similarity.diagonal(first).fill_(-torch.inf)
-            is_positive.diagonal(first).fill_(False)
+        if same_images:
+            is_positive.diagonal(chunk.start).fill_(False)
         nearest_positive = similarity.masked_fill(~is_positive, -torch.inf).amax(1, keepdim=True)
         # No positive is nearer than the nearest one, so all that is strictly nearer is negative.
         count = (similarity > nearest_positive).sum(dim=1)
         counts[chunk] = torch.where(is_positive.any(dim=1), count, -1)
     return counts
+
+
+def _in_float64(features: Tensor) -> Tensor:
+    """Scale rows to length 1 in float64, which a Mac's GPU has not."""
+    on_mps = features.device.type == "mps"
+    return unit_length((features.cpu() if on_mps else features).double())
+
+
+def _search(queries: Tensor, gallery: Tensor, same_images: bool) -> Iterator[tuple[slice, Tensor]]:
+    """Yield a few queries at a time, and their similarities to the gallery in whole steps."""
+    rows_at_once = max(1, MAX_SIMILARITIES // len(gallery))
+    for first in range(0, len(queries), rows_at_once):
+        chunk = slice(first, first + rows_at_once)
+        similarity = (queries[chunk] @ gallery.T).mul_(LEVELS).round_().float()
+        if same_images:  # a query must not find itself
+            similarity.diagonal(first).fill_(-torch.inf)
+        yield chunk, similarity
 
 
 def recall_at_k(
@@ -164,10 +176,9 @@ def all_alike(features: Tensor) -> bool:
     """Say whether a search ties most images ``[N, D]`` with the mean one: then all are found."""
     checks.matrix("features", features)
     checks.finite("features", features)
-    on_mps = features.device.type == "mps"  # which has no float64
-    unit = unit_length((features.cpu() if on_mps else features).double())
+    unit = _in_float64(features)
     center = unit_length(unit.mean(dim=0, keepdim=True))
-    tied = ((unit @ center.T * STEPS).round() == STEPS).squeeze(1) | (unit == 0).all(dim=1)
+    tied = ((unit @ center.T * LEVELS).round() == LEVELS).squeeze(1) | (unit == 0).all(dim=1)
     return 2 * int(tied.sum()) > len(features)
 
 
@@ -182,15 +193,11 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = 5, same_images: bool = Fa
     """
     checks.search(queries, gallery, same_images)
     checks.whole("k", k, 1, len(gallery) - same_images, "so many can be found")
-    queries, gallery = (unit_length(features.cpu().double()) for features in (queries, gallery))
-    found = []
-    rows_at_once = max(1, MAX_SIMILARITIES // len(gallery))
-    for first in range(0, len(queries), rows_at_once):
-        similarity = queries[first : first + rows_at_once] @ gallery.T
-        similarity.mul_(STEPS).round_()  # so that equal ones tie on every machine
-        if same_images:
-            similarity.diagonal(first).fill_(-torch.inf)
-        found.append(similarity.sort(dim=1, descending=True, stable=True).indices[:, :k])
+    queries, gallery = (_in_float64(features.cpu()) for features in (queries, gallery))
+    found = [
+        similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        for _, similarity in _search(queries, gallery, same_images)
+    ]
     return torch.cat(found)
 
 
@@ -247,7 +254,8 @@ def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> Retrie
         outputs = [_features_and_logits(model, task.test_images, 512) for task in tasks]
         features = [f for f, _ in outputs]
         labels = [task.test_labels.to(features[0].device) for task in tasks]
-        if all_alike(torch.cat(features)):
+        all_features, all_labels = torch.cat(features), torch.cat(labels)
+        if all_alike(all_features):
             warnings.warn(
                 f"after task {i + 1} most test images have the same feature: they tie, and each is "
                 f"found, which says nothing",
@@ -265,9 +273,9 @@ def retrieval_matrix(models: Sequence[Network], tasks: Sequence[Task]) -> Retrie
                 correct = outputs[j][1].argmax(dim=1) == labels[j]
                 accuracy[i, j] = correct.double().mean().item()
         n = sum(len(labels[task.index]) for task in arrived)
-        galleries.append((torch.cat(features)[:n], torch.cat(labels)[:n]))
+        galleries.append((all_features[:n], all_labels[:n]))
         for j, (gallery, its_labels) in enumerate(galleries):
-            queries = torch.cat(features)[: len(gallery)]
+            queries = all_features[: len(gallery)]
             old[i, j] = recall_at_k(queries, its_labels, gallery, its_labels, same_images=True)[1]
     return RetrievalMatrix(own, seen, accuracy, old)
 
@@ -284,11 +292,7 @@ def forgetting(matrix: np.ndarray) -> float:
     2018, who take the best of all stages before the last). It is positive if something was lost.
     NaN for a single task or a single stage.
     """
-    matrix = checks.table("matrix", matrix)
-    stages, tasks = matrix.shape
-    if stages != tasks or tasks < 2:
-        return float("nan")
-    return float(np.mean([matrix[j:-1, j].max() - matrix[-1, j] for j in range(tasks - 1)]))
+    return _mean_of_old_tasks(matrix, lambda r, j: r[j:-1, j].max() - r[-1, j])
 
 
 def backward_transfer(matrix: np.ndarray) -> float:
@@ -296,8 +300,13 @@ def backward_transfer(matrix: np.ndarray) -> float:
 
     ``BWT = mean_{j < T-1} ( R[T-1, j] - R[j, j] )``. It is negative if something was lost.
     """
+    return _mean_of_old_tasks(matrix, lambda r, j: r[-1, j] - r[j, j])
+
+
+def _mean_of_old_tasks(matrix: np.ndarray, value: Callable[[np.ndarray, int], float]) -> float:
+    """Mean over all tasks but the last; NaN for a single task or a single stage."""
     matrix = checks.table("matrix", matrix)
     stages, tasks = matrix.shape
     if stages != tasks or tasks < 2:
-        return float("nan")
-    return float(np.mean([matrix[-1, j] - matrix[j, j] for j in range(tasks - 1)]))
+        return math.nan
+    return float(np.mean([value(matrix, j) for j in range(tasks - 1)]))
