@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # some, such as meta, can hold no value
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        reason = checks.first_line(error, 160)
         if reason.startswith("Expected one of"):  # followed by all that PyTorch was ever built for
             reason = "there is no such kind"
         raise InputError(
@@ -244,9 +244,9 @@ class StepState:
 class CapturedStep:
     """The same step as one CUDA graph: the CPU launches it in one go, not kernel by kernel.
 
-    The first batch of each size is recorded: three rehearsals let cuDNN choose its algorithms and
-    Adam make its state, everything they moved is put back, then the kernels are recorded without
-    being run. From then on a step copies its batch into place and replays them.
+    The first batch is recorded: three rehearsals let cuDNN choose its algorithms and Adam make its
+    state, everything they moved is put back, then the kernels are recorded without being run. From
+    then on a step copies its batch, of the same size, into place and replays them.
 
     Args:
         step: takes the indices of a batch (int64 ``[B]``) and only enqueues work on the device.
@@ -255,13 +255,13 @@ class CapturedStep:
 
     def __init__(self, step: Callable[[Tensor], None], state: StepState):
         self.step, self.state = step, state
-        self.graphs: dict[int, tuple[Tensor, torch.cuda.CUDAGraph]] = {}
+        self.recorded: tuple[Tensor, torch.cuda.CUDAGraph] | None = None
 
     def __call__(self, batch: Tensor) -> None:
         """Run the step on a batch."""
-        if len(batch) not in self.graphs:
-            self.graphs[len(batch)] = self._capture(batch.clone())
-        static_batch, graph = self.graphs[len(batch)]
+        if self.recorded is None:
+            self.recorded = self._capture(batch.clone())
+        static_batch, graph = self.recorded
         static_batch.copy_(batch)
         graph.replay()
 

@@ -142,7 +142,7 @@ class Steps:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             decision = Decision(len(batch), False, f"it cannot be captured: {reason}")
         if not decision.captured:
-            captured.graphs.clear()
+            captured.recorded = None
             self._recover(random_state)
             if self.must_capture:
                 raise InputError(f"cuda_graph=true: {decision.reason}: choose auto")
