@@ -41,9 +41,6 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
         p, q = F.log_softmax(s / temperature, dim=1), F.log_softmax(t / temperature, dim=1)
         return kl(p[:, : t.shape[1]], q).mean()
 
-    def last_columns(s: Tensor, t: Tensor, temperature: float) -> Tensor:
-        return losses.kd_loss(s[:, -t.shape[1] :], t, temperature)
-
     right = losses.kd_loss
     cases = {
         "the example of chapter 3": (
@@ -76,7 +73,7 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
         (
             "You compare the teacher with the student's *last* columns. The old classes come "
             "first.",
-            last_columns,
+            lambda s, t, temp: right(s[:, -t.shape[1] :], t, temp),
         ),
         (
             "You divide by the number of classes too (`reduction='mean'`). Sum over the classes, "
@@ -264,9 +261,6 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         others = ~torch.eye(len(y), dtype=torch.bool)
         return _contrast(f, f, (y[:, None] == y) & others, others, temp)
 
-    def only_teachers(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
-        return _contrast(s, t, y[:, None] == y, torch.tensor(True), temp)
-
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
         return _contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
 
@@ -329,7 +323,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         (
             "You compare with the teachers only. The other students belong to the comparison, "
             "above the line and below.",
-            only_teachers,
+            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y), below=_teachers),
         ),
         (
             "You compare with students only, above the line and below. The teachers belong to the "

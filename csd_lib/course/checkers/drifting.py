@@ -86,9 +86,6 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         a, b = neighbors(old, k, **kind), neighbors(new, k, **kind)
         return (a[:, :, None] == b[:, None]).sum(dim=(1, 2)).double()
 
-    def ordered(old: Tensor, new: Tensor, k: int) -> float:
-        return (neighbors(old, k) == neighbors(new, k)).double().mean().item()
-
     def jaccard(old: Tensor, new: Tensor, k: int) -> float:
         both = shared(old, new, k)
         return (both / (2 * k - both)).mean().item()
@@ -119,7 +116,7 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         ),
         (
             "You compare rank by rank. A neighbour that moved from third to fourth place was kept.",
-            ordered,
+            lambda a, b, k: (neighbors(a, k) == neighbors(b, k)).double().mean().item(),
         ),
         (
             "You did not scale the features to length 1: long ones become everybody's neighbours.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -50,9 +50,10 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         ties_miss: bool = False,
         singletons_miss: bool = False,
         precision: bool = False,
+        distance: bool = False,
     ) -> float:
         f = unit_length(features.double()) if scale else features.double()
-        similarity = (f @ f.T * 2**24).round()
+        similarity = ((-torch.cdist(f, f) if distance else f @ f.T) * 2**24).round()
         same_class = labels[:, None] == labels[None]
         if not itself:
             similarity.fill_diagonal_(-torch.inf)
@@ -67,25 +68,17 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         counted = torch.ones_like(hit) if singletons_miss else same_class.any(dim=1)
         return hit[counted].double().mean().item()
 
-    def by_distance(features: Tensor, labels: Tensor, k: int) -> float:
-        apart = torch.cdist(features.double(), features.double()).fill_diagonal_(torch.inf)
-        same_class = (labels[:, None] == labels[None]).fill_diagonal_(False)
-        best = apart.masked_fill(~same_class, torch.inf).amin(dim=1, keepdim=True)
-        sooner = (apart < best - 1e-6) & ~same_class.fill_diagonal_(True)
-        can_hit = best.isfinite().squeeze(1)
-        return (sooner.sum(dim=1) < k)[can_hit].double().mean().item()
-
-    def among_nearest(features: Tensor, labels: Tensor, k: int) -> float:
+    def by_rank(
+        features: Tensor, labels: Tensor, k: int, itself: bool = False, dropped: int = 0
+    ) -> float:
         f = unit_length(features)
-        found = (f @ f.T).fill_diagonal_(-torch.inf).topk(k, dim=1).indices
+        similarity = f @ f.T
+        if not itself:
+            similarity.fill_diagonal_(-torch.inf)
+        found = similarity.topk(min(k + dropped, len(labels)), dim=1).indices[:, dropped:]
         hit = (labels[found] == labels[:, None]).any(dim=1)
         counted = (labels[:, None] == labels[None]).sum(dim=1) > 1
         return hit[counted].double().mean().item()
-
-    def everything_found(features: Tensor, labels: Tensor, k: int) -> float:
-        f = unit_length(features)
-        found = (f @ f.T).topk(k, dim=1).indices
-        return (labels[found] == labels[:, None]).any(dim=1).double().mean().item()
 
     def zeros(features: Tensor, labels: Tensor, k: int, of_itself: bool) -> float:
         f = unit_length(features.double())
@@ -99,12 +92,6 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             best = (similarity * others).amax(dim=1, keepdim=True)
             sooner = (similarity > best) & ~same_class
         return (sooner.sum(dim=1) < k)[others.any(dim=1)].double().mean().item()
-
-    def first_dropped(f: Tensor, y: Tensor, k: int) -> float:
-        similarity = unit_length(f) @ unit_length(f).T
-        found = similarity.topk(min(k + 1, len(y)), dim=1).indices[:, 1:]
-        hit = (y[found] == y[:, None]).any(dim=1)
-        return hit[(y[:, None] == y[None]).sum(dim=1) > 1].double().mean().item()
 
     def lone_images_dropped(f: Tensor, y: Tensor, k: int) -> float:
         kept = (y[:, None] == y[None]).sum(dim=1) > 1
@@ -153,7 +140,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         ),
         (
             "Every query finds itself, so you get 100 %. Leave it out of its own search.",
-            everything_found,
+            partial(by_rank, itself=True),
         ),
         *((ZERO_FOR_LEFT_OUT, partial(zeros, of_itself=itself)) for itself in (False, True)),
         (
@@ -168,12 +155,12 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         (
             "Only ties are wrong. `topk` and `sort` pick one of equals as they like; count the "
             "wrong images that are *strictly* more similar than the best right one.",
-            among_nearest,
+            by_rank,
         ),
         (
             "You leave out the first of the K + 1 nearest, as if it were always the query. "
             "Among equals it need not be: when all features are the same, every query is a hit.",
-            first_dropped,
+            partial(by_rank, itself=True, dropped=1),
         ),
         (
             "You count ties as misses. A wrong image must be *strictly* nearer to come first.",
@@ -183,7 +170,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             "You did not scale the features to length 1: long ones are found too often.",
             partial(variant, scale=False),
         ),
-        (NOT_SCALED_DISTANCE, by_distance),
+        (NOT_SCALED_DISTANCE, partial(variant, scale=False, distance=True)),
         (
             "You count a query as a miss if its class has no other image. It cannot hit: leave it "
             "out of the mean.",
@@ -209,11 +196,6 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
     return verdict("4.1", praise, lambda: compare(recall_at_k, right, cases, mistakes, hints=hints))
 
 
-def _with(variant: Callable[..., float], *flaws_then_matrix: Any) -> float:
-    *flaws, matrix = flaws_then_matrix
-    return variant(matrix, *flaws)
-
-
 def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
     """Exercise 4.2: forgetting from a task x task matrix."""
     rng = np.random.default_rng(0)
@@ -231,7 +213,7 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
     def lost_of_each(m: np.ndarray) -> np.ndarray:
         return np.array([m[j:-1, j].max() - m[-1, j] for j in range(len(m) - 1)])
 
-    def variant(m: np.ndarray, *flaws: str) -> float:
+    def variant(flaws: Sequence[str], m: np.ndarray) -> float:
         m = m.T if "transposed" in flaws else m
         tasks = len(m) if "last task" in flaws else len(m) - 1
         rows = []
@@ -300,9 +282,9 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
             lambda m: float(np.abs(lost_of_each(m)).mean()),
         ),
     ]
-    mistakes += [(sentence, partial(_with, variant, flaw)) for sentence, flaw in flaws]
+    mistakes += [(sentence, partial(variant, [flaw])) for sentence, flaw in flaws]
     mistakes += [
-        (f"{one} And a second thing: {other}", partial(_with, variant, a, b))
+        (f"{one} And a second thing: {other}", partial(variant, [a, b]))
         for (one, a), (other, b) in combinations(flaws, 2)
     ]
     praise = "best earlier value minus the last, old tasks only."
@@ -326,20 +308,16 @@ def check_recall_in_gallery(
         chosen = (labels >= first) & (labels < end)
         return search(features, labels, chosen, chosen)
 
-    def everything(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
-        return right(features, labels, first, end, int(labels.max()) + 1)
-
-    def all_query(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
-        return right(features, labels, 0, seen, seen)
-
-    def not_scaled(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
+    def unscaled(
+        similarity: Callable[[Tensor], Tensor],
+        features: Tensor,
+        labels: Tensor,
+        first: int,
+        end: int,
+        seen: int,
+    ) -> float:
         f, y = features[labels < seen], labels[labels < seen]
-        found = (f @ f.T).fill_diagonal_(-torch.inf).argmax(dim=1)
-        return (y[found] == y)[(y >= first) & (y < end)].double().mean().item()
-
-    def by_distance(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
-        f, y = features[labels < seen], labels[labels < seen]
-        found = torch.cdist(f, f).fill_diagonal_(torch.inf).argmin(dim=1)
+        found = similarity(f).fill_diagonal_(-torch.inf).argmax(dim=1)
         return (y[found] == y)[(y >= first) & (y < end)].double().mean().item()
 
     def answer(*case: Any) -> float:
@@ -354,9 +332,6 @@ def check_recall_in_gallery(
                 "belong into it, but for the query itself."
             ) from error
 
-    def two_ends(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
-        return search(features, labels, (labels >= first) & (labels <= end), labels <= seen)
-
     centers = random_features(6, 5, seed=3)
     labels = random_labels(150, 6, seed=4)
     features = centers[labels] + 0.9 * random_features(150, 5, seed=5)
@@ -366,24 +341,24 @@ def check_recall_in_gallery(
         "task 1 after task 3": (features, labels, 0, 2, 6),
         "task 1 after task 1": (features, labels, 0, 2, 2),
     }
-    mistakes = [
+    mistakes: Mistakes = [
         (
             "Your gallery holds the query's own task only. All classes seen so far belong into it.",
             own,
         ),
         (
             "Your gallery holds classes that have not arrived yet: use labels below `seen`.",
-            everything,
+            lambda f, y, first, end, seen: right(f, y, first, end, int(y.max()) + 1),
         ),
         (
             "You let all images be queries. Only those of the task, `first <= label < end`, are.",
-            all_query,
+            lambda f, y, first, end, seen: right(f, y, 0, seen, seen),
         ),
         (
             "You did not scale the features to length 1: similarity is the cosine.",
-            not_scaled,
+            partial(unscaled, lambda f: f @ f.T),
         ),
-        (NOT_SCALED_DISTANCE, by_distance),
+        (NOT_SCALED_DISTANCE, partial(unscaled, lambda f: -torch.cdist(f, f))),
         (
             "Every query finds itself: it is part of the gallery and must be left out of its own "
             "search.",
@@ -391,7 +366,7 @@ def check_recall_in_gallery(
         ),
         (
             "Ends are not included: `first <= label < end` and `label < seen`.",
-            two_ends,
+            lambda f, y, first, end, seen: right(f, y, first, end + 1, seen + 1),
         ),
     ]
     praise = "old queries search everything seen so far, and nothing else."

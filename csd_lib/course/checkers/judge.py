@@ -86,7 +86,8 @@ def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
     if result is None or result is Ellipsis:
         raise Mistake(NOTHING)
     for before, after in zip(args, given, strict=True):
-        if isinstance(before, Tensor | np.ndarray) and not _equal(before, after):
+        is_table = isinstance(before, Tensor | np.ndarray)
+        if is_table and not same(after, before, tolerance=0):
             raise Mistake(
                 f"{case}: it changes the tensor that it was given. Work on a copy, or use "
                 f"functions without a trailing underscore."
@@ -258,9 +259,3 @@ def _short(value: Any) -> str:
 def _finite(value: Any) -> bool:
     numbers = numbers_in(value)
     return numbers is None or bool(np.isfinite(numbers).all())
-
-
-def _equal(before: Any, after: Any) -> bool:
-    if isinstance(before, Tensor):
-        return torch.equal(before, after)
-    return np.array_equal(before, after)
