@@ -396,7 +396,6 @@ CALLS = {
         groups={"student": circle(), "teacher": circle()},
         labels=LABELS,
         arrows=circle(),
-        class_names=["a", "b"],
         axis=axis(),
     ),
     "plots.training_curves": lambda: dict(history=HISTORY),
@@ -619,7 +618,7 @@ ALLOWED = {
         limits={"None", "too few labels"},
         axis={"None"},
     ),
-    "plots.unit_circle": dict(arrows={"None"}, class_names=NAMES, axis={"None"}),
+    "plots.unit_circle": dict(arrows={"None"}, axis={"None"}),
     "plots.LiveCurves": dict(seconds={"0", "10**30", "1e30", "half"}),
     "plots.LiveCurves.finish": dict(description=TEXTS),
     "figures.method_curves": dict(

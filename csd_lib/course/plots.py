@@ -222,15 +222,14 @@ def unit_circle(
     groups: dict[str, Tensor],
     labels: Tensor,
     arrows: Tensor | None = None,
-    class_names: Sequence[str] = ("class A", "class B"),
     axis: Axes | None = None,
 ) -> Figure:
-    """Two-dimensional features as points on the unit circle.
+    """Two-dimensional features of two classes as points on the unit circle.
 
     Args:
         groups: for example ``{"student": [N, 2], "teacher": [N, 2]}``, of length 1; the second is
             drawn hollow and a little further out.
-        labels: int64 ``[N]``.
+        labels: int64 ``[N]``, 0 or 1.
         arrows: ``[N, 2]``, drawn at the points of the first group.
         axis: draw into this one instead of a new figure.
     """
@@ -238,14 +237,13 @@ def unit_circle(
     for name, points in groups.items():
         checks.points(f"groups[{name!r}]", points)
         checks.matrix(f"groups[{name!r}]", points)
-    checks.labels("labels", labels, len(points))
-    checks.names("class_names", class_names, 1)
-    _check_range(labels, min(len(class_names), len(CLASS_COLORS)))
-    _check_same_length(labels, **groups)
+        checks.labels("labels", labels, len(points))
+    _check_range(labels, 2)
     if arrows is not None:
         checks.points("arrows", arrows)
         checks.matrix("arrows", arrows)
-        _check_same_length(labels, arrows=arrows)
+        if len(arrows) != len(labels):
+            raise InputError(f"arrows has {len(arrows)} rows for {len(labels)} labels")
         arrows = arrows.detach().cpu()
     groups, labels = {name: p.detach().cpu() for name, p in groups.items()}, labels.cpu()
     figure, axis = _place(axis, (7, 5.2))
@@ -264,7 +262,7 @@ def unit_circle(
                 facecolors=color if index == 0 else "white",
                 edgecolors=color,
                 linewidths=2.5,
-                label=f"{group}, {class_names[label]}",
+                label=f"{group}, class {'AB'[label]}",
                 zorder=3,
             )
         # Points in the same place share one name, or they would be written over each other.
@@ -289,12 +287,6 @@ def _check_range(labels: Tensor, classes: int) -> None:
             f"labels are from {labels.min()} to {labels.max()}, but there are names (or colours) "
             f"for 0 to {classes - 1} only"
         )
-
-
-def _check_same_length(labels: Tensor, **others: Tensor | np.ndarray) -> None:
-    for name, other in others.items():
-        if len(other) != len(labels):
-            raise InputError(f"{name} has {len(other)} rows for {len(labels)} labels")
 
 
 def training_curves(history: Sequence[dict[str, float]]) -> Figure:

@@ -435,19 +435,20 @@ def share_at_home(recording: Recording, method: str, moment: int) -> float:
     That is the centre of the class under joint training. It measures the map, of which UMAP has
     chosen the layout; Recall@1 is measured on the features themselves.
     """
-    _check_moment(recording, method, moment)
-    labels = recording.labels
-    positions = recording.positions[recording.about["methods"].index(method), moment].astype(float)
+    which, labels = _check_moment(recording, method, moment), recording.labels
+    positions = recording.positions[which, moment].astype(float)
     homes = [recording.home[labels == c].mean(axis=0, dtype=float) for c in np.unique(labels)]
     distances = np.linalg.norm(positions[:, None] - homes, axis=2)
     seen = recording.task_of_image < recording.moments[moment, 0]
     return float((distances.argmin(axis=1) == labels)[seen].mean())
 
 
-def _check_moment(recording: Recording, method: str, moment: int) -> None:
+def _check_moment(recording: Recording, method: str, moment: int) -> int:
+    """Return the number of a recorded method."""
     checks.instance("recording", recording, Recording, "what load_recording returns")
     checks.one_of("method", method, recording.about["methods"])
     checks.whole("moment", moment, 0, len(recording.moments) - 1)
+    return recording.about["methods"].index(method)
 
 
 def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
@@ -461,8 +462,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
         method: one of the recorded.
         moment: its number, from 0.
     """
-    _check_moment(recording, method, moment)
-    which = recording.about["methods"].index(method)
+    which = _check_moment(recording, method, moment)
     task, epoch = recording.moments[moment].tolist()
     # The last moment of each task: the one before the task changes.
     ends = np.flatnonzero(np.diff(recording.moments[:, 0], append=0))
