@@ -67,10 +67,8 @@ def features_of(
     if size is not None:
         checks.whole("size", size, 1, 4096)
     network = network.to(memory_format=torch.channels_last)  # it computes the same, but faster
-    found = []
-    for batch in tqdm(images.split(AT_ONCE), total=-(-len(images) // AT_ONCE), leave=False):
-        found.append(embed(network, scaled(batch, size)))
-    return torch.cat(found).cpu().numpy()
+    batches = tqdm(images.split(AT_ONCE), total=-(-len(images) // AT_ONCE), leave=False)
+    return torch.cat([embed(network, scaled(batch, size)) for batch in batches]).cpu().numpy()
 
 
 def scaled(images: Tensor, size: int | None) -> Tensor:

@@ -149,8 +149,7 @@ class ResNet(Network):
         depth: 8, 14, 20, 26, 32, ...
         num_classes: rows of the head to begin with; ``grow_head`` adds more.
         in_channels: 3 for colour images, 1 for grey ones.
-        mean, std: channel statistics for pixel values in [0, 1], kept with the model so that
-            images are normalised the same way in training and retrieval. Default: 0 and 1.
+        mean, std: as of ``Network``. Default: 0 and 1.
         seed: decides the initial weights. The global random state is left as it was.
     """
 

@@ -20,7 +20,7 @@ from csd_lib.stored import StoredImages
 # Similarities held in memory at once. A million float64 are 8 MB, which stay in a CPU's cache: four
 # times faster than 64 MB on two cores, and still enough work at a time for a GPU.
 MAX_SIMILARITIES = 1_000_000
-# Similarities are told apart in steps of 1 / LEVELS; whole numbers up to 2**24 are exact in float32.
+# Similarities are rounded to multiples of 1 / LEVELS; whole numbers up to it are exact in float32.
 LEVELS = 2**24
 
 
