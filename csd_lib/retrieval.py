@@ -101,12 +101,10 @@ def wrong_before_right(
     counts = torch.empty_like(query_labels, dtype=torch.int64)
     for chunk, similarity in _search(queries, gallery, same_images):
         is_positive = query_labels[chunk, None] == gallery_labels[None, :]
-        if same_images:
-            is_positive.diagonal(chunk.start).fill_(False)
         nearest_positive = similarity.masked_fill(~is_positive, -torch.inf).amax(1, keepdim=True)
         # No positive is nearer than the nearest one, so all that is strictly nearer is negative.
         count = (similarity > nearest_positive).sum(dim=1)
-        counts[chunk] = torch.where(is_positive.any(dim=1), count, -1)
+        counts[chunk] = torch.where(nearest_positive.squeeze(1).isfinite(), count, -1)
     return counts
 
 
