@@ -14,7 +14,7 @@ from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import get_spec, is_path
 from csd_lib.methods import FIRST_TASK, TERMS, Term, get_method
-from csd_lib.networks import RANDOM, init_sha256, weights_sha256
+from csd_lib.networks import RANDOM, check_name, init_sha256, weights_sha256
 
 
 def of_run(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -146,6 +146,7 @@ def from_stored(content: dict[str, Any]) -> TrainConfig:
     try:
         get_method(content.get("method", "csd"))
         get_spec(content.get("dataset", "digits"))
+        check_name("network", content.get("network") or "resnet")
     except InputError as error:
         raise InputError(f"{error}; if a module of yours adds it, import that first") from error
     config = TrainConfig(**content)

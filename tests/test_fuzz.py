@@ -89,8 +89,8 @@ _WHY_EXEMPT = {
         retrieval.RetrievalMatrix.in_first_gallery
         widgets.Control.pairs checkers.Mistake checkers.Verdict session.Stopped
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
-        report.Group report.are_current report.grouped report.describe report.table_rows
-        report.headline report.shared_changes report.render_rows report.as_objects
+        report.Group report.are_current report.notes_on_code report.grouped report.describe
+        report.table_rows report.headline report.shared_changes report.render_rows report.as_objects
         report.titled report.differences
         seeds.last_values seeds.minus seeds.by_seed seeds.cells seeds.difference_rows
         plots.name_classes

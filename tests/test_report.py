@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -17,7 +17,7 @@ from csd_lib.datasets import get_spec, load_dataset
 from csd_lib.experiment import run_experiment
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, Method
-from csd_lib.paper import report
+from csd_lib.paper import comparison, report
 from csd_lib.paper.ledger import read_ledger
 from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix
@@ -128,6 +128,38 @@ def test_what_made_a_record_is_older_code_once_the_code_computes_something_else(
     assert report.are_current([replace(records[0], data="")]) == [False]
     for shape in ((), (1, 8), (1, 0, 8), (10**6, 8, 8), (1, "8", 8)):
         assert report.are_current([replace(records[0], image_shape=shape)]) == [False]
+
+
+def test_a_network_whose_module_is_not_imported_is_named_with_the_remedy(monkeypatch):
+    """The reader must not think that it was made by older code."""
+    monkeypatch.setattr(report, "fingerprint", fingerprint)
+    stranger = made(
+        "lwf", network="not_imported:Net", fingerprint="1" * 8, first_column=(0.9, 0.321)
+    )
+    older = made("fine-tuning", fingerprint="01234567")
+    assert report.are_current([stranger]) == [False]
+    text = report.render([stranger, older, made("csd")], against={"method": "csd"})
+    before, rest = text.split(report.OLDER)
+    (line,) = [line for line in before.splitlines() if "import not_imported first" in line]
+    assert "It is not known whether today's code computes" in line and "Fine-tuning" in rest
+    current, unknown = before.split(line)
+    assert "CSD" in current and "32.1" in unknown and "32.1" not in current + rest
+    assert "import not_imported first" in comparison.render_paper(
+        comparison.paper_groups([stranger, older])
+    )
+
+
+def test_a_term_method_or_network_that_nobody_has_registered_is_named_with_the_remedy(tmp_path):
+    for name, changes in (("mine", dict(method="mine")), ("nets", dict(network="nets"))):
+        config = {**asdict(TrainConfig()), **changes}
+        (tmp_path / name).mkdir()
+        content = {"config": config, "matrix": {}, "date": "", "device": ""}
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    write(tmp_path, [made()])
+    _, problems = report.load_runs(tmp_path)
+    assert len(problems) == 2
+    for problem, name in zip(sorted(problems), ("mine", "nets"), strict=True):
+        assert f"'{name}'" in problem and "import that first" in problem
 
 
 @pytest.mark.parametrize("machine", [dict(device="cuda:1"), dict(cuda_graph=True)])
@@ -296,7 +328,7 @@ def test_what_cannot_be_compared_is_said():
     assert "no two runs of one seed that differ in this alone: method=csd" in alone
     older = [made(m, fingerprint="0" * 8) for m in ("csd", "lwf")]
     text = report.render(older, against={"method": "csd"})
-    assert "Differences" not in text and "not compared, since other code has made them" in text
+    assert "Differences" not in text and "not compared: see above" in text
     for name in ("epochs", "tasks", "preset", "dataset", "seed", "device", "init_from"):
         with pytest.raises(InputError, match=f"differ in {name}"):
             report.render([made()], against={name: 1})

@@ -23,7 +23,6 @@ from csd_lib.output import printable
 from csd_lib.paper import published as paper
 from csd_lib.paper import seeds
 from csd_lib.paper.report import (
-    OLDER,
     Group,
     changed_settings,
     describe,
@@ -270,12 +269,13 @@ def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
     checks.flag("markdown", markdown)
     checks.instance("groups", groups, (list, tuple), "what paper_groups returns")
     lines: list[str] = []
-    older = False
+    note = ""
     recorded: set[str | tuple[str, str]] = set()  # experiments, and with which presets
     for group in groups:
         checks.instance("groups", group, Group, "what paper_groups returns")
-        if not group.is_current and not older:
-            lines, older = [*lines, OLDER, ""], True
+        if group.note != note:
+            note = group.note
+            lines += [note, ""]
         lines += ["\n\n".join(headline(group)), ""]
         for table in tables(group):
             lines += render_table(table, markdown)

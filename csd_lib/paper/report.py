@@ -37,6 +37,7 @@ OLDER = (
     "Made by code that computes other numbers than this one, or before records said what theirs "
     "computes:"
 )
+UNTRIED = "It is not known whether today's code computes what made these: {}"
 # What a block of a table has in common; all else is said in its rows.
 _BLOCK = ("dataset", "class_order_seed", "tasks", "epochs", "stop_at_epoch")
 _WITHOUT = sorted({field.name for field in fields(TrainConfig)} - {*_BLOCK})
@@ -50,9 +51,14 @@ class Group:
     """Records that may stand in one table: the newest of each run."""
 
     records: list[Record]
-    is_current: bool  # whether today's code computes what made them
+    note: str  # on the code that made them, as of ``notes_on_code``: "" for today's
     repeated: int = 0  # how many older records of the same runs are left out
     key: str = ""  # a text that no other group has
+
+    @property
+    def is_current(self) -> bool:
+        """Whether today's code computes what made them."""
+        return not self.note
 
     @property
     def config(self) -> TrainConfig:
@@ -91,29 +97,40 @@ def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]
 
 
 def are_current(records: Sequence[Record]) -> list[bool]:
-    """Say of each record whether today's code computes what made it; each recipe is tried once."""
-    _check("records", records)
-    known: dict[str, str] = {}
+    """Say of each record whether today's code computes what made it."""
+    return [not note for note in notes_on_code(records)]
 
-    def is_current(record: Record) -> bool:
+
+def notes_on_code(records: Sequence[Record]) -> list[str]:
+    """Say of each record if today's code does not compute what made it; each recipe is tried once.
+
+    Returns:
+        An empty text if it does; ``OLDER``; or why it cannot be tried, with the remedy, as when the
+        module of a network of one's own is not imported.
+    """
+    _check("records", records)
+    known: dict[str, tuple[str, str]] = {}  # fingerprint, or why there is none
+
+    def tried(config: TrainConfig, shape: tuple[int, ...]) -> tuple[str, str]:
+        try:
+            return fingerprint(config, shape[0], min(shape[1:])), ""
+        except (InputError, TrainingError) as error:
+            return "", UNTRIED.format(" ".join(str(error).split()))
+
+    def note(record: Record) -> str:
         shape = record.image_shape
-        if not (record.fingerprint and record.data and len(shape) == 3) or not all(
-            type(n) is int and n > 0 for n in shape
-        ):
-            return False
+        is_shape = len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+        if not (record.fingerprint and record.data and is_shape) or shape[0] > MAX_CHANNELS:
+            return OLDER
         recipe = json.dumps([identity.key(record.config, "seed", "batch_size"), shape])
         if recipe not in known:
-            try:
-                size = min(shape[1:])
-                possible = shape[0] <= MAX_CHANNELS
-                known[recipe] = fingerprint(record.config, shape[0], size) if possible else "?"
-            except (InputError, TrainingError):
-                known[recipe] = "?"
-        return known[recipe] == record.fingerprint
+            known[recipe] = tried(record.config, shape)
+        today, why_not = known[recipe]
+        return why_not or ("" if today == record.fingerprint else OLDER)
 
     # A minute the first time, and nothing is printed before: a bar, in a terminal only.
     bar = tqdm(records, "trying today's code", delay=3, leave=False, disable=None)
-    return [is_current(record) for record in bar]
+    return [note(record) for record in bar]
 
 
 def grouped(records: Sequence[Record], *without: str) -> list[Group]:
@@ -124,17 +141,22 @@ def grouped(records: Sequence[Record], *without: str) -> list[Group]:
     """
     groups: dict[tuple[Any, ...], dict[tuple[str, str], Record]] = {}
     counts: dict[tuple[Any, ...], int] = {}
-    states = are_current(records)
-    newest_last = sorted(zip(records, states, strict=True), key=lambda pair: pair[0].date)
-    for record, is_current in newest_last:
+    notes = notes_on_code(records)
+    newest_last = sorted(zip(records, notes, strict=True), key=lambda pair: pair[0].date)
+    for record, note in newest_last:
         shared = json.dumps([_settings(record.config, *without), record.data], sort_keys=True)
-        key = (not is_current, record.config.preset, shared)
+        key = (note, record.config.preset, shared)
         counts[key] = counts.get(key, 0) + 1
         groups.setdefault(key, {})[record.key(), record.fingerprint] = record
     return [
-        Group(list(found.values()), not key[0], counts[key] - len(found), json.dumps(key))
-        for key, found in sorted(groups.items(), key=lambda item: item[0][0])
+        Group(list(found.values()), key[0], counts[key] - len(found), json.dumps(key))
+        for key, found in sorted(groups.items(), key=lambda item: _older_last(item[0][0]))
     ]
+
+
+def _older_last(note: str) -> tuple[bool, str]:
+    """Return what notes on code are sorted by: none, what cannot be tried here, older code."""
+    return note == OLDER, note
 
 
 def _settings(config: TrainConfig, *without: str) -> dict[str, Any]:
@@ -419,10 +441,11 @@ def render(
     checks.flag("markdown", markdown)
     against = _comparable(against)
     lines: list[str] = []
-    older = False
+    note = ""
     for group in grouped(records, *_WITHOUT):
-        if not group.is_current and not older:
-            lines, older = [*lines, OLDER, ""], True
+        if group.note != note:
+            note = group.note
+            lines += [note, ""]
         shared = shared_changes(group.records)
         lines += ["\n\n".join(headline(group)), ""]
         rows = variants(group.records)
@@ -431,7 +454,7 @@ def render(
         if against and group.is_current:
             lines += _differences(rows, against, markdown, names)
         elif against:
-            lines += ["not compared, since other code has made them", ""]
+            lines += ["not compared: see above", ""]
     return printable("\n".join(lines))
 
 
