@@ -24,7 +24,6 @@ from csd_lib.paths import results_folder, runs_folder, unknown_variables
 from csd_lib.record import Record
 
 OWN = "a folder of images or an .npz file, as ./flowers (with a slash)"
-FETCHED = ("cifar100", *FINE_GRAINED)
 LIBRARY_NETWORKS = ["efficientnet:lite0", "torchvision:NAME", "timm:NAME", "package.module:Class"]
 # Settings that all cells of an experiment share, where reproduce asks for them.
 SHARED = (
@@ -422,29 +421,45 @@ def export(
 
 @command
 def data(
-    what: Annotated[str, tyro.conf.Positional, _choice("Which", FETCHED, [OWN])] = "cifar100",
+    what: Annotated[str, tyro.conf.Positional, _choice("Which", DATASETS, [OWN])] = "cifar100",
     *,
     image_size: int | None = None,
     check: bool = False,
 ) -> None:
-    """Fetch a data set now and say where it lies, or check your own images.
+    """Describe a data set or your own images; fetch now what is to be fetched, and say where it is.
 
     Args:
-        what: cifar100, cub200, dogs, or the path of a folder or an .npz file.
+        what: which.
         image_size: scale the images of a folder to this height and width.
         check: fetch nothing, only verify the files that are there.
     """
     from csd_lib.datasets import is_path
+    from csd_lib.own_images import describe, find_own_images
 
     if is_path(what):
-        from csd_lib import own_images
-
-        print(own_images.describe(own_images.find_own_images(what, image_size)))
+        print(describe(find_own_images(what, image_size)))
         return
-    checks.one_of("what", what, FETCHED)
+    checks.one_of("what", what, DATASETS, ", or a path with a slash, such as ./FOLDER")
     if image_size is not None:
         raise InputError(f"image_size={image_size} is for images of your own: leave it out")
-    _cifar100(check) if what == "cifar100" else _fine_grained(what, check)
+    if what == "cifar100":
+        _cifar100(check)
+    elif what in FINE_GRAINED:
+        _fine_grained(what, check)
+    elif check:
+        raise InputError(f"check={check}: {what} has no files that were fetched: leave it out")
+    else:
+        _described(what)
+
+
+def _described(name: str) -> None:
+    from csd_lib.datasets import load_dataset
+    from csd_lib.own_images import outline
+
+    print(*outline(load_dataset(name)), sep="\n")
+    if source := DATASETS[name].source:
+        print(f"source: {source}")
+    print(f"\nIt is ready: train on it with --dataset {name}")
 
 
 def _fine_grained(name: str, check: bool) -> None:

@@ -29,11 +29,8 @@ def load_dataset(
     """Load a data set by name, or images of one's own.
 
     Args:
-        name: ``"digits"`` (1,797 real handwritten 8x8 digits that scikit-learn ships; no network
-            needed), ``"fashion"`` (6,000 photographs of clothes, shoes and bags, 28x28, that the
-            kit ships), ``"cifar100"`` (60,000 colour images of 32x32), ``"kinds"`` (features of
-            these), ``"cub200"`` or ``"dogs"``; or the path of a folder or an ``.npz`` file (see
-            ``is_path`` and ``own_images.find_own_images``).
+        name: one of ``DATASETS`` (``csd data NAME`` describes it), or the path of a folder or an
+            ``.npz`` file (see ``is_path`` and ``own_images.find_own_images``).
         root: for cifar100 and kinds (not read for others): the folder that holds
             ``cifar100.npz``, or the file itself. Default: ``$CSD_DATA``, else ``data/``. If the
             file is missing, it is made from the official archive, which is fetched and verified by
@@ -165,6 +162,7 @@ class DatasetSpec:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of its own, by name
     scaled: bool = False  # load also gets the size that images are scaled to, or None
     data: str = ""  # first digits of ``Dataset.sha256``; none where it may differ by machine
+    source: str = ""  # where it comes from, and its licence
 
     def check(
         self, name: str, tasks: int, first_classes: int | None, image_size: int | None
@@ -198,6 +196,7 @@ DATASETS = {
         _load_digits,
         classes=10,
         data="decd603d904b",
+        source="Optical Recognition of Handwritten Digits, UCI, CC BY 4.0; scikit-learn ships it",
         defaults=dict(
             epochs=15,
             batch_size=64,
@@ -209,6 +208,7 @@ DATASETS = {
         _load_fashion,
         classes=10,
         data="04acc40b536f",
+        source="a part of https://github.com/zalandoresearch/fashion-mnist, MIT; the kit ships it",
         defaults=dict(
             epochs=5,
             batch_size=64,
@@ -250,6 +250,7 @@ DATASETS = {
     "kinds": DatasetSpec(
         _load_kinds,
         classes=100,
+        source="cifar100, as features of EfficientNet-Lite0",
         defaults=dict(
             network="features",
             embedding=512,

@@ -155,30 +155,36 @@ def find_own_images(path: str | Path, image_size: int | None = None) -> OwnImage
 
 
 def describe(found: OwnImages) -> str:
-    """Say in a few lines what there is: counts, sizes, statistics, and what looks wrong."""
-    shape = found.train.pixels.shape[1:]
-    what = f"{shape[0]} features" if shape[1:] == (1, 1) else " x ".join(map(str, shape))
-    lines = [
-        f"{found.name}: {len(found.train.rows):,} training and {len(found.test.rows):,} test "
-        f"images of {len(found.class_names)} classes, each {what}"
-    ]
-    for title, part in {"training": found.train, "test": found.test}.items():
-        counts = np.bincount(part.labels, minlength=len(found.class_names))
-        low, high = int(counts.argmin()), int(counts.argmax())
-        least, most = (f"{counts[i]} ({found.class_names[i]})" for i in (low, high))
-        numbers = f"{counts[low]}" if counts[low] == counts[high] else f"{least} to {most}"
-        lines.append(f"{title} images a class: {numbers}")
-        few = [found.class_names[label] for label in np.flatnonzero(counts < 2)]
-        if few:
-            lines.append(f"  fewer than two: {_listed(few)}")
-    if len(found.mean) <= 4:
-        mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (found.mean, found.std))
-        lines.append(f"mean of the training images: {mean}; standard deviation: {std}")
+    """Say in a few lines what there is: an ``outline``, and which images are there twice."""
     pairs = found.duplicates()
-    lines.append(f"test images that are training images too: {len(pairs)}")
+    lines = [*outline(found.dataset()), f"test images that are training images too: {len(pairs)}"]
     lines += [f"  {test} is {train}" for test, train in pairs[:20]]
     lines += [f"  and {len(pairs) - 20} more"] if len(pairs) > 20 else []
     return "\n".join(lines)
+
+
+def outline(dataset: Dataset) -> list[str]:
+    """Say in a few lines what any data set is: counts, sizes and statistics."""
+    channels, *size = dataset.train_images.shape[1:]
+    is_made = dataset.train_images.dtype != torch.uint8
+    what = f"{channels} features" if is_made else " x ".join(map(str, (*size, channels)))
+    names = dataset.class_names
+    lines = [
+        f"{dataset.name}: {len(dataset.train_labels):,} training and "
+        f"{len(dataset.test_labels):,} test images of {len(names)} classes, each {what}"
+    ]
+    for title, labels in {"training": dataset.train_labels, "test": dataset.test_labels}.items():
+        counts = np.bincount(labels, minlength=len(names))
+        low, high = int(counts.argmin()), int(counts.argmax())
+        least, most = (f"{counts[i]} ({names[i]})" for i in (low, high))
+        numbers = f"{counts[low]}" if counts[low] == counts[high] else f"{least} to {most}"
+        lines.append(f"{title} images a class: {numbers}")
+        if few := [names[label] for label in np.flatnonzero(counts < 2)]:
+            lines.append(f"  fewer than two: {_listed(few)}")
+    if len(dataset.mean) <= 4:
+        mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (dataset.mean, dataset.std))
+        lines.append(f"mean of the training images: {mean}; standard deviation: {std}")
+    return lines
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image
 from csd_lib import InputError, __main__, identity, own_images, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split, hold_out, merge_tasks
-from csd_lib.datasets import load_dataset
+from csd_lib.datasets import DATASETS, DatasetSpec, load_dataset
 from csd_lib.drift import cosine_drift
 from csd_lib.engine import Precision
 from csd_lib.experiment import load_run, run_experiment, run_name
@@ -311,10 +311,11 @@ def test_a_name_without_a_slash_is_a_known_data_set_or_a_typo(tmp_path, monkeypa
 @pytest.mark.parametrize(
     "typed, words",
     [
-        (["nonsense"], "what='nonsense': choose one of cifar100, cub200, dogs"),
+        (["nonsense"], f"what='nonsense': choose one of {', '.join(DATASETS)}, or a path"),
         ([""], "what follows data is empty"),
         (["--check", "1"], "what='1': choose one of"),
         (["cifar100", "--image-size", "8"], "image_size=8 is for images of your own"),
+        (["digits", "--check"], "check=True: digits has no files that were fetched"),
         (["./gone"], "gone does not exist"),
         (["./gone.npz"], "gone.npz cannot be read"),
     ],
@@ -332,6 +333,26 @@ def test_the_command_data_describes_a_folder(tmp_path, monkeypatch, capsys):
     )
     __main__.main()
     assert "12 test images of 4 classes, each 9 x 9 x 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("digits", ["1,195 training and 602 test images of 10 classes, each 8 x 8 x 1", "CC BY"]),
+        ("fashion", ["5,000 training and 1,000 test", "28 x 28 x 1", "a class: 500\n", "MIT"]),
+        ("mine", ["mine: 24 training and 12 test images of 4 classes, each 9 x 9 x 3"]),
+    ],
+)
+def test_the_command_data_describes_every_data_set_that_is_ready(
+    name, words, tmp_path, monkeypatch, capsys
+):
+    mine = replace(load_own_images(make(tmp_path / "pets"), 9), name="mine")
+    monkeypatch.setitem(DATASETS, "mine", DatasetSpec(lambda root: mine, 4, {}))
+    monkeypatch.setattr(sys, "argv", ["csd", "data", name])
+    __main__.main()
+    out = capsys.readouterr().out
+    for part in [*words, f"--dataset {name}"]:
+        assert part in out, part
 
 
 # --- larger than memory --------------------------------------------------------------------------
