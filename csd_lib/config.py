@@ -52,16 +52,16 @@ class TrainConfig(LossSettings):
     """Everything that decides a run. It is stored with the run's results."""
 
     dataset: str = setting("digits", lambda name, value: get_spec(value))
-    """Data set: digits, fashion, cifar100, or the path of a folder of images or an .npz file."""
+    """Data set: one of datasets.DATASETS, or the path of a folder of images or an .npz file."""
     image_size: int | None = setting(None, checks.whole, 1, 4096, optional=True, decides="data")
     """Scale a folder's images to this height and width (None: as the network's weights want)."""
     preset: str = setting("clean", checks.text)
     """Where settings left out come from: clean, reference (what the published code does, traps
     included) or class (CIFAR-100 in 25 instead of 800 epochs)."""
     method: str = setting("csd", lambda name, value: get_method(value))
-    """Method: initial, fine-tuning, lwf, mmd, mmd-kd, fecd, csd, joint, or a sum of terms such as
-    ce+kd. (initial-ce is what ce, ce+kd and so on have learned after the first task.)"""
-    tasks: int = setting(2, checks.whole, 1)
+    """Method: one of methods.METHODS, or a sum of terms such as ce+kd. (initial-ce is what ce,
+    ce+kd and so on have learned after the first task.)"""
+    tasks: int = setting(2, checks.whole, 1, MAX_CLASSES)
     """Number of tasks that the classes are split into."""
     first_classes: int | None = setting(None, checks.whole, 1, MAX_CLASSES, optional=True)
     """Classes of the first task; the other tasks share the rest (None: all tasks are equal; half of
