@@ -8,6 +8,7 @@ wait for a GPU. The few that read values say so.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -205,13 +206,19 @@ def setting(
         decides: "run", the whole run; "later", only tasks after the first; "data", what goes in,
             which the hash of the data says; "machine", only where and how fast a result is
             computed.
+
+    The field's metadata has ``check``, to be called with name and value, and what was declared:
+    ``kind`` (the check given here), ``limits`` (by name), ``optional`` and ``decides``. So tests
+    need not be told the limits of a new setting.
     """
+    declared = inspect.signature(check).bind("name", default, *limits, **more_limits).arguments
 
     def checked(name: str, value: Any) -> None:
         if not (optional and value is None):
             check(name, value, *limits, **more_limits)
 
-    return field(default=default, metadata={"check": checked, "decides": decides})
+    about = {"check": checked, "kind": check, "limits": dict([*declared.items()][2:])}
+    return field(default=default, metadata=about | {"optional": optional, "decides": decides})
 
 
 def check_settings(settings: Any) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import fields, replace
 
+import limits
 import pytest
 
 import csd_lib.datasets
@@ -17,7 +18,6 @@ import csd_lib.prepare
 import csd_lib.train
 from csd_lib import __main__, commands, download, paths
 from csd_lib.config import TrainConfig
-from csd_lib.methods import LossSettings
 from csd_lib.paper import ledger
 
 # Positional ones; and "data", where a value is taken for the positional one: see test_own_images.
@@ -120,53 +120,25 @@ def problem(code, out, err, option, value):
 
 # The values that are legitimate. A folder may have any name.
 PATHS = {*VALUES} - {"", "9" * 300}  # which is too long for a file system
-NUMBERS = {"0", "1", "1.5", "1e-30"}
-RATES = {"None", "1", "1.5", "1e-30"}
-OWN = dict(
-    image_size={"None"},
+TRAIN = {
+    part.name: {text for text in VALUES if limits.takes_text(part, text)}
+    for part in fields(TrainConfig)
+    if limits.is_plain(part)
+}
+TRAIN |= dict(
+    image_size={"None"},  # digits have one size
     network={"None"},
     weights={"None"},
-    depth={"None"},
-    embedding={"None", "1"},
-    backbone_rate={"None", *NUMBERS},
-    first_classes={"None", "1"},
+    init_from={"None"},
+    milestones={"None", "1", "1e-30"},
 )
 ALLOWED = {
-    "train": dict(
-        **{
-            setting.name: {"1", "1.5"} if "temperature" in setting.name else NUMBERS
-            for setting in fields(LossSettings)
-        },
-        tasks={"1"},
-        class_order_seed={"None", "0", "1"},
-        epochs={"None", "1"},
-        later_epochs={"None", "1"},
-        stop_at_epoch={"None", "1"},
-        **OWN,
-        init_from={"None"},
-        batch_size={"None"},
-        learning_rate=RATES,
-        later_learning_rate=RATES,
-        milestones={"None", "1", "1e-30"},
-        schedule={"None"},
-        weight_decay=NUMBERS,
-        crop_padding={"None", "0", "1"},
-        flip={"None", "True"},
-        head_init={"None"},
-        teacher_statistics={"None"},
-        selection={"None"},
-        select_every={"1"},
-        held_out={"1e-30"},  # at least two images of every class
-        seed={"0", "1"},
-        folder=PATHS,
-    ),
+    "train": {**TRAIN, "folder": PATHS},
     "reproduce": dict(
+        **{name: TRAIN[name] for name in commands.SHARED if name in TRAIN},
         seeds={"0", "1"},
         tasks={"None"},
-        epochs={"None", "1"},
-        stop_at_epoch={"None", "1"},
         folder=PATHS,
-        **OWN,
     ),
     "sweep": dict(
         seeds={"0", "1"},

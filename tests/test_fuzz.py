@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import limits
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -482,10 +483,14 @@ TABLES = {
     "nan matrix",
     "wrong length",
 }
-LOSS_SETTINGS = {
-    setting.name: {"half"} if "temperature" in setting.name else WEIGHT
-    for setting in fields(methods.LossSettings)
-}
+
+
+def allowed_by_declaration(settings):
+    """What plain settings take, and at least one of the values that are tried here."""
+    plain = [part for part in fields(settings) if limits.is_plain(part)]
+    values = catalogue().items()
+    found = {part.name: {n for n, v in values if limits.takes(part, v)} for part in plain}
+    return {name: labels for name, labels in found.items() if labels}
 
 
 def allowed_for_a_loss(parameters):
@@ -546,35 +551,14 @@ ALLOWED = {
             "wrong length",
         }
     ),
-    "methods.LossSettings": LOSS_SETTINGS,
-    "config.TrainConfig": dict(
-        **LOSS_SETTINGS,
+    "methods.LossSettings": allowed_by_declaration(methods.LossSettings),
+    "config.TrainConfig": allowed_by_declaration(TrainConfig)
+    | dict(
         preset={"None"},
-        class_order_seed={"0", "None"},
-        image_size={"None"},
+        network={"None"},
         weights={"None", "text"},
         init_from={"None", "text"},
-        embedding={"None"},
-        backbone_rate={*WEIGHT, "None"},
-        network={"None"},
-        first_classes={"None"},
-        depth={"None"},
-        epochs={"None"},
-        later_epochs={"None"},
-        stop_at_epoch={"None"},
-        batch_size={"None"},
-        learning_rate={"None", "half"},
-        later_learning_rate={"None", "half"},
         milestones={"None", "list"},
-        schedule={"None"},
-        weight_decay=WEIGHT,
-        crop_padding={"0", "None"},
-        flip={"None", "True"},
-        head_init={"None"},
-        teacher_statistics={"None"},
-        selection={"None"},
-        held_out={"half"},
-        seed={"0"},
         device=TEXTS,
         cuda_graph={"True"},
     ),
