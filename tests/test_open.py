@@ -11,34 +11,13 @@ import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
-LOSS, FIELD, LINE, TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-NETWORK = '''
-
-class Small(Network):
-    """One convolution."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__(32, mean, std)
-        self.layer = nn.Conv2d(len(mean), 32, 3)
-
-    def backbone(self, images: Tensor) -> Tensor:
-        """Return features ``[B, 32]``."""
-        return self.layer(images).relu().mean(dim=(2, 3))
-'''
-DATA = """
-
-def _load_noise(root: Any = None) -> Dataset:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (60, 3, 16, 16), generator=generator).to(torch.uint8)
-    labels = torch.arange(60) % 6
-    names, three = tuple("abcdef"), (0.5,) * 3
-    return Dataset("noise", images, labels, images[:30], labels[:30], names, three, three)
-
-
-DATASETS["noise"] = DatasetSpec(
-    _load_noise, 6, {**DATASETS["cifar100"].defaults, "depth": 8, "epochs": 1}
+LOSS, FIELD, LINE, TEST, *DATA, NETWORK, NETWORK_LINE = re.findall(
+    r"```python\n(.*?)```", PAGE, re.DOTALL
 )
-"""
+SETTING = '''
+    patience: int = setting(3, checks.whole, 2, 9)
+    """Made up: a whole number with limits of its own."""
+'''
 
 
 def insert(path, before, text):
@@ -71,17 +50,12 @@ def copy(tmp_path_factory):
         '    "joint": Method(',
         '    "cos": Method("Cosine", "ce+triplet+cosine"),\n',
     )
-    with (library / "datasets.py").open("a") as file:
-        file.write(DATA)
-    with (library / "model.py").open("a") as file:
-        file.write(NETWORK)
-    networks = library / "networks.py"
-    networks.write_text(networks.read_text().replace("import Network, ", "import Network, Small, "))
-    insert(
-        networks,
-        '    "resnet": lambda',
-        '    "small": lambda config, mean, std: Small(mean, std),\n',
-    )
+    insert(library / "config.py", "    device: str = setting(", SETTING.lstrip("\n"))
+    data, networks = library / "datasets.py", library / "networks.py"
+    insert(data, "@dataclass(frozen=True)\nclass DatasetSpec:", f"{DATA[0]}\n\n")
+    insert(data, '    "digits": DatasetSpec(', DATA[1])
+    insert(networks, "# What a config's ``network`` names:", f"{NETWORK}\n\n")
+    insert(networks, '    "resnet": lambda', NETWORK_LINE)
     return folder
 
 
@@ -130,7 +104,9 @@ def test_its_tests_try_the_new_loss_setting_and_options_by_themselves(copy, tmp_
         "tests/test_fuzz.py::test_every_public_function_is_tried_or_exempt_for_a_reason",
         "tests/test_fuzz.py::test_a_bad_argument_is_named_in_one_line[losses.cosine_loss]",
         "tests/test_fuzz.py::test_a_bad_argument_is_named_in_one_line[methods.LossSettings]",
+        "tests/test_fuzz.py::test_a_bad_argument_is_named_in_one_line[config.TrainConfig]",
         "tests/test_cli_fuzz.py::test_a_wrong_value_is_refused_before_any_work[train-lambda_cosine]",
+        "tests/test_cli_fuzz.py::test_a_wrong_value_is_refused_before_any_work[train-patience]",
         "tests/test_properties.py::test_every_field_of_a_config_is_drawn",
         "tests/test_properties.py::test_configs_have_different_names_exactly_if_they_differ_in_what_is_read",
         "tests/test_train.py::test_every_method_learns_and_leaves_a_model_per_stage[cos]",
