@@ -14,11 +14,13 @@ import tyro
 
 from csd_lib import InputError, TrainingError, checks, identity
 from csd_lib.config import PRESETS, TrainConfig
-from csd_lib.datasets import DATASETS
-from csd_lib.fine_grained import FINE_GRAINED
+from csd_lib.datasets import DATASETS, are_scaled, is_path, load_dataset
+from csd_lib.files import make_folder
+from csd_lib.fine_grained import FINE_GRAINED, check_fine_grained, fetch_fine_grained
 from csd_lib.methods import METHODS, TERMS
-from csd_lib.networks import NETWORKS, import_network
+from csd_lib.networks import NETWORKS, import_network, input_size, make_network, try_network
 from csd_lib.output import Output, printable, shorten_warnings
+from csd_lib.own_images import describe, find_own_images, outline
 from csd_lib.paper.published import EXPERIMENTS
 from csd_lib.paths import results_folder, runs_folder, unknown_variables
 from csd_lib.record import Record
@@ -151,7 +153,6 @@ def reproduce(
         quiet: show no progress bars.
     """
     from csd_lib.engine import check_machine
-    from csd_lib.files import make_folder
     from csd_lib.paper import ledger
     from csd_lib.paper.published import get_experiment
     from csd_lib.paper.report import render
@@ -217,7 +218,6 @@ def sweep(
     """
     from csd_lib import grid, sweep
     from csd_lib.engine import check_machine
-    from csd_lib.files import make_folder
     from csd_lib.paper import ledger
     from csd_lib.paper.report import render
     from csd_lib.prepare import load_images
@@ -294,7 +294,6 @@ def report(
         figures: also draw paper against ours, and the curves of each experiment, into this folder;
             with --folder those of the runs in it.
     """
-    from csd_lib.files import make_folder
     from csd_lib.grid import read_baseline
     from csd_lib.paper import ledger, report
     from csd_lib.paper.comparison import paper_groups, render_paper
@@ -383,9 +382,7 @@ def features(
         weights: that it has: published, random, or a file of its state.
         image_size: scale the images to this height and width; default: as the weights want it.
     """
-    from csd_lib.datasets import are_scaled, load_dataset
     from csd_lib.features import save_features, scaled
-    from csd_lib.networks import input_size, make_network, try_network
 
     if into.suffix != ".npz":
         raise InputError(f"{into} must end in .npz: it will be a data set")
@@ -433,9 +430,6 @@ def data(
         image_size: scale the images of a folder to this height and width.
         check: fetch nothing, only verify the files that are there.
     """
-    from csd_lib.datasets import is_path
-    from csd_lib.own_images import describe, find_own_images
-
     if is_path(what):
         print(describe(find_own_images(what, image_size)))
         return
@@ -453,9 +447,6 @@ def data(
 
 
 def _described(name: str) -> None:
-    from csd_lib.datasets import load_dataset
-    from csd_lib.own_images import outline
-
     print(*outline(load_dataset(name)), sep="\n")
     if source := DATASETS[name].source:
         print(f"source: {source}")
@@ -463,8 +454,6 @@ def _described(name: str) -> None:
 
 
 def _fine_grained(name: str, check: bool) -> None:
-    from csd_lib.fine_grained import check_fine_grained, fetch_fine_grained
-
     if not check:
         fetch_fine_grained(name)
     print(*check_fine_grained(name), sep="\n")
@@ -472,7 +461,6 @@ def _fine_grained(name: str, check: bool) -> None:
 
 
 def _cifar100(check: bool) -> None:
-    from csd_lib.datasets import load_dataset
     from csd_lib.download import CIFAR100, fetch_cifar100, folders, locate
 
     path = locate() if check else fetch_cifar100()
