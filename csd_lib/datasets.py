@@ -15,10 +15,9 @@ from csd_lib.data import Dataset
 from csd_lib.download import fetch_cifar100
 from csd_lib.files import read_arrays
 from csd_lib.fine_grained import FINE_GRAINED, fetch_fine_grained
-from csd_lib.own_images import load_own_images
+from csd_lib.own_images import MAX_UNPACKED, load_own_images
 
 MAX_CLASSES = 10_000  # of images of one's own, which are not known before they are loaded
-MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file; CIFAR-100 has 185 MB
 # Inside the package, so that it is there wherever csd_lib is; tools/fashion.py makes it.
 FASHION = Path(__file__).resolve().parent / "embedded" / "fashion.npz"
 

@@ -120,7 +120,6 @@ def fetch_fine_grained(name: str) -> Path:
         InputError: if an archive cannot be had or is not the official one, or nothing can be
             written.
     """
-    checks.one_of("name", name, FINE_GRAINED)
     spec, home = FINE_GRAINED[name], paths.data_folder() / name
     ready = home / "images"
     if ready.exists():  # it is put in place as a whole
@@ -145,7 +144,6 @@ def check_fine_grained(name: str) -> list[str]:
     Raises:
         InputError: if an archive that is there is not the official one, or images are missing.
     """
-    checks.one_of("name", name, FINE_GRAINED)
     spec, home = FINE_GRAINED[name], paths.data_folder() / name
     lines = []
     for archive in spec.archives:

@@ -25,14 +25,8 @@ from csd_lib.paper.seeds import GALLERIES
 from csd_lib.record import Record
 
 # Okabe and Ito's colours, which readers with any common colour blindness can tell apart.
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-)
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+PURPLE, SKY, RED = "#CC79A7", "#56B4E9", "#D55E00"
 GREY, BLACK = "#8C8C8C", "#000000"
 METHOD_STYLE: dict[str, dict[str, Any]] = {
     "initial": dict(color=BLACK, marker="X", linestyle=":"),
