@@ -131,17 +131,17 @@ def class_incremental_split(
         warnings.warn(f"{what}; look at all classes, or make fewer tasks", stacklevel=2)
     label_of_class = torch.empty(num_classes, dtype=torch.int64)
     label_of_class[list(order)] = torch.arange(num_classes)
-    tasks, first = [], 0
+    tasks, first_label = [], 0
     for index, classes in enumerate(groups):
         parts: dict[str, Any] = {}
         for part in ("train", "test"):
             labels = label_of_class[getattr(dataset, f"{part}_labels").long()]
-            chosen = (labels >= first) & (labels < first + len(classes))
+            chosen = (labels >= first_label) & (labels < first_label + len(classes))
             parts[f"{part}_images"] = select(getattr(dataset, f"{part}_images"), chosen)
             parts[f"{part}_labels"] = labels[chosen]
         names = tuple(dataset.class_names[c] for c in classes)
-        tasks.append(Task(index, classes, names, first, **parts))
-        first += len(classes)
+        tasks.append(Task(index, classes, names, first_label, **parts))
+        first_label += len(classes)
     return tasks
 
 

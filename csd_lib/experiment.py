@@ -21,10 +21,10 @@ from csd_lib import InputError, checks, identity, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
-from csd_lib.files import make_folder, only_one, read_json_lines, read_tensors
+from csd_lib.files import make_folder, only_one, read_json_lines
 from csd_lib.fingerprint import fingerprint
 from csd_lib.model import Network
-from csd_lib.networks import network_from_state, state_sha256
+from csd_lib.networks import network_from_state, read_state, state_sha256
 from csd_lib.paths import runs_folder
 from csd_lib.prepare import load_images, split_classes
 from csd_lib.record import Record
@@ -64,9 +64,13 @@ def run_name(config: TrainConfig, data: str, fingerprint: str) -> str:
     return f"{name}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
 
-def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
-    """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
-    decided = identity.of_run(config, dataset)
+def run_folder(config: TrainConfig, decided: dict[str, Any]) -> Path:
+    """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand.
+
+    Args:
+        config: of the run.
+        decided: what decides its result, of ``identity.of_run``.
+    """
     return runs_folder() / run_name(config, decided["data"], decided["fingerprint"])
 
 
@@ -100,24 +104,23 @@ def run_experiment(
     if folder is not None:
         folder = make_folder(folder)  # now, not after the first task
     dataset = load_images(config, dataset)
-    wanted, prefix, first_folder = identity.of_run(config, dataset), None, None
+    wanted, prefix, first_run = identity.of_run(config, dataset), None, None
     if folder is None:
-        name = run_name(config, wanted["data"], wanted["fingerprint"])
-        folder = make_folder(runs_folder() / name)
+        folder = make_folder(run_folder(config, wanted))
         if not runs.has_begun(folder):
             prefix = runs.find_prefix(runs_folder(), config, dataset)
-    first = identity.first_task(config) if share_first_task else None
-    if first and not prefix and not runs.has_begun(folder):
-        first_folder = run_experiment(first, dataset, on_epoch=on_epoch, progress=progress).folder
-        saved = runs.RunFolder.load_begun(first_folder, None, config, dataset)
+    first_task = identity.first_task(config) if share_first_task else None
+    if first_task and not prefix and not runs.has_begun(folder):
+        first_run = run_experiment(first_task, dataset, on_epoch=on_epoch, progress=progress).folder
+        saved = runs.RunFolder.load_begun(first_run, None, config, dataset)
         if saved and saved["device"] != torch.device(config.device).type:
-            first_folder = None  # as find_prefix: its random numbers cannot be gone on with here
+            first_run = None  # as find_prefix: its random numbers cannot be gone on with here
     with only_one(folder, "training"):
         run = train(
             config,
             dataset,
             folder=folder,
-            first_task=first_folder,
+            first_task=first_run,
             prefix=prefix,
             on_epoch=on_epoch,
             progress=progress,
@@ -195,15 +198,24 @@ def _hashes(models: Sequence[Network]) -> tuple[str, ...]:
     return tuple(state_sha256(model.state_dict()) for model in models)
 
 
+def read_model(record: Record, path: Path) -> Network:
+    """Return the model in a file, ``.pt`` or ``.safetensors``, frozen.
+
+    Raises:
+        InputError: if it cannot be read, or is not the model of such a run.
+    """
+    state = read_state(path)
+    try:
+        return network_from_state(record.config, state)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not the model of its record ({error})") from error
+
+
 def _load_model(record: Record, number: int) -> Network:
     path = (record.folder or Path()) / f"model-task{number}.pt"
     if not path.exists():
         raise InputError(f"{path} is missing: run the same training again, which keeps it anew")
-    state = read_tensors(path)
-    try:
-        model = network_from_state(record.config, state)
-    except ValueError as error:
-        raise InputError(f"{path} is not the model of its run: {error}") from error
+    model = read_model(record, path)
     if record.models and _hashes([model]) != record.models[number - 1 : number]:
         raise InputError(
             f"{path} is not the model that was measured: run the same training again, which keeps "

@@ -87,17 +87,10 @@ class Record:
         stages = 1 if get_method(config.method).joint else config.tasks
         if len(matrix.own) != stages:
             raise ValueError(f"its matrix has {len(matrix.own)} rows, not {stages}")
-        others = {name: content[name] for name in optional if name in content}
+        found = {name: content[name] for name in kinds | optional if name in content}
         for name in ("history", "image_shape", "steps", "models"):
-            others[name] = tuple(others.get(name, ()))
-        return cls(
-            **others,
-            config=config,
-            matrix=matrix,
-            date=content["date"],
-            device=content["device"],
-            folder=folder,
-        )
+            found[name] = tuple(found.get(name, ()))
+        return cls(**found | {"config": config, "matrix": matrix}, folder=folder)
 
     def write(self, path: Path) -> None:
         """Write a ``results.json`` atomically."""

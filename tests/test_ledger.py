@@ -55,7 +55,7 @@ def test_reproduce_trains_each_first_task_once_and_records_every_run(own_folders
         assert found.config.precision == "fp32" and found.training_seconds > 0
         stages = 1 if found.config.method in ("initial", "joint") else 2
         assert len(found.history) == stages and found.matrix.own.shape[1] == 2
-    assert all(report.are_current(records))
+    assert not any(report.notes_on_code(records))
 
     trained.clear()
     assert reproduce(table1()) == places and trained == [], "what is recorded is not run again"
@@ -93,7 +93,7 @@ def test_what_older_code_recorded_is_kept_and_said_and_run_anew_on_demand(
     assert new != old and (old / "results.json").read_bytes() == before and trained
     made = {found.folder: found for found in ledger.load_records()}
     assert made.keys() == {old, new} and made[old].fingerprint == older.fingerprint
-    assert report.are_current([made[old], made[new]]) == [False, True]
+    assert report.notes_on_code([made[old], made[new]]) == [report.OLDER, ""]
     trained.clear()
     assert reproduce([config], again=True) == [new] and trained == []
 
@@ -296,12 +296,12 @@ def test_reproduce_in_two_processes_shares_the_cells(own_folders, digits):
             process.kill()
     records, problems = ledger.read_ledger()
     assert not problems and sorted(r.config.method for r in records) == methods
-    assert all(report.are_current(records))
+    assert not any(report.notes_on_code(records))
     for found in records:  # an epoch that was trained twice has two lines
         history = own_folders / "runs" / found.folder.name / "history.jsonl"
         assert len(history.read_text().splitlines()) == len(found.history)
     wanted = [c for config in configs for c in (config, identity.first_task(config)) if c]
-    expected = {run_folder(config, digits) for config in wanted}
+    expected = {run_folder(c, identity.of_run(c, digits)) for c in wanted}
     assert {*(own_folders / "runs").iterdir()} == expected, "first tasks are shared"
     begun = [line for text in texts for line in text.splitlines()]
     for number in range(1, len(methods) + 1):

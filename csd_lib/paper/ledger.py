@@ -22,7 +22,7 @@ from csd_lib import REPOSITORY, TAG, InputError, TrainingError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
-from csd_lib.experiment import FinishedRun, run_experiment, run_name
+from csd_lib.experiment import FinishedRun, read_model, run_experiment, run_name
 from csd_lib.fetch import fetch
 from csd_lib.files import (
     Busy,
@@ -37,7 +37,6 @@ from csd_lib.files import (
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import get_method
 from csd_lib.model import Network
-from csd_lib.networks import network_from_state, read_state
 from csd_lib.paper.report import describe
 from csd_lib.paths import results_folder, runs_folder, variable
 from csd_lib.prepare import load_images
@@ -437,12 +436,8 @@ def load_model(record: Record) -> Network:
         InputError: if the record kept none, the file is not the one that was recorded, or it
             cannot be fetched.
     """
-    path = _recorded_file(record, SAFETENSORS if SAFETENSORS in record.files else "model.pt")
-    state = read_state(path)
-    try:
-        return network_from_state(record.config, state)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not the model of its record ({error})") from error
+    name = SAFETENSORS if SAFETENSORS in record.files else "model.pt"
+    return read_model(record, _recorded_file(record, name))
 
 
 def _recorded_file(record: Record, name: str) -> Path:
