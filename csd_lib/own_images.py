@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 TEST_SHARE = 0.2  # of each class, where the images come without a split
 SPLIT_SEED = 0  # another one would be another split of the same images, for everybody
 MAX_IN_MEMORY = 256_000_000  # bytes of pixels; more than that stays in its file
-MAX_UNPACKED = 1_000_000_000  # bytes of arrays of an .npz file that have to be in memory
+MAX_UNPACKED = 1_000_000_000  # bytes of an .npz file in memory; CIFAR-100 has 185 MB
 MAX_SIDE = 4096  # pixels
 AT_ONCE = 256  # images that are measured together
 FORMAT = 1  # of what is kept under data/own/; a change makes everybody's anew
@@ -270,16 +270,10 @@ def _decode(path: Path, files: Sequence[str], image_size: int | None, into: Path
     """Write all pixels into an ``.npy`` file, an image at a time."""
     height, width, channels = _common_shape(path, files, image_size)
     shape = (len(files), height, width, channels)
-    broken = []
     with into.open("wb") as file:
         header = dict(descr="|u1", fortran_order=False, shape=shape)
         np.lib.format.write_array_header_1_0(file, header)
-        for name in files:
-            try:
-                file.write(_pixels(path / name, channels, image_size).data)
-            except InputError as error:
-                broken.append(str(error))
-    _refuse_broken(path, broken)
+        _of_each(path, files, lambda image: file.write(_pixels(image, channels, image_size).data))
 
 
 def _common_shape(path: Path, files: Sequence[str], image_size: int | None) -> tuple[int, int, int]:
@@ -288,15 +282,10 @@ def _common_shape(path: Path, files: Sequence[str], image_size: int | None) -> t
     Images are grey, with one channel, if all of them are.
     """
     sizes: dict[tuple[int, int], str] = {}
-    broken, is_grey = [], True
-    for name in files:
-        try:
-            size, mode = _size_and_mode(path / name)
-            is_grey = is_grey and mode in ("1", "L", "LA")
-            sizes.setdefault(size, name)
-        except InputError as error:
-            broken.append(str(error))
-    _refuse_broken(path, broken)
+    is_grey = True
+    for name, (size, mode) in zip(files, _of_each(path, files, _size_and_mode), strict=True):
+        sizes.setdefault(size, name)
+        is_grey = is_grey and mode in ("1", "L", "LA")
     if image_size is None and len(sizes) > 1:
         (first, one), (second, other) = list(sizes.items())[:2]
         raise InputError(
@@ -310,13 +299,21 @@ def _common_shape(path: Path, files: Sequence[str], image_size: int | None) -> t
     return height, width, 1 if is_grey else 3
 
 
-def _refuse_broken(path: Path, broken: list[str]) -> None:
+def _of_each(path: Path, files: Sequence[str], read: Callable[[Path], Any]) -> list[Any]:
+    """Return what is read of each file; those that are no images are named together."""
+    found, broken = [], []
+    for name in files:
+        try:
+            found.append(read(path / name))
+        except InputError as error:
+            broken.append(str(error))
     if broken:
         more = f", and {len(broken) - 10} more" if len(broken) > 10 else ""
         raise InputError(
             f"{path}: {len(broken)} files are no images that can be read: "
             f"{'; '.join(broken[:10])}{more}: remove or replace them"
         )
+    return found
 
 
 @contextmanager

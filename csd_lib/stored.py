@@ -40,10 +40,6 @@ class StoredImages:
         """Yield all images in order, in batches of ``size``."""
         return (self[first : first + size] for first in range(0, len(self), size))
 
-    def select(self, chosen: Tensor) -> StoredImages:
-        """Return some of the images (bool ``[N]``, or int64 indices), still in their file."""
-        return StoredImages(self.pixels, self.rows[chosen.cpu()], self.device)
-
     def to(self, device: torch.device | str) -> StoredImages:
         """Return the same images, whose batches will be on another device."""
         return StoredImages(self.pixels, self.rows, device)
@@ -51,7 +47,9 @@ class StoredImages:
 
 def select(images: Tensor | StoredImages, chosen: Tensor) -> Tensor | StoredImages:
     """Return some images (bool ``[N]``, or int64 indices); those in a file stay there."""
-    return images.select(chosen) if isinstance(images, StoredImages) else images[chosen]
+    if not isinstance(images, StoredImages):
+        return images[chosen]
+    return StoredImages(images.pixels, images.rows[chosen.cpu()], images.device)
 
 
 HASHED_AT_ONCE = 4096  # images, for those that are in a file
