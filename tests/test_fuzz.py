@@ -90,7 +90,7 @@ _WHY_EXEMPT = {
         retrieval.RetrievalMatrix.in_first_gallery
         widgets.Control.pairs checkers.Mistake checkers.Verdict session.Stopped
         numerics.at_least_float32 numerics.in_full_precision numerics.rows_of_length_one
-        report.Group report.are_current report.notes_on_code report.grouped report.describe
+        report.Group report.notes_on_code report.grouped report.describe
         report.table_rows report.headline report.shared_changes report.render_rows report.as_objects
         report.titled report.differences
         seeds.last_values seeds.minus seeds.by_seed seeds.cells seeds.difference_rows
@@ -119,6 +119,7 @@ _WHY_EXEMPT = {
     "takes a config, a record or a path, which were checked when they were made": """
         train.train datasets.get_spec datasets.is_path datasets.are_scaled
         experiment.run_experiment experiment.run_name experiment.run_folder
+        experiment.read_model
         experiment.load_run experiment.last_model
         export.load_exported export.export export.render_card
         widgets.load_recording ledger.read_ledger ledger.load_records ledger.plan

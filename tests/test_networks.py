@@ -156,7 +156,7 @@ def test_a_class_of_ones_own_trains_by_its_import_path(digits, tmp_path):
     run = run_experiment(config, digits, folder=tmp_path, progress=False)
     assert isinstance(run.models[-1], Small)
     assert isinstance(load_run(tmp_path, digits).models[-1], Small)
-    assert report.are_current([run.record]) == [True]
+    assert report.notes_on_code([run.record]) == [""]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_weights_of_a_file_are_where_training_begins_and_decide_the_run(digits, 
     assert (
         identity.key(moved) == identity.key(config) and data_hash(moved, digits) == run.record.data
     )
-    assert report.are_current([run.record]) == [True]
+    assert report.notes_on_code([run.record]) == [""]
 
 
 def configs_with(config, *paths):

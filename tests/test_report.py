@@ -121,13 +121,13 @@ def test_older_codes_records_stand_apart_at_the_end_and_are_announced(other):
 def test_what_made_a_record_is_older_code_once_the_code_computes_something_else(monkeypatch):
     monkeypatch.setattr(report, "fingerprint", fingerprint)
     records = [made("csd"), made("fine-tuning")]
-    assert report.are_current(records) == [True, True]
+    assert report.notes_on_code(records) == ["", ""]
     original = METHODS["csd"]
     with patch.dict(METHODS, csd=Method(original.title, "ce+triplet+csd")):
-        assert report.are_current(records) == [False, True]
-    assert report.are_current([replace(records[0], data="")]) == [False]
+        assert report.notes_on_code(records) == [report.OLDER, ""]
+    assert report.notes_on_code([replace(records[0], data="")]) == [report.OLDER]
     for shape in ((), (1, 8), (1, 0, 8), (10**6, 8, 8), (1, "8", 8)):
-        assert report.are_current([replace(records[0], image_shape=shape)]) == [False]
+        assert report.notes_on_code([replace(records[0], image_shape=shape)]) == [report.OLDER]
 
 
 def test_a_network_whose_module_is_not_imported_is_named_with_the_remedy(monkeypatch):
@@ -137,7 +137,6 @@ def test_a_network_whose_module_is_not_imported_is_named_with_the_remedy(monkeyp
         "lwf", network="not_imported:Net", fingerprint="1" * 8, first_column=(0.9, 0.321)
     )
     older = made("fine-tuning", fingerprint="01234567")
-    assert report.are_current([stranger]) == [False]
     text = report.render([stranger, older, made("csd")], against={"method": "csd"})
     before, rest = text.split(report.OLDER)
     (line,) = [line for line in before.splitlines() if "import not_imported first" in line]

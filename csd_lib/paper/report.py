@@ -96,11 +96,6 @@ def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]
     return records, problems
 
 
-def are_current(records: Sequence[Record]) -> list[bool]:
-    """Say of each record whether today's code computes what made it."""
-    return [not note for note in notes_on_code(records)]
-
-
 def notes_on_code(records: Sequence[Record]) -> list[str]:
     """Say of each record if today's code does not compute what made it; each recipe is tried once.
 
@@ -597,10 +592,10 @@ def titled(title: str, table: tuple[list[str], list[list[str]]], markdown: bool)
 def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return one flat dictionary for each record, for programs: every setting and every number."""
     objects = []
-    for record, is_current in zip(records, are_current(records), strict=True):
+    for record, note in zip(records, notes_on_code(records), strict=True):
         matrices = {n: values for n, values in vars(record.matrix).items() if values is not None}
         found = asdict(record.config)
-        found |= {"fingerprint": record.fingerprint, "is_current": is_current, "data": record.data}
+        found |= {"fingerprint": record.fingerprint, "is_current": not note, "data": record.data}
         found |= {"date": record.date, "trained_on": record.device, "versions": record.versions}
         found |= {"threads": record.threads, "peak_memory_mb": record.peak_memory_mb}
         found |= {"training_seconds": record.training_seconds, "folder": str(record.folder)}
