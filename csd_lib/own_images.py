@@ -155,16 +155,19 @@ def find_own_images(path: str | Path, image_size: int | None = None) -> OwnImage
 
 
 def describe(found: OwnImages) -> str:
-    """Say in a few lines what there is: an ``outline``, and which images are there twice."""
-    pairs = found.duplicates()
-    lines = [*outline(found.dataset()), f"test images that are training images too: {len(pairs)}"]
+    """Say in a few lines what there is: its ``outline``, statistics, and which images are twice."""
+    lines, pairs = outline(found.dataset()), found.duplicates()
+    if len(found.mean) <= 4:
+        mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (found.mean, found.std))
+        lines.append(f"mean of the training images: {mean}; standard deviation: {std}")
+    lines.append(f"test images that are training images too: {len(pairs)}")
     lines += [f"  {test} is {train}" for test, train in pairs[:20]]
     lines += [f"  and {len(pairs) - 20} more"] if len(pairs) > 20 else []
     return "\n".join(lines)
 
 
 def outline(dataset: Dataset) -> list[str]:
-    """Say in a few lines what any data set is: counts, sizes and statistics."""
+    """Say in a few lines what any data set is: how many images, and how large."""
     channels, *size = dataset.train_images.shape[1:]
     is_made = dataset.train_images.dtype != torch.uint8
     what = f"{channels} features" if is_made else " x ".join(map(str, (*size, channels)))
@@ -181,9 +184,6 @@ def outline(dataset: Dataset) -> list[str]:
         lines.append(f"{title} images a class: {numbers}")
         if few := [names[label] for label in np.flatnonzero(counts < 2)]:
             lines.append(f"  fewer than two: {_listed(few)}")
-    if len(dataset.mean) <= 4:
-        mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (dataset.mean, dataset.std))
-        lines.append(f"mean of the training images: {mean}; standard deviation: {std}")
     return lines
 
 
