@@ -809,3 +809,21 @@ def test_a_checker_never_raises(exercise):
         except BaseException as error:
             raised[label] = f"{type(error).__name__}: {error}"
     assert raised == {}
+
+
+# Just below what a setting may be, by hand: what is tried above asks the declarations.
+TOO_LITTLE = (
+    dict.fromkeys(["lambda_kd", "lambda_csd", "lambda_mmd", "lambda_fecd", "margin"], -1e-9)
+    | dict.fromkeys(["kd_temperature", "csd_temperature", "fecd_temperature"], 0.0)
+    | dict.fromkeys(["learning_rate", "later_learning_rate", "held_out"], 0.0)
+    | dict.fromkeys(["backbone_rate", "weight_decay"], -1e-9)
+    | dict.fromkeys(["tasks", "first_classes", "epochs", "later_epochs", "stop_at_epoch"], 0)
+    | dict.fromkeys(["select_every", "embedding", "image_size"], 0)
+    | dict(batch_size=1, depth=7, crop_padding=-1, seed=-1, class_order_seed=-1)
+)
+
+
+@pytest.mark.parametrize("name", TOO_LITTLE)
+def test_a_setting_may_not_be_less_than_makes_sense(name):
+    with pytest.raises(InputError, match=f"{name}={TOO_LITTLE[name]}"):
+        TrainConfig(**{name: TOO_LITTLE[name]})

@@ -704,6 +704,7 @@ def factors_figure() -> Figure:
     """What each method reaches on held-out images, by the factor of all of its weights."""
     figure, axes = plt.subplots(1, len(SEARCHES), figsize=(16, 5), layout="constrained")
     styles = figures.method_styles(tuned.RECIPES)
+    styles["ce+kd"] = styles["ce+kd"] | {"color": figures.GREEN}  # else MMD + KD's
     for axis, (title, config) in zip(axes, SEARCHES.items(), strict=True):
         tries = tuned.load_tries(config)
         for method, reached in tuned.found(tries).items():
