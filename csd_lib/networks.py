@@ -242,7 +242,10 @@ def import_network(
 def _own_class(name: str) -> Callable[..., Network]:
     module, _, attributes = name.partition(":")
     if module not in sys.modules:
-        raise InputError(f"network={name!r}: import {module} first; the kit does not do it by name")
+        raise InputError(
+            f"network={name!r}: import {module} first (for csd, in a file of your own that then "
+            f"calls csd_lib.__main__.main()); the kit does not do it by name"
+        )
     found: Any = sys.modules[module]
     for part in attributes.split("."):
         found = getattr(found, part, None)
