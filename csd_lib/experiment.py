@@ -64,13 +64,9 @@ def run_name(config: TrainConfig, data: str, fingerprint: str) -> str:
     return f"{name}-{config.method}-{config.tasks}tasks-seed{config.seed}-{digest}"
 
 
-def run_folder(config: TrainConfig, decided: dict[str, Any]) -> Path:
-    """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand.
-
-    Args:
-        config: of the run.
-        decided: what decides its result, of ``identity.of_run``.
-    """
+def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
+    """Folder of a run under ``runs/`` (or ``$CSD_RUNS``), unless one is given by hand."""
+    decided = identity.of_run(config, dataset)
     return runs_folder() / run_name(config, decided["data"], decided["fingerprint"])
 
 
@@ -106,7 +102,8 @@ def run_experiment(
     dataset = load_images(config, dataset)
     wanted, prefix, first_run = identity.of_run(config, dataset), None, None
     if folder is None:
-        folder = make_folder(run_folder(config, wanted))
+        name = run_name(config, wanted["data"], wanted["fingerprint"])
+        folder = make_folder(runs_folder() / name)
         if not runs.has_begun(folder):
             prefix = runs.find_prefix(runs_folder(), config, dataset)
     first_task = identity.first_task(config) if share_first_task else None

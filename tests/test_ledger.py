@@ -301,7 +301,7 @@ def test_reproduce_in_two_processes_shares_the_cells(own_folders, digits):
         history = own_folders / "runs" / found.folder.name / "history.jsonl"
         assert len(history.read_text().splitlines()) == len(found.history)
     wanted = [c for config in configs for c in (config, identity.first_task(config)) if c]
-    expected = {run_folder(c, identity.of_run(c, digits)) for c in wanted}
+    expected = {run_folder(c, digits) for c in wanted}
     assert {*(own_folders / "runs").iterdir()} == expected, "first tasks are shared"
     begun = [line for text in texts for line in text.splitlines()]
     for number in range(1, len(methods) + 1):
