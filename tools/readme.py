@@ -664,7 +664,7 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     """The table of leads as a picture: old classes, average, old gallery, with 95 % intervals."""
     shown = {"old classes": "old", "old and new, average": "average", "old gallery": "old gallery"}
     names = [
-        title if f == USUAL else f"{title}: LwF {said(f['lwf'])}, CSD {said(f['csd'])}"
+        title if f == USUAL else f"LwF {said(f['lwf'])}, CSD {said(f['csd'])}"
         for title, f, _ in found
     ]
     figure, axes, places = figures.panels_of_rows(
