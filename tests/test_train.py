@@ -764,8 +764,7 @@ def test_a_first_task_of_another_kind_of_device_is_trained_again(digits, own_fol
 @pytest.mark.parametrize("tasks_done", [1, 2])
 def test_a_run_that_has_trained_its_own_first_task_trains_no_other(digits, own_folders, tasks_done):
     config = TrainConfig(method="ce+kd", **QUICK)
-    folder = run_folder(config, digits)
-    train(config, digits, folder=folder, stop_after=tasks_done, progress=False)
+    train(config, digits, folder=run_folder(config, digits), stop_after=tasks_done, progress=False)
     epochs = []
     run_experiment(
         config,

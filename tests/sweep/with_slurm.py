@@ -58,7 +58,7 @@ def test_an_array_records_every_cell_once_also_if_it_is_sent_twice(kept, digits)
         TrainConfig(dataset="digits", method=method, epochs=1, device="cpu") for method in methods
     ]
     wanted = [c for config in configs for c in (config, identity.first_task(config)) if c]
-    names = {run_folder(c, digits).name for c in wanted}
+    names = {run_folder(config, digits).name for config in wanted}
     assert {path.name for path in kept.runs.iterdir()} == {*names, "sweeps"}
     assert "0 cells in 0 jobs" in sweep(kept, *command)
     assert "Fine-tuning" in kept.run("report"), "all results meet in one table"
