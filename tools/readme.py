@@ -278,7 +278,9 @@ def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
         rows.append(["Raw pixels", "–", *[f"{100 * value:.1f}" for value in raw], "–"])
     table = next(table for table in tables(group) if table.name == experiment)
     lines = [*headline(group), "", *titled("Recall@1 in % after both tasks", (header, rows), True)]
-    return "\n".join([*lines, "Differences in points, own classes:", "", csd_table(table)])
+    return "\n".join(
+        [*lines, "In points, own classes where nothing else is said:", "", csd_table(table)]
+    )
 
 
 def weights_page() -> str:
@@ -615,17 +617,13 @@ def tuned_table(config: TrainConfig) -> str:
     chosen = {method: tuned.best(each) for method, each in reached.items()}
     rows = rows_with(config, chosen)
     csd = rows.pop("csd")
-    pairs = [
-        ([f"CSD, {said(chosen['csd'])}", f"{get_method(method).title}, {said(factor)}"], csd, row)
-        for method, row in rows.items()
-        for factor in [chosen[method]]
-    ]
+    names = {m: f"{get_method(m).title}, {said(factor)}" for m, factor in chosen.items()}
+    pairs = [([names["csd"], names[method]], csd, row) for method, row in rows.items()]
     if pair_tries(config):
         pair = chosen_pair(config)
-        both = [f"CSD, {said(pair['csd'])}"]
-        csd_of_pair = rows_with(config, pair)["csd"]
-        pairs.append(([*both, f"LwF, {said(pair['lwf'])}"], csd_of_pair, rows["lwf"]))
-        pairs.append(([*both, f"CSD, {said(chosen['csd'])}"], csd_of_pair, csd))
+        title, its = f"CSD, {said(pair['csd'])}", rows_with(config, pair)["csd"]
+        pairs.append(([title, names["lwf"]], its, rows["lwf"]))
+        pairs.append(([title, names["csd"]], its, csd))
     differences = minus_table(["CSD's runs", "minus"], pairs)
     return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{differences}"
 

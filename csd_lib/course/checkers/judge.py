@@ -86,8 +86,8 @@ def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
     if result is None or result is Ellipsis:
         raise Mistake(NOTHING)
     for before, after in zip(args, given, strict=True):
-        is_table = isinstance(before, Tensor | np.ndarray)
-        if is_table and not same(after, before, tolerance=0):
+        can_change = isinstance(before, Tensor | np.ndarray)
+        if can_change and not same(after, before, tolerance=0):
             raise Mistake(
                 f"{case}: it changes the tensor that it was given. Work on a copy, or use "
                 f"functions without a trailing underscore."
