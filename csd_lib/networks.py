@@ -485,8 +485,8 @@ def _go_on_from(network: Network, path: str) -> None:
     head = state.pop("head.weight", None)
     try:
         if head is None or head.shape[1:] != (network.feature_size,) or not head.isfinite().all():
-            found = checks.shown(head)
-            raise ValueError(f"head.weight is {found}, expected [classes, {network.feature_size}]")
+            wanted = f"finite [classes, {network.feature_size}]"
+            raise ValueError(f"head.weight is {checks.shown(head)}, expected {wanted}")
         load_state(network, {**state, "head.weight": network.head.weight.detach()})
     except ValueError as error:
         raise InputError(
@@ -508,14 +508,14 @@ def _begin_with(network: Network, path: str) -> None:
         target, left_out = network.body, (f"{network.classifier}.", "AuxLogits.", "aux1.", "aux2.")
     own = {n: v for n, v in target.state_dict().items() if not f"{n}.".startswith(left_out)}
     given = {n: v for n, v in state.items() if not f"{n}.".startswith(left_out)}
-    problems = [
-        f"{name} is {checks.shown(given.get(name))}, expected {checks.shown(own.get(name))}"
-        for name in sorted(own.keys() | given.keys())
-        if name not in own
-        or name not in given
-        or given[name].shape != own[name].shape
-        or not given[name].isfinite().all()
-    ]
+
+    def problem(name: str) -> str:
+        found, wanted = given.get(name), own.get(name)
+        if found is None or wanted is None or found.shape != wanted.shape:
+            return f"{name} is {checks.shown(found)}, expected {checks.shown(wanted)}"
+        return "" if found.isfinite().all() else f"{name} is not finite"
+
+    problems = [*filter(None, map(problem, sorted(own.keys() | given.keys())))]
     if problems:
         raise InputError(
             f"weights={path!r} is not the state of this network: {problems[0]}"

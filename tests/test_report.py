@@ -143,6 +143,8 @@ def test_a_network_whose_module_is_not_imported_is_named_with_the_remedy(monkeyp
     assert "It is not known whether today's code computes" in line and "Fine-tuning" in rest
     current, unknown = before.split(line)
     assert "CSD" in current and "32.1" in unknown and "32.1" not in current + rest
+    objects = report.as_objects([stranger, older, made("csd")])
+    assert [found["is_current"] for found in objects] == [None, False, True]
     assert "import not_imported first" in comparison.render_paper(
         comparison.paper_groups([stranger, older])
     )

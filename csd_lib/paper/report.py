@@ -595,7 +595,8 @@ def as_objects(records: Sequence[Record]) -> list[dict[str, Any]]:
     for record, note in zip(records, notes_on_code(records), strict=True):
         matrices = {n: values for n, values in vars(record.matrix).items() if values is not None}
         found = asdict(record.config)
-        found |= {"fingerprint": record.fingerprint, "is_current": not note, "data": record.data}
+        is_current = {"": True, OLDER: False}.get(note)  # else it is not known
+        found |= {"fingerprint": record.fingerprint, "is_current": is_current, "data": record.data}
         found |= {"date": record.date, "trained_on": record.device, "versions": record.versions}
         found |= {"threads": record.threads, "peak_memory_mb": record.peak_memory_mb}
         found |= {"training_seconds": record.training_seconds, "folder": str(record.folder)}
