@@ -7,6 +7,7 @@ python tools/readme.py --check   # exit code 1 if a table is not that of the rec
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,7 @@ SEARCHES = {
     SMALL: TrainConfig(dataset="cifar100", preset="class", depth=8, precision="amp"),
     "digits": TrainConfig(dataset="digits"),
     "clothes": TrainConfig(dataset="fashion"),
+    "stand-in for birds and dogs": TrainConfig(dataset="kinds"),
 }
 
 
@@ -205,13 +207,19 @@ def forgetting_figure(records: Sequence[Record]) -> Figure:
     return figures.method_curves(shown, "Recall@1 on task 1 (%)", xlabels=stages)
 
 
+def headline_of(found: Sequence[Table]) -> list[str]:
+    """Say all that one must know of the runs that these tables of a group have."""
+    shown = {id(r): r for table in found for row in table.rows for r in row}
+    return headline(replace(found[0].group, records=[*shown.values()]))
+
+
 def terms_page(groups: list[Group]) -> str:
     """All experiments on digits but the table of methods, which results.md has."""
     lines = []
     for group in groups:
         found = [table for table in tables(group) if table.name not in ("table1", "")]
         if found:
-            lines += ["\n\n".join(headline(group)), ""]
+            lines += ["\n\n".join(headline_of(found)), ""]
         lines += [line for table in found for line in terms_table(table)]
     return "\n".join(lines)
 
@@ -299,7 +307,7 @@ def weights_page() -> str:
         for kd in weights
     ]
     header = ["weight of KD", *(f"CSD {csd:g}: paper / ours" for csd in weights)]
-    below = [*headline(table.group), "", *terms_table(table)[2:]]
+    below = [*headline_of([table]), "", *terms_table(table)[2:]]
     return "\n".join([markdown(header, lines), "", *below])
 
 
@@ -346,10 +354,10 @@ FROM_CSD = "Differences from CSD, own classes; in points"
 COLUMNS = ["old", "new", "average", "average, all", "old gallery"]
 
 
-def ends_of(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
-    """What COLUMNS say of runs of two tasks, by seed and precision; as shares."""
+def ends_of(records: Sequence[Record]) -> dict[tuple[int, str, str], list[float]]:
+    """What COLUMNS say of runs of two tasks, by seed, precision and data; as shares."""
     return {
-        (r.config.seed, r.config.precision): [
+        (r.config.seed, r.config.precision, r.data): [
             *(own := r.matrix.own[-1]),
             own.mean(),
             r.matrix.seen[-1].mean(),
@@ -360,7 +368,7 @@ def ends_of(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
 
 
 def differences(first: Sequence[Record], second: Sequence[Record]) -> list[list[float]]:
-    """What COLUMNS say: a row of differences for each seed and precision; as shares."""
+    """What COLUMNS say: a row of differences for each that ``ends_of`` tells apart; as shares."""
     return list(seeds.minus(ends_of(first), ends_of(second)).values())
 
 
@@ -504,7 +512,6 @@ def leads(protocol: Table) -> list[Lead]:
         studies.append((title, config, chosen_factors(config)))
         if pair_tries(config):
             studies.append((title, config, chosen_pair(config)))
-    studies.append(("stand-in for birds and dogs", TrainConfig(dataset="kinds"), USUAL))
     found = [(title, factors, rows_with(config, factors)) for title, config, factors in studies]
     long = {row[0].config.method: row for row in protocol.rows}
     return [("CIFAR-100, ResNet-32, 230 + 230 epochs", USUAL, long), *found]
@@ -777,6 +784,11 @@ def first_task_figure(looks: Sequence[dict]) -> Figure:
     for value, color in zip(TABLE_1["initial"], (figures.BLUE, figures.ORANGE), strict=False):
         axis.axhline(value, color=color, linestyle=":", linewidth=2)
         axis.annotate(f"paper: {value}", (2, value + 0.8), color=color, fontsize=13)
+    for before, look in itertools.pairwise(looks):
+        if (rate := look["learning_rate"]) < before["learning_rate"]:  # it fell between two looks
+            axis.axvline(before["epoch"], color="gray", lw=1.5)
+            text = f"learning rate falls to {rate:g}"
+            axis.annotate(text, (before["epoch"] - 3, 47), ha="right", fontsize=13)
     axis.set(xlabel="epoch of the first task", ylabel="Recall@1 (%)", xlim=(0, None))
     axis.legend(**figures.BESIDE)
     return figure

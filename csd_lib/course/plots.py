@@ -6,6 +6,7 @@ drawn; ``show`` puts it on a notebook page with a text that describes it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -194,6 +195,11 @@ def number_matrix(
         ax=axis,
         annot_kws={"fontsize": 14},
     )
+    mesh = axis.collections[-1]
+    for text in axis.texts:  # seaborn writes white on colours that it can hardly be read on
+        column, row = (int(at) for at in text.get_position())
+        color = mesh.cmap(mesh.norm(values[row, column]))
+        text.set_color("black" if sns.utils.relative_luminance(color) > 0.18 else "white")
     axis.tick_params(axis="y", rotation=0)
     axis.grid(False)
     axis.set_title(title)
@@ -224,7 +230,7 @@ def unit_circle(
     arrows: Tensor | None = None,
     axis: Axes | None = None,
 ) -> Figure:
-    """Two-dimensional features of two classes as points on the unit circle.
+    """Two-dimensional features of two classes as points on the unit circle, a tick each 10°.
 
     Args:
         groups: for example ``{"student": [N, 2], "teacher": [N, 2]}``, of length 1; the second is
@@ -248,6 +254,13 @@ def unit_circle(
     groups, labels = {name: p.detach().cpu() for name, p in groups.items()}, labels.cpu()
     figure, axis = _place(axis, (7, 5.2))
     axis.add_patch(Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
+    for degrees in range(0, 360, 10):
+        x, y = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        half = 0.02 if degrees % 30 else 0.05
+        inner, outer = 1 - half, 1 + half
+        axis.plot([inner * x, outer * x], [inner * y, outer * y], color=GREY, lw=1)
+        if degrees % 90 == 0:
+            axis.text(0.5 * x, 0.5 * y, f"{degrees}°", color=GREY, ha="center", va="center")
     for index, (group, points) in enumerate(groups.items()):
         radius = 1 + 0.13 * index
         points = points * radius

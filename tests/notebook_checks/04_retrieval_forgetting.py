@@ -14,6 +14,13 @@ def fall(name, kind):
 
 session.check("a frozen network cannot forget", fall("initial", "own"), 0, 1e-9)
 assert fall("initial", "seen") > 1, "it falls in the growing gallery all the same"
+below = {
+    kind: 100 * np.mean([getattr(r.matrix, kind)[-1, 0] for r in five["initial"]])
+    - 100 * np.mean([getattr(r.matrix, kind)[-1, 0] for r in five["csd"]])
+    for kind in ("own", "seen")
+}
+session.check("CSD below the frozen network, large gallery", below["seen"], 4, 1)
+assert 0 <= below["own"] < 1, "less than one in its own"
 assert all((np.diff(r.matrix.seen[:, 0]) <= 0).all() for r in five["initial"]), "with every task"
 forgotten = {
     name: np.mean([retrieval.forgetting(run.matrix.own) for run in five[name]]) for name in five

@@ -41,6 +41,13 @@ session.check("CSD's lead at × 1", csd[1, 0] - lwf[1, 0], 11, 0.5)
 assert np.ptp(csd[1:, 0]) < 1 and (np.diff(lwf[:, 0]) > 0).all(), "one flat, the other rising"
 assert 0 < csd[-1, 0] - lwf[-1, 0] < 1, "at × 30 less than a point is left"
 assert lwf[3:, 2].min() > csd[:, 2].max(), "from × 10 on LwF is above all of CSD's curve"
+of_lwf, *of_csd = chosen.values()
+assert all(of.keys() == of_lwf.keys() == {*range(8)} for of in of_csd)
+verdicts = [comparison.paired([of[s][2] - of_lwf[s][2] for s in of_lwf])[-1] for of in of_csd]
+assert verdicts == ["does not", "undecided"], "one factor, two factors, in the old gallery"
+for of in of_csd:
+    gaps = [of[s][0] - of_lwf[s][0] for s in of_lwf]
+    assert 0 < np.mean(gaps) < 1 and comparison.paired(gaps)[-1] == "holds", "less than a point"
 
 # The playground: its button, with settings that no cell above has tried.
 *inputs, button, picture = widgets.panel(try_out, press="Train", **controls).children
