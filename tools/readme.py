@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -673,7 +674,7 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
         for title, f, _ in found
     ]
     figure, axes, places = figures.panels_of_rows(
-        names, list(shown), "← LwF     CSD →", figsize=(13, 0.5 * len(found) + 2.4)
+        names, list(shown), "\npoints", figsize=(13, 0.5 * len(found) + 2.6)
     )
     labels = {True: (figures.BLUE, "usual weights"), False: (figures.ORANGE, "chosen weights")}
     for place, (_, factors, rows) in zip(places, found, strict=True):
@@ -692,6 +693,11 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     for axis in axes:
         axis.axvline(0, color="black", lw=1.5)
         axis.grid(axis="y", visible=False)
+        below: dict[str, Any] = dict(
+            xy=(0, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="top"
+        )
+        axis.annotate("LwF ahead ←", xytext=(-6, -26), ha="right", **below)
+        axis.annotate("→ CSD ahead", xytext=(6, -26), ha="left", **below)
     axes[-1].annotate("seeds", (1.03, 1.03), xycoords="axes fraction")
     for (above, *_), (title, *_), place in zip(found, found[1:], places[1:], strict=False):
         if above != title:  # a line between experiments
@@ -700,8 +706,8 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     for usual, (color, label) in labels.items():
         axes[1].plot([], [], "o" if usual else "D", color=color, label=label)
     axes[1].plot([], [], "o", color="black", mfc="white", mew=2, label="each of two seeds")
-    below = -0.9 / figure.get_figheight()
-    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=3, frameon=False)
+    under = -1.1 / figure.get_figheight()
+    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, under), ncols=3, frameon=False)
     return figure
 
 
