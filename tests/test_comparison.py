@@ -1,6 +1,7 @@
 """The tables and figures that set our records beside the paper's."""
 
 import json
+import re
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -79,7 +80,9 @@ def test_each_cell_shows_paper_ours_gap_and_a_verdict():
     records = [made("csd", s, (0.651 + 0.01 * s, 0.616)) for s in (0, 1)]
     records.append(made("csd", 2, (0.641, 0.616)))
     records += [made("lwf", 0, (0.64, 0.564)), made("mmd", 0, (0.5, 0.609))]
+    records += [made("fine-tuning", 0, (0.414, 0.601))]
     rows = rows_of(records)
+    assert rows["Fine-tuning"]["verdict"] == "differs", "by 4 points in two cells, by 0 on average"
     csd = rows["CSD"]
     assert csd["1-50: paper"] == "65.1" and csd["n"] == "3" and csd["verdict"] == "agrees"
     assert rows["LwF"]["verdict"] == "near" and rows["MMD"]["verdict"] == "differs"
@@ -122,7 +125,7 @@ def test_the_machine_never_splits_a_table(machine):
 
 def test_claims_are_compared_seed_by_seed():
     records = [made("csd", s, (0.6 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
-    records += [made("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (0, 1, 2)]
+    records += [made("lwf", s, (0.58 + 0.1 * s, 0.6)) for s in (2, 0, 1)]
     records += [made("fine-tuning", 0, (0.3, 0.7))]
     _, rows = comparison.claim_rows(table_of(records), "own")
     by_claim = {row[0]: row[1:] for row in rows}
@@ -135,6 +138,56 @@ def test_claims_are_compared_seed_by_seed():
     noisy += [made("lwf", s) for s in (0, 1)]
     verdicts = {row[0]: row[-1] for row in comparison.claim_rows(table_of(noisy), "own")[1]}
     assert verdicts["CSD is above LwF on average"] == "undecided"
+
+
+def test_a_claim_says_which_methods_it_compares_and_where():
+    columns = {"old classes": 0, "new classes": 1, "on average": 2, "old gallery": 3}
+    records = [made(name, last=None) for name in METHODS]
+    values = {r.config.method: comparison.seeds.last_values(r, "own") for r in records}
+    titles = {method.title.lower(): name for name, method in METHODS.items()}
+    longest_first = "|".join(map(re.escape, sorted(titles, key=len, reverse=True)))
+    _, rows = comparison.claim_rows(table_of(records), "own")
+    assert len(rows) == 10
+    for claim, published, _, ours, *_ in rows:
+        better, worse = (titles[n] for n in re.findall(longest_first, claim.lower()))
+        (column,) = (place for words, place in columns.items() if words in claim)
+        gap = values[better][column] - values[worse][column]
+        assert float(ours) == pytest.approx(100 * gap, abs=0.051), claim
+        if published != "–":
+            gap = paper.TABLE_1[better][column] - paper.TABLE_1[worse][column]
+            assert float(published) == pytest.approx(gap, abs=0.051) and gap > 0, claim
+
+
+def test_every_table_is_of_the_gallery_that_is_asked_for():
+    """Where the numbers of the two galleries change places, so do the tables."""
+    recipes = {"fine-tuning": 0.5, "lwf": 0.6, "ce": 0.45, "ce+kd": 0.52, "csd": 0.7}
+    records = []
+    for name, value in recipes.items():
+        for seed in (0, 1):
+            matrix = made(name, seed, (value + 0.01 * seed**2, value)).matrix
+            records.append(made(name, seed, matrix=replace(matrix, seen=matrix.own**2)))
+    turned = [
+        replace(r, matrix=replace(r.matrix, own=r.matrix.seen, seen=r.matrix.own)) for r in records
+    ]
+
+    def cells(records, gallery):
+        found = {t.name: t for t in comparison.tables(comparison.paper_groups(records)[0])}
+        made = [comparison.paper_rows(found["table1"], gallery)]
+        made += [comparison.claim_rows(found["table1"], gallery)]
+        made += [comparison.difference_rows(found["table1"], gallery)]
+        made += [comparison.term_rows(found["figure5"], gallery)]
+        made += [report.table_rows(report.variants(records), gallery)]
+        programs = report.differences(records, {"method": "lwf"})
+        rows = [tuple(d.values()) for d in programs if d.pop("gallery") == gallery]
+        made.append((["", *programs[0]], [(d[0], *d) for d in rows]))
+        return [
+            {(*row[:2], *pair) for row in rows for pair in zip(header, row, strict=True)}
+            for header, rows in made
+        ]
+
+    pairs = [*zip(cells(records, "seen"), cells(turned, "own"), strict=True)]
+    for (seen, own), other in zip(pairs, cells(records, "own"), strict=True):
+        assert seen <= own and not seen <= other  # own classes have an old gallery, too
 
 
 def test_an_interval_is_students_and_decides_in_both_directions():
@@ -172,6 +225,12 @@ def test_what_a_term_changes_is_the_mean_over_recipes_and_then_over_seeds():
         ("+ CSD", "mean of 2"): "+16.0 ± 0.0",
     }
     assert {row["n"] for row in of.values()} == {"2"}
+    panels = figures.term_effects(found["figure5"], "own").axes
+    task_1, average = (
+        [stroke.get_offsets()[0, 0] for stroke in axis.collections[1::2]] for axis in panels[:2]
+    )
+    assert np.allclose(sorted(task_1), [-5, 2.5, 10.5, 12, 20])
+    assert np.allclose(average, np.array(task_1) / 2), "all are alike on the other task"
 
 
 def test_the_mean_of_recipes_is_of_the_seeds_that_all_of_them_have():
@@ -349,10 +408,29 @@ def test_curves_have_a_panel_for_each_gallery_and_bars_only_of_several_seeds(see
     axes = figures.first_task_curves(table_of(found)).axes
     assert [axis.get_title() for axis in axes] == [*report.GALLERIES.values()]
     mean = 100 * np.mean([r.matrix.own[:, 0] for r in found], axis=0)
+    gallery_of = {title: name for name, title in report.GALLERIES.items()}
     for axis, expected in zip(axes, (mean, mean / 2), strict=True):
         ((curve, *bars),) = axis.containers
         assert np.allclose(curve.get_ydata(), expected)
         assert any(bars) == (len(seeds) > 1)
+        if any(bars):
+            ends = np.array([*bars[1][0].get_segments()])[:, :, 1]
+            runs = [getattr(r.matrix, gallery_of[axis.get_title()])[:, 0] for r in found]
+            assert np.allclose(np.ptp(ends, axis=1) / 2, 100 * np.std(runs, axis=0, ddof=1))
+
+
+def test_the_papers_values_stand_above_ours_of_each_gallery_with_their_spread():
+    records = [made("csd", s, (0.6 + 0.1 * s, 0.5 - 0.1 * s)) for s in (0, 1)]
+    records = [replace(r, matrix=replace(r.matrix, seen=r.matrix.own / 2)) for r in records]
+    for axis, paper_says, ours in zip(
+        figures.paper_against_ours(table_of(records)).axes, (65.1, 61.6), (65, 45), strict=True
+    ):
+        assert axis.collections[0].get_offsets()[0, 0] == paper_says
+        for (point, _, (bar,)), value in zip(axis.containers, (ours, ours / 2), strict=True):
+            assert point.get_xdata() == pytest.approx([value])
+            ((start, end),) = bar.get_segments()
+            sd = 10 / 2**0.5 * value / ours
+            assert (end[0] - start[0]) / 2 == pytest.approx(sd)
 
 
 @pytest.mark.parametrize("name", paper.EXPERIMENTS)

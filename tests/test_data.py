@@ -173,6 +173,9 @@ def test_the_first_task_may_have_more_classes_than_the_others(digits):
         class_incremental_split(digits, 2, first_classes=9)
     with pytest.warns(UserWarning, match="5 classes do not divide into 2.*5, 3, 2 classes"):
         class_incremental_split(digits, 3, first_classes=5)
+    tasks = class_incremental_split(digits, 3, first_classes=6, class_order=range(10)[::-1])
+    assert [task.classes for task in tasks] == [(9, 8, 7, 6, 5, 4), (3, 2), (1, 0)]
+    assert {*digits.train_labels[digits.train_labels > 3].tolist()} == {*tasks[0].classes}
     (whole,) = class_incremental_split(digits, 1, first_classes=6)
     assert len(whole.classes) == 10, "one task has all classes"
 
@@ -266,7 +269,9 @@ def test_npz_is_read_with_channels_first(arrays, tmp_path):
     assert dataset.train_images.shape == (12, 3, 32, 32)
     assert dataset.train_images[5, 2, 7, 11] == arrays["train_images"][5, 7, 11, 2]
     assert dataset.class_names == ("apple", "bear", "cup", "dog")
-    assert dataset.train_labels.dtype == torch.int64 and len(dataset.mean) == 3
+    assert dataset.train_labels.dtype == torch.int64
+    assert dataset.mean == (0.5071, 0.4867, 0.4408), "of red, green and blue"
+    assert dataset.std == (0.2675, 0.2565, 0.2761)
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])

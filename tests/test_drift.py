@@ -63,11 +63,14 @@ def test_what_cannot_be_measured_is_refused():
         cosine_drift(cloud(5), cloud(5), torch.zeros(4))
 
 
-def test_a_map_leaves_torch_its_threads(monkeypatch):
+def test_a_map_is_of_directions_and_seeded_and_leaves_torch_its_threads(monkeypatch):
     """UMAP's compiler sets them for the whole process, as this stand-in does."""
+
+    asked = {}
 
     class SetsThreads:
         def __init__(self, **options):
+            asked.update(options)
             self._raw_data = torch.zeros(20, 8)
 
         def fit(self, features):
@@ -79,7 +82,8 @@ def test_a_map_leaves_torch_its_threads(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=SetsThreads))
     try:
-        fitted = fit_map(cloud(20))
+        fitted = fit_map(cloud(20), seed=3)
+        assert (asked["metric"], asked["random_state"]) == ("cosine", 3)
         assert torch.get_num_threads() == threads
         place_on_map(fitted, cloud(20))
         assert torch.get_num_threads() == threads

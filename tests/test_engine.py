@@ -110,6 +110,16 @@ def test_learning_rate_is_set_in_place_where_a_graph_would_read_it():
     assert optimizer.param_groups[0]["lr"] is rate
 
 
+def test_sgd_has_a_momentum_of_nine_tenths():
+    model = ResNet(8, 2, 1)
+    optimizer, weight = engine.make_optimizer("sgd", model, 0.0, CPU), model.head.weight
+    engine.set_learning_rate(optimizer, 0.1)
+    for moved in (0.1, 0.19, 0.271):
+        before, weight.grad = weight.detach().clone(), torch.ones_like(weight)
+        optimizer.step()
+        torch.testing.assert_close(before - weight, torch.full_like(weight, moved))
+
+
 def test_half_precision_is_what_the_device_computes_in_by_itself(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import csd_lib.train as training
 from csd_lib import InputError, identity, networks
 from csd_lib.config import TrainConfig
 from csd_lib.engine import make_optimizer, set_learning_rate
@@ -15,7 +16,6 @@ from csd_lib.fingerprint import fingerprint
 from csd_lib.identity import data_hash
 from csd_lib.model import Network, freeze
 from csd_lib.networks import input_size, make_network, network_from_state, weights_sha256
-from csd_lib.numerics import torchs_numbers
 from csd_lib.paper import report
 from csd_lib.train import train
 
@@ -134,10 +134,22 @@ def test_dropout_is_seeded_and_goes_on_to_the_same_bits(digits, tmp_path):
     ours, theirs = (run.models[-1].state_dict() for run in (whole, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert len({fingerprint(config, 1, 8) for _ in range(2)}) == 1
-    with torchs_numbers(CPU, 0, 0, 0):
-        first = torch.rand(1)
-    with torchs_numbers(CPU, 0, 0, 1):
-        assert torch.rand(1) != first, "each epoch has its own"
+
+
+def test_dropout_draws_other_numbers_in_every_step_epoch_task_and_seed(digits, monkeypatch):
+    drawn = []
+
+    def backbone(self, images):
+        if self.training:
+            drawn.append(torch.rand(1).item())
+        return super(Chance, self).backbone(images)
+
+    monkeypatch.setattr(Chance, "backbone", backbone)
+    monkeypatch.setattr(training, "spread_in_training", lambda *_: 0.1)  # before the first step
+    for seed in (0, 1):
+        name = f"{__name__}:Chance"
+        train(TrainConfig(network=name, epochs=2, seed=seed, device="cpu"), digits, progress=False)
+    assert len(drawn) == 2 * 2 * 20 and len({*drawn}) == len(drawn)
 
 
 def test_new_settings_change_what_is_computed_and_their_defaults_do_not():

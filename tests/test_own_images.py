@@ -203,6 +203,7 @@ def test_features_made_elsewhere_have_mean_0_and_deviation_1_on_the_training_par
     assert found.train_images.dtype == torch.float32 and found.train_images.shape[1:] == (20, 1, 1)
     assert train.mean(dim=0).abs().max() < 1e-6
     assert (train.std(dim=0, correction=0) - 1).abs().max() < 1e-5
+    assert found.test_images.mean(dim=0).abs().max() > 0.01, "its own mean is not known"
 
 
 # --- what is wrong -------------------------------------------------------------------------------

@@ -53,6 +53,25 @@ def test_table_shows_each_method_with_its_own_numbers():
     assert prints[1] == records[1].fingerprint and len(set(prints)) == 3
 
 
+def test_average_and_forgetting_are_of_all_tasks_and_of_every_run():
+    own = np.array([[0.8, 0.2, 0.1], [0.9, 0.7, 0.3], [0.6, 0.75, 0.8]])
+    lower = own - [0.1, 0.1, 0.4]  # after each task, on the third one's images by 0.4
+    csd, lwf = (
+        [made(name, s, None, tasks=3, matrix=RetrievalMatrix(*[m] * 3)) for s, m in enumerate(two)]
+        for name, two in (("csd", (own, own - 0.1)), ("lwf", (lower, lower - 0.1)))
+    )
+    header, rows = report.table_rows(report.variants([*csd, *lwf]), "own")
+    columns = [header.index(name) for name in ("average", "forgetting")]
+    # The best value of task 1 came after task 2.
+    assert [[row[c] for c in columns] for row in rows] == [
+        ["46.7 ± 7.1", "12.5 ± 0.0"],
+        ["66.7 ± 7.1", "12.5 ± 0.0"],
+    ]
+    found = report.differences([*csd, *lwf], {"method": "lwf"})
+    shown = [(d["task1_after"], d["last_task"], d["average"]) for d in found]
+    np.testing.assert_allclose(shown, [(0.1, 0.4, 0.2)] * len(found))
+
+
 def test_plain_runs_are_those_of_the_newest_code_that_change_nothing_of_the_preset():
     kept = [made("ce+csd", seed, precision="amp") for seed in (1, 0)]
     kept += [made("lwf", precision="amp")]

@@ -269,6 +269,7 @@ def test_compatibility_by_hand():
     values = np.array([[0.5, np.nan, np.nan], [0.6, 0.7, np.nan], [0.5, 0.8, 0.9]])
     assert average_compatibility(values) == pytest.approx(2 / 3)
     assert average_multi_model(values) == pytest.approx((0.5 + 0.6 + 0.7 + 0.5 + 0.8 + 0.9) / 6)
+    assert RetrievalMatrix(*[np.ones((3, 3))] * 3, values).in_first_gallery() == 0.5
     assert math.isnan(average_compatibility(np.array([[0.5]])))
     with pytest.raises(InputError, match="old_gallery has shape"):
         RetrievalMatrix(values[:, :2], values[:, :2], values[:, :2], values[:2, :2])

@@ -12,6 +12,7 @@ import csd_lib.train as training
 from csd_lib import InputError, TrainingError, identity
 from csd_lib.config import TrainConfig
 from csd_lib.data import augment, class_incremental_split, hold_out
+from csd_lib.engine import Precision
 from csd_lib.experiment import run_experiment, run_folder
 from csd_lib.files import read_tensors, write_tensors
 from csd_lib.methods import METHODS, TERMS, Method, Term, get_method
@@ -19,8 +20,9 @@ from csd_lib.model import ResNet, freeze
 from csd_lib.numerics import unit_length
 from csd_lib.prepare import add_head_rows, split_classes
 from csd_lib.retrieval import embed
+from csd_lib.runs import RunFolder
 from csd_lib.train import learning_rate, train
-from csd_lib.watch import Health, Selection, feature_spread
+from csd_lib.watch import Health, Selection, Totals, feature_spread, spread_in_training
 
 QUICK = dict(epochs=2, device="cpu")
 STABILITY = {name for name, term in TERMS.items() if term.distils}
@@ -31,8 +33,9 @@ LATER_TERMS = {  # besides ce and triplet; written out, so that no recipe can ch
 }
 
 
-def quick(digits, method="csd", **changes):
-    return train(TrainConfig(method=method, **{**QUICK, **changes}), digits, progress=False)
+def quick(digits, method="csd", folder=None, **changes):
+    config = TrainConfig(method=method, **{**QUICK, **changes})
+    return train(config, digits, folder=folder, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +294,33 @@ def test_collapsed_features_stop_training_and_say_where(digits, monkeypatch):
         quick(digits, epochs=5)  # two epochs in a row, the second of which learns nothing
     with pytest.raises(TrainingError, match=r"task 1, epoch 1: the features have collapsed"):
         quick(digits, epochs=1)  # never hand over a collapsed model
+    seen = []
+    first_task = 10 * 5  # steps
+
+    def black_later(images, *_):
+        seen.append(len(images))
+        return images if len(seen) <= first_task else torch.zeros_like(images)
+
+    monkeypatch.setattr(training, "augment", black_later)
+    with pytest.raises(TrainingError, match=r"task 2, epoch \d: the features have collapsed"):
+        quick(digits, epochs=5)  # guessing among its own five classes is what counts
+
+
+def test_a_collapse_is_not_forgotten_by_a_run_that_goes_on(digits, tmp_path, monkeypatch):
+    steps = []
+
+    def black_until_killed(images, *_):
+        steps.append(len(images) == 64)  # not those of a fingerprint
+        if steps[-1] and sum(steps) == 2 * 9 + 1:  # in the third epoch
+            raise KeyboardInterrupt
+        return torch.zeros_like(images)
+
+    monkeypatch.setattr(training, "augment", black_until_killed)
+    monkeypatch.setattr(RunFolder, "is_due", lambda self: bool(self.folder))  # every epoch
+    with pytest.raises(KeyboardInterrupt):
+        quick(digits, epochs=5, folder=tmp_path)
+    with pytest.raises(TrainingError, match=r"task 1, epoch 3: the features have collapsed"):
+        quick(digits, epochs=5, folder=tmp_path)
 
 
 def check_epochs(spread_and_ce, last, before=0.19):
@@ -393,6 +423,19 @@ def test_feature_spread_is_the_mean_cosine_distance_of_all_pairs(generator):
     assert feature_spread(torch.ones(4, 3)).abs() < 1e-6
 
 
+def test_what_is_measured_before_and_in_an_epoch_is_of_all_its_images(digits):
+    """A last batch that is smaller counts for less."""
+    student, images = ResNet(8, 2, 1, seed=1).eval(), digits.train_images[:16]
+    totals = Totals(["ce"], 3, torch.device("cpu"))
+    for value, count in ((1.0, 2), (4.0, 1)):
+        totals.add({"ce": torch.tensor(value)}, torch.eye(2)[:count])
+    means, *_ = totals.read(student)
+    assert means["ce"] == means["loss"] == pytest.approx(2.0)
+    before = spread_in_training(student, images, Precision("fp32", images.device))
+    assert not student.training
+    assert before == pytest.approx(feature_spread(student.train()(images)[0]).item())
+
+
 def test_uneven_tasks_train(digits):
     with pytest.warns(UserWarning, match="4, 3, 3 classes"):
         run = quick(digits, tasks=3)
@@ -486,7 +529,8 @@ def test_defaults_for_cifar_are_the_papers_protocol():
     assert (config.learning_rate, config.later_learning_rate) == (1e-3, 1e-5)
     assert (config.weight_decay, config.crop_padding, config.flip) == (5e-4, 4, True)
     assert (config.kd_temperature, config.csd_temperature, config.margin) == (2.0, 0.07, 1.0)
-    assert (config.lambda_kd, config.lambda_csd) == (1.0, 1.0)
+    assert (config.lambda_kd, config.lambda_csd, config.lambda_mmd) == (1.0, 1.0, 10.0)
+    assert (config.lambda_fecd, config.fecd_temperature, config.held_out) == (10.0, 4.0, 0.1)
 
 
 # --- presets, and the published code's traps ---------------------------------------------------
@@ -515,6 +559,9 @@ def test_milestones_in_epochs_are_never_reached_by_a_shorter_run():
 def test_a_setting_by_hand_counts_more_than_the_preset():
     config = TrainConfig(dataset="cifar100", preset="class", epochs=7, head_init="random")
     assert (config.epochs, config.head_init, config.schedule) == (7, "random", "one_cycle")
+    usual = TrainConfig(dataset="cifar100", preset="class")
+    assert (usual.epochs, usual.later_epochs) == (25, 8)
+    assert (usual.learning_rate, usual.later_learning_rate) == (2e-3, 3e-4)
 
 
 def test_one_cycle_rises_for_a_fifth_and_falls_to_zero():
@@ -523,6 +570,7 @@ def test_one_cycle_rises_for_a_fifth_and_falls_to_zero():
     peak = rates.index(max(rates))
     assert peak in (9, 10) and 0.9 < rates[peak] <= 1.0 and rates[-1] < 0.01
     assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:])[::-1]
+    assert rates[4] == pytest.approx(0.45) and rates[29] == pytest.approx(0.5, abs=0.03)
 
 
 def spy_on_teachers(monkeypatch):
@@ -542,8 +590,8 @@ def test_a_method_that_distils_nothing_asks_no_teacher(digits, monkeypatch):
     teachers = spy_on_teachers(monkeypatch)
     quick(digits, "fine-tuning")
     assert teachers == []
-    quick(digits, "lwf")
-    assert len(teachers) == 1
+    run = quick(digits, "lwf", tasks=5, epochs=1)
+    assert [*map(id, teachers)] == [*map(id, run.models[:-1])], "each the model of the task before"
 
 
 def test_batch_statistics_are_the_published_codes_teacher(digits, undisturbed, monkeypatch):
@@ -565,12 +613,13 @@ def test_selection_on_test_images_hands_on_the_best_looked_at_model(digits):
 
     run = quick(digits, "fine-tuning", epochs=5, selection="test", select_every=2)
     for i, model in enumerate(run.models):
-        looks = [r["selection_recall"] for r in run.history if "selection_recall" in r]
-        looks = looks[3 * i : 3 * i + 3]  # after epochs 2, 4 and the last
+        records = [r for r in run.history if r["task"] == i and "selection_recall" in r]
+        looks = {r["epoch"] + 1: r["selection_recall"] for r in records}
+        assert [*looks] == [2, 4, 5], "every second epoch, and the last"
         seen = run.tasks[: i + 1]
         images = torch.cat([task.test_images for task in seen])
         labels = torch.cat([task.test_labels for task in seen])
-        assert recall_at_k(embed(model, images), labels)[1] == max(looks)
+        assert recall_at_k(embed(model, images), labels)[1] == max(looks.values())
 
 
 @pytest.mark.parametrize("selection", ["test", "held_out"])
@@ -592,7 +641,10 @@ def test_selection_on_held_out_images_never_sees_a_test_image(digits, monkeypatc
 
     monkeypatch.setattr(Selection, "__init__", spy)
     calls = spy_on_steps(monkeypatch)
-    quick(digits, selection="held_out", select_every=1)
+    run = quick(digits, selection="held_out", select_every=1, seed=1)
+    for task, images in zip(run.tasks, looked_at, strict=True):
+        wanted = hold_out(task, run.config.held_out, seed=1)[1]
+        assert torch.equal(images, wanted), "those that new rows of the head leave out too"
     trained_on = {image.numpy().tobytes() for _, _, images, _ in calls for image in images}
     held_out = {image.numpy().tobytes() for images in looked_at for image in images}
     test_images = {image.numpy().tobytes() for image in digits.test_images}
@@ -620,13 +672,14 @@ def test_features_of_zeros_are_a_collapse_too():
     assert 0 < feature_spread(some) < feature_spread(torch.eye(8)) == 1
 
 
-@pytest.mark.parametrize("selection", ["test", "held_out"])
-def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selection):
+@pytest.mark.parametrize("selection, epochs", [("test", 2), ("test", 4), ("held_out", 4)])
+def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selection, epochs):
+    """On test images the first epoch is the first task's best, which is known after a kill too."""
     settings = dict(selection=selection, select_every=1, teacher_statistics="batch")
     config = TrainConfig(**QUICK, **settings)
     whole = train(config, digits, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        train(config, digits, folder=tmp_path, on_epoch=stop_after(4), progress=False)
+        train(config, digits, folder=tmp_path, on_epoch=stop_after(epochs), progress=False)
     assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
 
 
@@ -668,7 +721,7 @@ def test_what_would_break_later_is_refused_before_the_first_epoch(
 
 
 def test_head_rows_at_class_means_do_not_know_the_images_held_out(digits):
-    config = TrainConfig(selection="held_out", head_init="class_means")
+    config = TrainConfig(selection="held_out", head_init="class_means", seed=1)
     task = class_incremental_split(digits, 2)[1]
     rest, images, _ = hold_out(task, config.held_out, config.seed)
     teacher = ResNet(8, 5, 1)
