@@ -1,6 +1,7 @@
 """Guide, slides, bundles and map: what they name exists, what they quote holds, nothing leaks."""
 
 import ast
+import base64
 import importlib
 import math
 import re
@@ -19,7 +20,7 @@ import torch
 import warm
 from test_checkers import WRONG
 
-from csd_lib import identity, losses
+from csd_lib import identity, losses, retrieval
 from csd_lib.config import TrainConfig
 from csd_lib.course.checkers import CHECKERS
 from csd_lib.paper import ledger, report
@@ -71,7 +72,7 @@ def plans():
 
 
 def test_every_plan_fills_ninety_minutes_without_a_gap():
-    assert len(plans()) == 6
+    assert len(plans()) == 7
     for plan in plans():
         ends = [last for _, last, _ in plan]
         assert [first for first, _, _ in plan] == [0, *ends[:-1]] and ends[-1] == 90
@@ -100,13 +101,61 @@ def test_sections_named_in_the_plans_are_headings_of_the_notebooks():
     assert [name for name in named if not any(h.startswith(name) for h in known)] == []
 
 
-def test_the_plan_of_two_sessions_shows_every_slide_in_order():
-    shown = []
-    for plan in plans()[:2]:
-        for *_, happens in plan:
-            for first, last in re.findall(r"[Ss]lides? (\d+)(?:(?:–| and )(\d+))?", happens):
-                shown += range(int(first), int(last or first) + 1)
-    assert shown == list(range(1, len(SLIDES.split("\n---\n")) + 1))
+def slides_of(texts):
+    found = re.findall(r"[Ss]lides? (\d+)(?:(?:–| and )(\d+))?", "\n".join(texts))
+    return [n for first, last in found for n in range(int(first), int(last or first) + 1)]
+
+
+def test_the_plan_of_two_sessions_shows_every_slide_in_order_and_leaves_the_last_for_home():
+    one, *two = ([happens for *_, happens in plan] for plan in plans()[:3])
+    home = slides_of(re.findall("^At home: slides.+", GUIDE, re.MULTILINE))
+    slides = SLIDES.split("\n---\n")
+    assert slides_of([*two[0], *two[1]]) + home == list(range(1, len(slides) + 1))
+    assert home == [n for n, slide in enumerate(slides, 1) if "\n## At home: " in slide]
+    in_class = slides_of(one)
+    assert in_class == sorted(in_class) and not {*in_class} & {*home} and len(in_class) == 10
+
+
+def test_minutes_in_the_notes_are_those_of_the_plan_of_two_sessions():
+    given = {}
+    for plan in plans()[1:3]:
+        for first, last, happens in plan:
+            given |= dict.fromkeys(slides_of([happens]), (first, last))
+    for number, slide in enumerate(SLIDES.split("\n---\n"), 1):
+        minutes = re.search(r"[Mm]inutes (\d+) to (\d+)", slide)
+        if number in given:
+            first, last = given[number]
+            assert first <= int(minutes[1]) < int(minutes[2]) <= last, number
+        else:
+            assert not minutes
+
+
+def test_every_question_at_the_end_of_a_chapter_has_an_answer():
+    part = GUIDE.split("## Questions at the end of the chapters")[1].split("\n## ")[0]
+    answered = dict(re.findall(r"### Chapter (\d)\n(.+?)(?=###|\Z)", part, re.DOTALL))
+    chapters = sorted(NOTEBOOKS.glob("*.ipynb"))
+    assert [*answered] == [path.name[1] for path in chapters]
+    items = r"^(?:\d\.|\*) .+?(?=^\d\.|^\* |^\S|\Z)"
+    for path in chapters:
+        sources = [cell.source for cell in cells(path.name)]
+        (asked,) = [c.partition("## Questions")[2] for c in sources if "## Questions" in c]
+        answers = re.findall(items, answered[path.name[1]], re.DOTALL | re.MULTILINE)
+        assert len(re.findall(r"^\d\.", asked, re.MULTILINE)) == len(
+            [answer for answer in answers if answer[0].isdigit()]
+        )
+        for answer in (" ".join(answer.split()) for answer in answers):
+            assert answer.count("*Slip*: ") == answer.count("*Next*: ") == 1, answer
+
+
+def test_worked_answers_to_questions_hold():
+    labels = torch.tensor([0, 0, 1, 1])
+    moved = losses.triplet_loss(on_circle(0, 60, 150, 180), labels, 1.0).item()
+    assert f"the mean, which is {moved:.2f}." in " ".join(GUIDE.split())
+    assert losses.triplet_loss(on_circle(0, 60, 180, 180), labels, 1.0).item() == pytest.approx(0)
+    rows_of = re.search(r"\$R\$ = \((.+?)\), \((.+?)\), \((.+?)\):", GUIDE).groups()
+    matrix = np.array([[float(x.replace("·", "0")) for x in row.split(",")] for row in rows_of])
+    assert retrieval.forgetting(matrix) == pytest.approx(0.1)
+    assert retrieval.backward_transfer(matrix) == pytest.approx(0.1)
 
 
 def test_the_list_of_wrong_answers_is_that_of_the_checkers(tool, tmp_path, monkeypatch):
@@ -146,11 +195,13 @@ def test_no_sentence_of_a_checker_is_missing_from_the_list(tool):
 def test_every_number_of_guide_and_slides_is_one_of_the_kit():
     """Decimals and percentages must stand in a notebook's cells, which check them, or a table."""
     sources = "\n".join(c.source for c in cells("*.ipynb") + cells("solutions/*.ipynb"))
-    names = ("README.md", "docs/results.md", "docs/tables.md", "docs/terms.md")
+    names = ("README.md", *(f"docs/{n}.md" for n in ("results", "tables", "terms", "fashion")))
     pages = [(ROOT / name).read_text("utf-8") for name in names]
     known = "\n".join([*pages, MAP, sources])
     with_the_anchor = 2 * math.e**2 + math.e + math.e**-1 + 3 * math.e**-2 + math.e**2
     known += f"\n{with_the_anchor:.1f}"  # the usual slip in the pencil example
+    known += f"\n{math.cos(math.pi / 2) - math.cos(math.pi / 6) + 1:.2f}"  # chapter 2, question 2
+    known += "\n0.32"  # and its mean, which has a test of its own
     typed = re.sub(r"<!-- common.*?<!-- end", "", GUIDE, flags=re.DOTALL) + SLIDES
     numbers = set(re.findall(r"\d+\.\d+|\d+ %", typed)) - set(
         re.findall(r"\d\.\d", " ".join(CHECKERS))
@@ -254,6 +305,9 @@ def test_figures_of_the_slides_are_those_of_the_notebooks_with_their_description
         for output in outputs
         if "image/png" in output.get("data", {})
     }
+    alts = dict(re.findall(r"^!\[(.+)\]\(\.\./(docs/.+\.png)\)$", SLIDES, re.MULTILINE))
+    for alt, name in alts.items():
+        known[base64.b64encode((ROOT / name).read_bytes()).decode()] = alt
     images = Page(deck).images
     assert len(images) == SLIDES.count("\n![") >= 15
     for image in images:
@@ -277,6 +331,7 @@ def test_type_on_the_slides_is_large(deck):
         ("## A\n\n![no such figure](04_retrieval_forgetting.ipynb)", "slide 2: 0 figures of 04_"),
         ("## A\n\n![Recall@1](04_retrieval_forgetting.ipynb)", r"slide 2: \d+ figures of 04_"),
         ("## A\n\n![Recall@1](07_none.ipynb)", "slide 2: there is no notebook 07_none"),
+        ("## A\n\n![Recall@1](../docs/none.png)", "slide 2: there is no file ../docs/none.png"),
         ("no heading", "slide 2: it does not begin with a heading"),
     ],
 )
@@ -346,6 +401,49 @@ def test_instructors_get_all_of_the_students_and_more(bundles):
     for name in graded:
         text = bundles["instructor"].read(f"csd-kit/{name}").decode()
         assert "SOLUTION" not in text and "<summary>Solution" not in text and "Hint 2" in text
+
+
+def test_graded_copies_do_not_tell_what_a_guess_is_about(tool):
+    """Neither the value, nor the cell that compares with it, nor what follows the hints."""
+    guessed = 0
+    for path in sorted(NOTEBOOKS.glob("solutions/*.ipynb")):
+        solved = nbformat.read(path, as_version=4)
+        graded = tool("exercises").student_copy(solved, graded=True)
+        text = "\n".join(cell.source for cell in graded.cells)
+        assert "Expected value</summary>" not in text and "folded text" not in text
+        assert "folded away below, because" not in text
+        guessed += text.count("not told here, because you guess first.")
+        ids = {cell.id for cell in graded.cells}
+        kept = [c.id for c in solved.cells if c.metadata.get("nbgrader") or c.id == "progress"]
+        assert ids.issuperset(kept)
+        headings = [re.findall("^#+ .+", c.source, re.M) for c in solved.cells]
+        assert all(heading in text for found in headings for heading in found if "#" in found)
+    assert guessed == 4
+    exercise = "\n".join(c.source for c in tool("exercises").student_copy(solved).cells)
+    assert "Expected value</summary>" in exercise and "session.check(" in exercise
+
+
+def test_cells_for_nbgrader_have_their_own_id():
+    found = [cell for cell in cells("solutions/*.ipynb") if cell.metadata.get("nbgrader")]
+    assert len(found) > 30
+    assert [c.id for c in found if c.metadata.nbgrader.grade_id != c.id] == []
+
+
+def test_quizzes_are_there_for_platforms(bundles):
+    """GIFT: each question has one right choice and two wrong ones, each with its reason."""
+    text = bundles["instructor"].read("csd-kit/quizzes.gift").decode()
+    questions = text.strip().split("\n\n")
+    summaries = "\n".join(cell.source for cell in cells("*.ipynb") if "## Quiz" in cell.source)
+    assert sum(q.count("\n") - 1 for q in questions) == summaries.count("<summary>") > 60
+    line = r"([=~])((?:[^\\~=#{}:]|\\.)+)#((?:[^\\~=#{}:]|\\.)+)"  # nothing unescaped
+    for question in questions:
+        head, *choices, end = question.split("\n")
+        assert re.fullmatch(r"::Chapter \d, \d::\[markdown\](?:[^\\~=#{}:]|\\.)+ \{", head)
+        marks = [re.fullmatch(line, choice)[1] for choice in choices]
+        assert sorted(marks) == ["=", "~", "~"] and end == "}"
+        first = re.fullmatch(line, choices[0])[2]
+        assert re.sub(r"\\(.)", r"\1", first) in " ".join(summaries.split())
+    assert "](" not in text and "quizzes.gift" not in str(names(bundles["student"]))
 
 
 def test_the_answer_key_has_every_exercise_and_every_discussion(bundles):

@@ -3,7 +3,8 @@
     python tools/answers.py            # write the list into notebooks/INSTRUCTORS.md
     python tools/answers.py --check    # exit code 1 if that list is not up to date
 
-tools/bundles.py puts the answer key, made from notebooks/solutions, into the instructor's bundle.
+tools/bundles.py puts the answer key, made from notebooks/solutions, into the instructor's bundle,
+and the chapters' quizzes as GIFT, a text that Moodle and other platforms for courses import.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from csd_lib.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 INSTRUCTORS = ROOT / "notebooks" / "INSTRUCTORS.md"
 SOLVED = ROOT / "notebooks" / "solutions"
+QUESTION = re.compile(r"^\*\*(\d)\.\*\* (.+?)(?=^\*\*\d\.\*\*|^## |\Z)", re.DOTALL | re.MULTILINE)
+CHOICE = re.compile(r"<summary>\w\) (.+?)</summary>\s*([✓✗]) (.+?)\s*</details>", re.DOTALL)
 MARK = "common wrong answers"
 
 
@@ -139,6 +142,29 @@ def answer_key() -> str:
                 question = before.source[before.source.index(f"**{name}.**") :]
                 parts += [f"### Discussion {name}", question, "**Answer.** " + cell.source]
     return "\n\n".join(parts) + "\n"
+
+
+def quizzes() -> str:
+    """Return all chapters' quizzes in GIFT; each choice brings what its fold says as feedback."""
+    parts = []
+    for path in sorted(INSTRUCTORS.parent.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        (source, *_) = [c.source for c in cells if c.source.startswith("## Quiz")] or [""]
+        for number, text in QUESTION.findall(source):
+            choices = [
+                f"{'=' if mark == '✓' else '~'}{_gift(choice)}#{_gift(why)}"
+                for choice, mark, why in CHOICE.findall(text)
+            ]
+            question = _gift(text.partition("<details>")[0])
+            lines = [f"::Chapter {path.name[1]}, {number}::[markdown]{question} {{", *choices, "}"]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _gift(text: str) -> str:
+    """Write a text on one line, without links, and with what has a meaning in GIFT escaped."""
+    text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
+    return re.sub(r"([\\~=#{}:])", r"\\\1", " ".join(text.split()))
 
 
 def _expected(source: str) -> list[str]:

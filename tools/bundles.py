@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import nbformat
-from answers import SOLVED, answer_key, solved_notebooks
+from answers import SOLVED, answer_key, quizzes, solved_notebooks
 from exercises import student_copy
 from slides import SOURCE, page
 
@@ -72,12 +72,17 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def generated() -> dict[str, bytes]:
-    """Return what only instructors get and git does not hold: slides, answers, graded copies."""
+    """Return what only instructors get and git does not hold: slides, answers, quizzes, graded."""
     graded = {
         f"notebooks/graded/{path.name}": nbformat.writes(student_copy(notebook, graded=True)) + "\n"
         for path, notebook in zip(sorted(SOLVED.glob("*.ipynb")), solved_notebooks(), strict=True)
     }
-    texts = {"slides.html": page(SOURCE.read_text("utf-8")), "ANSWERS.md": answer_key(), **graded}
+    texts = {
+        "slides.html": page(SOURCE.read_text("utf-8")),
+        "ANSWERS.md": answer_key(),
+        "quizzes.gift": quizzes(),
+        **graded,
+    }
     return {name: text.encode() for name, text in texts.items()}
 
 

@@ -2,10 +2,13 @@
 
     python tools/exercises.py                            # part of `make notebooks`
     python tools/exercises.py --check                    # fail if a copy is not up to date
-    python tools/exercises.py --graded FOLDER            # copies without folded solutions
+    python tools/exercises.py --graded FOLDER            # copies that give nothing away
 
 The solved notebooks in notebooks/solutions are the only source. nbgrader clears what stands between
 BEGIN SOLUTION and END SOLUTION, and the written answers; the code goes into the folded cell below.
+
+Copies for grading have no folded solutions. Where a guess comes first they do not tell what was
+measured: no folded value, no cell that compares with it, and nothing of what follows the hints.
 
 A chapter has an exercise where one of its cells has the id core-2-2: that cell and the three after
 it (stub, checker, hints with the folded solution) are those of exercise 2.2.
@@ -30,6 +33,10 @@ SOLVED, STUDENT = CHAPTERS / "solutions", CHAPTERS / "exercises"
 STUB = "# Your code here, in place of the dots.\n..."
 MARK = "<!-- solution -->"
 FOLDED_SOLUTION = f"<details>\n<summary>Solution</summary>\n\n{MARK}\n\n</details>"
+FOLDED_VALUE = re.compile(
+    r"<details>\n<summary>Expected value</summary>.*?</details>\n*", flags=re.DOTALL
+)
+GUESS = "folded away below, because you guess first."  # on the cards of such exercises
 
 
 def student_copy(solved: NotebookNode, graded: bool = False) -> NotebookNode:
@@ -37,9 +44,11 @@ def student_copy(solved: NotebookNode, graded: bool = False) -> NotebookNode:
 
     Args:
         solved: a notebook of ``notebooks/solutions``.
-        graded: leave the folded solutions out.
+        graded: leave the folded solutions out, and what gives a guess away.
     """
     notebook = copy.deepcopy(solved)
+    if graded:
+        keep_the_guess_open(notebook)
     ClearOutputPreprocessor().preprocess(notebook, {})
     clear = ClearSolutions(code_stub={"python": STUB}, text_stub="*Write your answer here.*")
     code = ""
@@ -57,6 +66,25 @@ def student_copy(solved: NotebookNode, graded: bool = False) -> NotebookNode:
             cell.source = cell.source.replace("/solutions/", "/exercises/")
     notebook.metadata.pop("csd", None)  # the stamp of the outputs
     return notebook
+
+
+def keep_the_guess_open(notebook: NotebookNode) -> None:
+    """Where a card asks for a guess, take out what was measured, and all that follows the hints."""
+    kept, guessing, told = [], False, False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            if told:  # a cell may end with the heading of what comes next
+                heading = re.search(r"^## ", cell.source, flags=re.MULTILINE)
+                cell.source = cell.source[heading.start() :] if heading else ""
+            if cell.source.startswith("## "):
+                guessing, told = GUESS in cell.source, False
+            told = told or (guessing and "<summary>Hint 1" in cell.source)
+            cell.source = cell.source.replace(GUESS, "not told here, because you guess first.")
+            cell.source = FOLDED_VALUE.sub("", cell.source)
+        given_away = told if cell.cell_type == "code" else not cell.source
+        if not given_away and not (guessing and "session.check(" in cell.source):
+            kept.append(cell)
+    notebook.cells = kept
 
 
 def places() -> dict[str, str]:
@@ -124,7 +152,7 @@ def main() -> None:
     """Write the copies, or say which are out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    parser.add_argument("--graded", type=Path, metavar="FOLDER", help="copies without solutions")
+    parser.add_argument("--graded", type=Path, metavar="FOLDER", help="copies for grading")
     arguments = parser.parse_args()
     folder = arguments.graded or STUDENT
     folder.mkdir(parents=True, exist_ok=True)

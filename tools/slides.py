@@ -8,7 +8,8 @@ begins with "Note:" on, the rest is what the speaker says. A figure is a line of
 
     ![a piece of its alt text](03_distilling_later_tasks.ipynb)
 
-and is taken from the committed outputs of that notebook; the piece must fit one figure only.
+and is taken from the committed outputs of that notebook; the piece must fit one figure only. A
+figure of docs/ is given with all of its alt text: ![...](../docs/forgetting.png).
 
 Keys on the page: arrows, page keys, space, Home and End move; n shows the notes. A click moves on,
 and back in the left quarter. Printed, each slide is a page.
@@ -34,7 +35,7 @@ from csd_lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "notebooks" / "slides.md"
-FIGURE = re.compile(r"^!\[(.+)\]\((\S+\.ipynb)\)$", re.MULTILINE)
+FIGURE = re.compile(r"^!\[(.+)\]\((\S+\.(?:ipynb|png))\)$", re.MULTILINE)
 WIDE = 1.5  # a figure with a larger ratio of width to height stands below the text, not beside it
 
 STYLE = f"""
@@ -113,7 +114,7 @@ show((Number(location.hash.slice(7)) || 1) - 1);
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a committed notebook."""
+    """One figure of a committed notebook, or of docs/."""
 
     alt: str
     png: str  # base64
@@ -126,14 +127,16 @@ class Figure:
 
 
 def find_figure(piece: str, name: str) -> Figure:
-    """Return the one figure of a notebook whose alt text contains a piece.
+    """Return the one figure of a notebook whose alt text contains a piece; or a PNG itself.
 
     Raises:
-        ValueError: if there is no such notebook, or not exactly one such figure.
+        ValueError: if there is no such file, or not exactly one such figure.
     """
     path = SOURCE.parent / name
     if not path.is_file():
-        raise ValueError(f"there is no notebook {name}")
+        raise ValueError(f"there is no {'notebook' if path.suffix == '.ipynb' else 'file'} {name}")
+    if path.suffix == ".png":
+        return Figure(piece, base64.b64encode(path.read_bytes()).decode())
     cells = nbformat.read(path, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     figures = [
