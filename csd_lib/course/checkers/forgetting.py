@@ -605,7 +605,7 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         "two recipes that share no seed": "Leave out a pair that shares no seed.",
         "terms in another order": "The order of the terms has no meaning: compare *sets*, and name "
         "each effect by the recipe as it stands in `results`.",
-        "`csd` beside `csd_paper`": "`csd` is the beginning of `csd_paper`, so searching the string "
+        "`csd` beside `csd_paper`": "`csd` is the beginning of `csd_paper`, so a string search "
         "finds both: compare *sets* of terms, `set(recipe.split('+'))`.",
         "the first term: `ce`": "The term need not be the last one: compare *sets* of terms, "
         "`set(recipe.split('+'))`.",
