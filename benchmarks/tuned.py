@@ -10,6 +10,9 @@ python benchmarks/tuned.py fashion --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py digits --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py digits --pairs --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py fashion --pairs --seeds 0 1 2 3 4 5 6 7
+python benchmarks/tuned.py kinds --held-out-seeds 100 --seeds 0 1 2
+python benchmarks/tuned.py kinds --held-out-seeds 100 --seeds 0 1 2 --pairs --factors 3 10 30 100 \
+    --csd-factors 0.1 0.3 1 3
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --precision amp --chosen-at-depth 8
