@@ -19,8 +19,8 @@ below = {
     - 100 * np.mean([getattr(r.matrix, kind)[-1, 0] for r in five["csd"]])
     for kind in ("own", "seen")
 }
-session.check("CSD below the frozen network, large gallery", below["seen"], 4, 1)
-assert 0 <= below["own"] < 1, "less than one in its own"
+session.check("CSD below the frozen network, large gallery", below["seen"], 4, 1.5)
+session.check("CSD below the frozen network, own classes", below["own"], 1, 0.9)
 assert all((np.diff(r.matrix.seen[:, 0]) <= 0).all() for r in five["initial"]), "with every task"
 forgotten = {
     name: np.mean([retrieval.forgetting(run.matrix.own) for run in five[name]]) for name in five
