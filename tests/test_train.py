@@ -533,6 +533,15 @@ def test_defaults_for_cifar_are_the_papers_protocol():
     assert (config.lambda_fecd, config.fecd_temperature, config.held_out) == (10.0, 4.0, 0.1)
 
 
+def test_defaults_of_what_a_cpu_learns_are_those_of_the_recorded_runs():
+    found = {name: TrainConfig(dataset=name) for name in ("digits", "fashion", "kinds")}
+    assert {n: (c.epochs, c.later_learning_rate) for n, c in found.items()} == {
+        "digits": (15, 1e-2),
+        "fashion": (5, 1e-3),
+        "kinds": (10, 1e-3),
+    }
+
+
 # --- presets, and the published code's traps ---------------------------------------------------
 
 
