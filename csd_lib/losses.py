@@ -149,9 +149,9 @@ def csd_loss_paper(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         L = -1/B sum_i 1/|P(i)| sum_{p in P(i)} log( exp(t_i.s_p) / sum_{a != i} exp(t_i.s_a) )
 
     Rule for ``p = i``: ``P(i)`` is every image of the batch with the label of image i, image i
-    included, so the own pair ``t_i.s_i`` stands above the line. The sum below the line leaves
+    included, so the own pair ``t_i.s_i`` stands in the numerator. The denominator leaves
     a = i out, as printed. A term with p = i is therefore not a log-probability and the loss can
-    be negative. An image that is alone in its batch has an empty sum below and contributes 0.
+    be negative. An image that is alone in its batch has an empty denominator and contributes 0.
 
     Args:
         student: ``[B, D]`` features, any length; they are normalised here.

@@ -97,7 +97,7 @@ def test_the_pencil_example_of_notebook_3():
     anchor_1 = math.log(by_hand[1]) - 5 / 3
     anchor_2 = math.log(by_hand[2]) - 1
     assert csd_loss(s, t, labels, 0.5).item() == pytest.approx((anchor_1 + anchor_2) / 2)
-    # Eq. 8: the own pair of t_1 stands above the line only, so its term is positive.
+    # Eq. 8: the own pair of t_1 stands in the numerator only, so its term is positive.
     below_1 = math.exp(0.5) + math.exp(-0.5) + math.exp(-1)
     below_2 = math.e + math.exp(-0.5) + math.exp(-1)
     assert 1 - math.log(below_1) > 0

@@ -154,7 +154,7 @@ def _contrast(
     each: Callable[[Tensor, Tensor], Tensor] = _mean,
     normalize: bool = True,
 ) -> Tensor:
-    """The formula of CSD, with masks bool ``[anchors, others]`` above and below the line."""
+    """The formula of CSD, with masks bool ``[anchors, others]`` of numerator and denominator."""
     if normalize:
         anchors, others = unit_length(anchors), unit_length(others)
     cosines = anchors @ others.T / temperature
@@ -178,7 +178,7 @@ def _csd(
 
 ZERO_IN_THE_SOFTMAX = (
     "Multiplying by a mask puts 0 in the anchor's own place, and exp(0) = 1 still counts in the "
-    "sum below the line. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
+    "denominator. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
     "multiply by the mask after the `exp`."
 )
 # Sentence -> wrong loss; used to name a mistake (3.2) and as defects that a test must find (3.3).
@@ -281,8 +281,8 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         ),
         *(
             (
-                "The anchor's own teacher is neither among your positives nor below the line. It "
-                "belongs to both.",
+                "The anchor's own teacher is neither among your positives nor in the denominator. "
+                "It belongs to both.",
                 partial(
                     _csd,
                     positive=lambda y: _members(y) & ~_own_teacher(y),
@@ -293,7 +293,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             for each in (_mean, _mean_or_zero)
         ),
         (
-            "The anchor is among its own positives, above the line. Leave it out there, too.",
+            "The anchor is among its own positives, in the numerator. Leave it out there, too.",
             partial(_csd, positive=_same_class),
         ),
         (
@@ -322,16 +322,16 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         ),
         (
             "You compare with the teachers only. The other students belong to the comparison, "
-            "above the line and below.",
+            "in numerator and denominator.",
             partial(_csd, positive=lambda y: _same_class(y) & _teachers(y), below=_teachers),
         ),
         (
-            "You compare with students only, above the line and below. The teachers belong to the "
-            "comparison.",
+            "You compare with students only, in numerator and denominator. The teachers belong to "
+            "the comparison.",
             lambda s, t, y, temp: supcon(s, y, temp),
         ),
         (
-            "Your sum below the line leaves the anchor's own teacher out. Only the anchor itself "
+            "Your denominator leaves the anchor's own teacher out. Only the anchor itself "
             "is left out.",
             partial(_csd, below=lambda y: ~_itself(y) & ~_own_teacher(y)),
         ),
@@ -359,7 +359,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             lambda s, t, y, temp: _csd(s, unit_length(t), y, temp, normalize=False),
         ),
         (
-            "Your sum below the line holds only images of other classes. Everything but the anchor "
+            "Your denominator holds only images of other classes. Everything but the anchor "
             "itself belongs there, positives too.",
             partial(_csd, below=lambda y: ~_same_class(y)),
         ),

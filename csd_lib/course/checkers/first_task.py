@@ -106,7 +106,7 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
         "the logarithm caps the loss. Subtract the largest logit of each row first, or use "
         "`logsumexp`: the result is exact.",
         "a row with logits of 1,000 and one with small ones": "Subtract the largest logit of each "
-        "*row*, not of the whole batch: the small row then has only zeros below the line. "
+        "*row*, not of the whole batch: the small row then has only zeros in its denominator. "
         "`logsumexp(dim=1)` does it right.",
     }
 
