@@ -918,7 +918,7 @@ WRONG = [  # exercise, answer, words of the message that names the mistake
     ("2.2", lambda f, y, m: batch_mean_of_triplets(f, y, m), "size of the batch"),
     ("2.2", lambda f, y, m: triplet_of_distances(f, y, m, 1), "distance of two features"),
     ("2.2", lambda f, y, m: triplet_of_distances(f, y, m, 2), "as the paper writes it"),
-    ("3.2", lambda *a: csd_with_itself(*a, above=True), "among its own positives, in the numerator"),
+    ("3.2", lambda *a: csd_with_itself(*a, above=True), "own positives, in the numerator"),
     ("3.2", lambda *a: csd_with_itself(*a, above=False), "divide by their number"),
     ("4.2", lambda m: forgetting_with_loops(m.T), "changed places"),
     ("4.2", forgetting_without_gains, "clamp"),
