@@ -254,13 +254,7 @@ def unit_circle(
     groups, labels = {name: p.detach().cpu() for name, p in groups.items()}, labels.cpu()
     figure, axis = _place(axis, (7, 5.2))
     axis.add_patch(Circle((0, 0), 1, fill=False, color=GREY, lw=1.5))
-    for degrees in range(0, 360, 10):
-        x, y = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-        half = 0.02 if degrees % 30 else 0.05
-        inner, outer = 1 - half, 1 + half
-        axis.plot([inner * x, outer * x], [inner * y, outer * y], color=GREY, lw=1)
-        if degrees % 90 == 0:
-            axis.text(0.5 * x, 0.5 * y, f"{degrees}°", color=GREY, ha="center", va="center")
+    _mark_angles(axis)
     for index, (group, points) in enumerate(groups.items()):
         radius = 1 + 0.13 * index
         points = points * radius
@@ -292,6 +286,17 @@ def unit_circle(
     axis.spines[:].set_visible(False)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(groups), frameon=False)
     return figure
+
+
+def _mark_angles(axis: Axes) -> None:
+    """Draw a tick each 10° on the unit circle, longer ones each 30°, and name each 90°."""
+    for degrees in range(0, 360, 10):
+        x, y = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        half = 0.02 if degrees % 30 else 0.05
+        ends = np.array([1 - half, 1 + half])
+        axis.plot(ends * x, ends * y, color=GREY, lw=1)
+        if degrees % 90 == 0:
+            axis.text(0.5 * x, 0.5 * y, f"{degrees}°", color=GREY, ha="center", va="center")
 
 
 def _check_range(labels: Tensor, classes: int) -> None:
