@@ -72,10 +72,11 @@ def test_an_embedding_is_a_linear_layer_on_the_features():
 
 def test_a_backbone_learns_at_a_multiple_of_the_rate():
     student = network(embedding=5)
-    optimizer = make_optimizer("sgd", student, 0.0, CPU, 10.0)
+    optimizer = make_optimizer("sgd", student, 0.25, CPU, 10.0)
     set_learning_rate(optimizer, 1e-6)
     top, below = optimizer.param_groups
     assert (top["lr"], below["lr"]) == (1e-6, pytest.approx(1e-5))
+    assert top["weight_decay"] == below["weight_decay"] == 0.25
     named = {id(p): name for name, p in student.named_parameters()}
     assert {named[id(p)].split(".")[0] for p in top["params"]} == {"head", "added_embedding"}
     assert {named[id(p)].split(".")[0] for p in below["params"]} == {"layer", "norm"}
@@ -334,6 +335,9 @@ def test_a_network_of_torchvision_gives_what_its_classifier_was_given(tmp_path):
     state = ours.state_dict()
     again = network_from_state(config, state)  # statistics come from the state
     assert torch.equal(again(images)[0], ours(images)[0])
+    grey = make_network(config, *GREY)  # the mean of the weights' three channels, not the data's
+    assert grey.mean.flatten().tolist() == pytest.approx([sum(statistics.mean) / 3])
+    assert grey.std.flatten().tolist() == pytest.approx([sum(statistics.std) / 3])
 
 
 def test_without_weights_the_statistics_are_the_data_sets_and_grey_images_are_taken():
