@@ -196,24 +196,14 @@ DATASETS = {
         classes=10,
         data="decd603d904b",
         source="Optical Recognition of Handwritten Digits, UCI, CC BY 4.0; scikit-learn ships it",
-        defaults=dict(
-            epochs=15,
-            batch_size=64,
-            learning_rate=1e-3,
-            later_learning_rate=1e-2,
-        ),
+        defaults=dict(epochs=15, batch_size=64, learning_rate=1e-3, later_learning_rate=1e-2),
     ),
     "fashion": DatasetSpec(
         _load_fashion,
         classes=10,
         data="04acc40b536f",
         source="a part of https://github.com/zalandoresearch/fashion-mnist, MIT; the kit ships it",
-        defaults=dict(
-            epochs=5,
-            batch_size=64,
-            learning_rate=1e-3,
-            later_learning_rate=1e-3,
-        ),
+        defaults=dict(epochs=5, batch_size=64, learning_rate=1e-3, later_learning_rate=1e-3),
     ),
     # The paper's protocol.
     "cifar100": DatasetSpec(

@@ -50,16 +50,19 @@ _HEADER_ERRORS = (
     SyntaxError,  # tokenize, which numpy asks about headers of Python 2: odd indentation
     tokenize.TokenError,  # tokenize: open brackets
 )
-_TORCH_ERRORS = (
-    RuntimeError,  # torch's C++ reader: missing parts; sizes that the bytes are too few for
-    EOFError,  # torch's unpickler, this and all below: the pickle ends too early
-    struct.error,  # a number in it is cut off
+UNPICKLING_ERRORS = (
+    EOFError,  # the pickle ends too early
     LookupError,  # it takes from an empty stack, or what it has not stored
-    ValueError,  # text that is no UTF-8, a byte order or version that does not exist
-    TypeError,  # a tensor is made from something else,
+    ValueError,  # numbers, texts, shapes, byte orders or versions that are none
+    TypeError,  # a tensor or an array is made from something else
     AttributeError,  # the same
-    AssertionError,  # the same, for storages
     OverflowError,  # a size beyond 64 bits
+)
+_TORCH_ERRORS = (
+    *UNPICKLING_ERRORS,
+    RuntimeError,  # torch's C++ reader: missing parts; sizes that the bytes are too few for
+    struct.error,  # its unpickler: a number is cut off
+    AssertionError,  # the same: a storage is made from something else
 )
 
 # File systems without locks, such as some network drives.

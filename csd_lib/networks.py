@@ -53,8 +53,6 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet": lambda config, mean, std: ResNet(config.depth, 0, len(mean), mean, std, config.seed),
     "features": lambda config, mean, std: Features(mean, std),
 }
-# Settings of a config that a network wants, where they are left out.
-DEFAULTS: dict[str, dict[str, Any]] = {"features": dict(crop_padding=0, flip=False)}
 
 
 def check_name(name: str, value: Any) -> None:
@@ -296,16 +294,6 @@ class Published:
     # Returns the network without its classifier, the size of its features, the classifier's name.
     make: Callable[[TrainConfig], tuple[nn.Module, int, str]]
 
-    def statistics(
-        self, config: TrainConfig, mean: Sequence[float], std: Sequence[float]
-    ) -> tuple[Sequence[float], Sequence[float]]:
-        """Return the weights' mean and standard deviation, or without weights the data set's."""
-        if config.weights == RANDOM:
-            return mean, std
-        if len(mean) == 1:  # grey images: one value for all
-            return [sum(self.mean) / len(self.mean)], [sum(self.std) / len(self.std)]
-        return self.mean, self.std
-
 
 def input_size(config: TrainConfig) -> int | None:
     """Return the size that the images of a folder are scaled to: asked for, or the weights' own."""
@@ -356,8 +344,11 @@ def maker(name: str) -> Callable[..., Network]:
     def make(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
         published = _LIBRARIES[library](which)
         body, size, classifier = published.make(config)
-        statistics = published.statistics(config, mean, std)
-        return LibraryNetwork(body, size, *statistics, published.smallest_image, classifier)
+        if config.weights != RANDOM:  # the weights have statistics of their own
+            is_grey = len(mean) == 1  # one value for all
+            theirs = (published.mean, published.std)
+            mean, std = ([sum(v) / len(v)] if is_grey else v for v in theirs)
+        return LibraryNetwork(body, size, mean, std, published.smallest_image, classifier)
 
     return make
 
@@ -506,24 +497,14 @@ def _begin_with(network: Network, path: str) -> None:
     left_out: tuple[str, ...] = ("head.", "mean.", "std.", "added_embedding.")
     if isinstance(network, LibraryNetwork):
         target, left_out = network.body, (f"{network.classifier}.", "AuxLogits.", "aux1.", "aux2.")
-    own = {n: v for n, v in target.state_dict().items() if not f"{n}.".startswith(left_out)}
+    own = target.state_dict()
+    kept = {n: v for n, v in own.items() if f"{n}.".startswith(left_out)}
     given = {n: v for n, v in state.items() if not f"{n}.".startswith(left_out)}
-
-    def problem(name: str) -> str:
-        found, wanted = given.get(name), own.get(name)
-        if found is None or wanted is None or found.shape != wanted.shape:
-            return f"{name} is {checks.shown(found)}, expected {checks.shown(wanted)}"
-        return "" if found.isfinite().all() else f"{name} is not finite"
-
-    problems = [*filter(None, map(problem, sorted(own.keys() | given.keys())))]
-    if problems:
-        raise InputError(
-            f"weights={path!r} is not the state of this network: {problems[0]}"
-            f"{f', and {len(problems) - 1} more' if problems[1:] else ''}"
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(given[name])
+    given = {n: v.to(own[n].dtype) if n in own else v for n, v in given.items()}
+    try:
+        load_state(target, kept | given)
+    except ValueError as error:
+        raise InputError(f"weights={path!r} is not the state of this network: {error}") from error
 
 
 def _existing(setting: str, name: str) -> Path:

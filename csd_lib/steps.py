@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from csd_lib import InputError
-from csd_lib.engine import CapturedStep, StepState
+from csd_lib.engine import CapturedStep, StepState, wait_for
 
 STEPS = 5  # that are compared
 # Of each loss, and of the way that each tensor goes in one step. Two eager steps from one state
@@ -197,11 +197,11 @@ class Steps:
     def _seconds(self, way: Callable[[Tensor], None], batches: list[Tensor]) -> float:
         """Return how long a step takes, and leave no trace."""
         with self.state.put_back():
-            self.state.synchronize()
+            wait_for(self.state.totals.device)
             started = time.perf_counter()
             for batch in batches:
                 way(batch)
-            self.state.synchronize()
+            wait_for(self.state.totals.device)
             return (time.perf_counter() - started) / len(batches)
 
     def _try(self, way: Callable[[Tensor], None], batch: Tensor, stay: bool = False) -> _Trial:

@@ -228,6 +228,7 @@ def reproduce(
         progress: show a bar for each cell, with the time that is left for all.
 
     has_waited = False
+    has_waited = False
     Returns:
         The folder of each config's record.
 
