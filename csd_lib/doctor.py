@@ -72,14 +72,10 @@ class Rates:
 
 
 def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
-    """Measure training's own steps, on made-up images of the right size.
+    """Measure training's own steps on made-up images of the right size, each for so many seconds.
 
-    Args:
-        config: what to train with; data set, network, batch size, precision and device count.
-        seconds: for each of the two steps; a GPU's trial of its graph comes on top.
-
-    Raises:
-        InputError: if it cannot be trained here.
+    A GPU's trial of its graph comes on top. Data set, network, batch size, precision and device of
+    the config count.
     """
     images = made_up_images(config, max(512, 3 * config.batch_size))
     times: list[float] = []
@@ -99,8 +95,7 @@ def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
 def tasks_to_learn(config: TrainConfig, images: Dataset) -> Iterator[TaskTraining]:
     """Yield the first and the second of two tasks, each ready to be learned as ``train`` does it.
 
-    Whatever the first has become by then is the teacher of the second, and the student it begins
-    with.
+    What the first has become by then is the second's teacher, and the student it begins with.
     """
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
     student, teacher = new_student(config, images, device), None

@@ -59,8 +59,7 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
         root: the folder that holds it, or the file itself; default as in ``locate``.
 
     Raises:
-        InputError: if no source had the archive within ``$CSD_DOWNLOAD_MINUTES``, or nothing can
-            be written.
+        InputError: as ``fetch.fetch``, or if nothing can be written.
     """
     path, asked_for = locate(root), _asked_for(root)
     if path != asked_for:

@@ -317,9 +317,7 @@ def _of_each(path: Path, files: Sequence[str], read: Callable[[Path], Any]) -> l
 def _opened(file: Path) -> Iterator[Any]:
     """Open an image file, without decoding it yet.
 
-    Raises:
-        InputError: if that, or what is done with the image meanwhile, is impossible, or it claims
-            to be huge.
+    InputError if that, or what is done with it meanwhile, is impossible, or it claims to be huge.
     """
     with checks.needs_extra("images"):
         from PIL import Image

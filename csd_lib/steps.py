@@ -85,8 +85,7 @@ class Steps:
     """Takes the steps of one task.
 
     Args:
-        step: takes the indices of a batch (int64 ``[B]``) and only enqueues work on the device.
-        state: what the step changes.
+        step, state: as of ``CapturedStep``.
         cuda_graph: "auto", "true" or "false", as in ``TrainConfig``.
         images: how many images the task has.
     """
@@ -102,11 +101,7 @@ class Steps:
         self.new_decisions: list[Decision] = []
 
     def __call__(self, batch: Tensor) -> None:
-        """Take a step.
-
-        Raises:
-            InputError: if the GPU's memory is too small, or the step cannot be captured and must.
-        """
+        """Take a step; InputError if the memory is too small, or it must be captured and cannot."""
         full = False
         try:
             if len(batch) not in self.chosen:

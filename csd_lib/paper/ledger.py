@@ -61,11 +61,7 @@ def record_folders() -> list[Path]:
 
 
 def find_file(name: str) -> Path:
-    """Return a file that lies beside the records.
-
-    Raises:
-        InputError: if it is in none of the ``record_folders()``.
-    """
+    """Return a file beside the records, of the first folder that has it, or raise InputError."""
     for folder in record_folders():
         if (folder / name).is_file():
             return folder / name
@@ -73,13 +69,9 @@ def find_file(name: str) -> Path:
 
 
 def read_ledger(folder: str | Path | None = None) -> tuple[list[Record], list[str]]:
-    """Read every record under a folder, the oldest first.
+    """Read every record under a folder, the oldest first, and say in a line what cannot be read.
 
-    Args:
-        folder: default: all ``record_folders()``; of two records of one name the first counts.
-
-    Returns:
-        The records, and a line for each file that cannot be read.
+    Default: all ``record_folders()``; of two records of one name the first counts.
     """
     folders = [Path(folder)] if folder else record_folders()
     found = {p.relative_to(f): p for f in reversed(folders) for p in f.rglob("results.json")}
@@ -97,11 +89,7 @@ def load_records(folder: str | Path | None = None) -> list[Record]:
 class Cell:
     """One config of an experiment: its run, and its record.
 
-    Args:
-        config: of the run.
-        data: hash of the images and labels.
-        code: returns the fingerprint of what today's code computes for a config.
-        folder: of all records.
+    ``data`` is the hash of the images and labels; ``code`` returns today's fingerprint of a config.
     """
 
     def __init__(
@@ -167,12 +155,10 @@ def plan(
     folder: str | Path | None = None,
     everywhere: bool = True,
 ) -> list[Cell]:
-    """Return a cell for each config, with the newest record that there is of it.
+    """Return a cell for each of the configs that ``reproduce`` gets, with the newest record of it.
 
-    Args:
-        configs, dataset, folder: as of ``reproduce``.
-        everywhere: look through all records; else only where today's code writes these cells.
-            Ten thousand jobs of a sweep must not read ten thousand files each.
+    With ``everywhere`` all records are looked through; else only where today's code writes these
+    cells: ten thousand jobs of a sweep must not read ten thousand files each.
     """
     _, channels, *size = dataset.train_images.shape
     data = identity.data_hash(configs[0], dataset)
@@ -227,8 +213,6 @@ def reproduce(
         everywhere: look for what is recorded as ``plan`` does.
         progress: show a bar for each cell, with the time that is left for all.
 
-    has_waited = False
-    has_waited = False
     Returns:
         The folder of each config's record.
 
@@ -243,6 +227,7 @@ def reproduce(
     for cell in cells:
         if cell.is_done(again):
             tqdm.write(f"{worker.title(cell)}: {cell.state(again)}")
+    has_waited = False
     while waiting := worker.pending():
         if not any(worker.try_cell(cell) for cell in waiting):
             if not has_waited:
@@ -399,9 +384,7 @@ def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Pa
 def load_features(record: Record) -> tuple[Tensor, Tensor]:
     """Return the recorded test features, float32 ``[N, D]``, and labels, int64 ``[N]``.
 
-    Raises:
-        InputError: if the record kept none, the file is not the one that was recorded, or it
-            cannot be fetched.
+    InputError if the record kept none, or the file is another one or cannot be fetched.
     """
     path = _recorded_file(record, "features.npz")
     arrays = read_arrays(path, MAX_FETCHED)
@@ -423,12 +406,7 @@ def load_features(record: Record) -> tuple[Tensor, Tensor]:
 
 
 def load_model(record: Record) -> Network:
-    """Return the recorded last model of a run, frozen.
-
-    Raises:
-        InputError: if the record kept none, the file is not the one that was recorded, or it
-            cannot be fetched.
-    """
+    """Return the recorded last model of a run, frozen; errors as of ``load_features``."""
     name = SAFETENSORS if SAFETENSORS in record.files else "model.pt"
     return read_model(record, _recorded_file(record, name))
 

@@ -75,10 +75,8 @@ def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]
     """Read every ``results.json`` under a folder (default: ``runs/`` or ``$CSD_RUNS``).
 
     Returns:
-        The records, the oldest first, and a line for each file that cannot be read.
-
-    Raises:
-        InputError: if there is no record.
+        The records, the oldest first, and a line for each file that cannot be read. InputError if
+        there is no record.
     """
     checks.instance("folder", folder, (str, Path, type(None)), "a folder, or None")
     folder = Path(folder or runs_folder())
@@ -98,9 +96,8 @@ def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]
 def notes_on_code(records: Sequence[Record]) -> list[str]:
     """Say of each record if today's code does not compute what made it; each recipe is tried once.
 
-    Returns:
-        An empty text if it does; ``OLDER``; or why it cannot be tried, with the remedy, as when the
-        module of a network of one's own is not imported.
+    Returns an empty text if it does; ``OLDER``; or why it cannot be tried, with the remedy, as when
+    the module of a network of one's own is not imported.
     """
     _check("records", records)
     known: dict[str, tuple[str, str]] = {}  # fingerprint, or why there is none
@@ -185,7 +182,7 @@ def _in_order(value: Any) -> tuple[float, str]:
 def plain_runs(
     records: Sequence[Record], dataset: str, preset: str
 ) -> dict[str, dict[int, Record]]:
-    """Return the runs that change nothing of a preset but the precision, by method and seed.
+    """Return the runs of two tasks that change only a preset's precision, by method and seed.
 
     All are of one precision: that of the most runs, and of equally many that of the newest. Of a
     method that several codes have run, only the newest code's runs count.
