@@ -32,6 +32,4 @@ class InputError(ValueError):
 class TrainingError(RuntimeError):
     """Training cannot go on usefully: it has diverged, or the features have collapsed."""
 
-    def _render_traceback_(self) -> list[str]:
-        """Return what IPython and Jupyter show, as for ``InputError``."""
-        return [f"{type(self).__name__}: {self}"]
+    _render_traceback_ = InputError._render_traceback_

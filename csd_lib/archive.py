@@ -45,11 +45,7 @@ class Archive:
         return [path for path in places if path.exists()]
 
     def check(self, folders: Iterable[Path], command: str) -> list[Path]:
-        """Return where it lies in these folders.
-
-        Raises:
-            InputError: if one of them is not the official file; it names the ``command`` to run.
-        """
+        """Return where it lies in these folders; InputError if one is not the official file."""
         found = self.found_in(folders)
         for path in found:
             if problem := problem_of(path, self.sha256, self.size):
@@ -62,10 +58,7 @@ class Archive:
         Args:
             title: what to call it, for the lines about it.
             folders: where it may be already; one that is not the official file is not used.
-            remedy: what else one can do if no source has it.
-
-        Raises:
-            InputError: as ``fetch.fetch``.
+            remedy: what else one can do if no source has it, for ``fetch.fetch``'s InputError.
         """
         for path in self.found_in(folders):
             if not (problem := problem_of(path, self.sha256, self.size)):
@@ -97,9 +90,7 @@ def members(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the members of a tar file that are wanted; nothing is unpacked.
 
-    Raises:
-        InputError: if it is damaged, one of them is no ordinary file, or all members together
-            have more bytes than ``max_unpacked``.
+    InputError if it is damaged, one of them is no ordinary file, or all members have more bytes.
     """
     unpacked = 0
     with parsing(path, *TAR_ERRORS):

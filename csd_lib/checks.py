@@ -247,11 +247,7 @@ def setting_names(settings: type, names: Iterable[str], where: str = "") -> None
 
 
 def table(name: str, value: Any, ndim: int = 2) -> np.ndarray:
-    """Return numbers as a float64 array of so many dimensions; NaN is allowed.
-
-    Raises:
-        InputError: if they are no real numbers, are none at all, or have another shape.
-    """
+    """Return one or more real numbers as a float64 array of ``ndim`` axes; NaN is allowed."""
     try:
         if isinstance(value, Tensor):
             array = value.detach().cpu().double().numpy()
@@ -268,11 +264,7 @@ def table(name: str, value: Any, ndim: int = 2) -> np.ndarray:
 
 
 def tables(**values: Any) -> tuple[int, ...]:
-    """Return the shape of several matrices, by name.
-
-    Raises:
-        InputError: if they have different shapes, or one is no ``table``.
-    """
+    """Return the shape that several matrices, given by name, have in common."""
     shapes = sorted({table(name, value).shape for name, value in values.items()})
     if len(shapes) > 1:
         *others, last = values
@@ -284,11 +276,7 @@ def tables(**values: Any) -> tuple[int, ...]:
 
 
 def square(name: str, value: Any, size: int | None = None) -> np.ndarray:
-    """Return a matrix with as many rows as columns as a float64 array.
-
-    Raises:
-        InputError: if it has not, or has another size than it must.
-    """
+    """Return a matrix with as many rows as columns, ``size`` if given, as a float64 array."""
     array = table(name, value)
     rows = len(array) if size is None else size
     if array.shape != (rows, rows):
@@ -297,11 +285,7 @@ def square(name: str, value: Any, size: int | None = None) -> np.ndarray:
 
 
 def points(name: str, value: Any) -> np.ndarray:
-    """Return positions in the plane as a float64 array ``[N, 2]``. Reads values.
-
-    Raises:
-        InputError: if they are not, or not finite.
-    """
+    """Return finite positions in the plane as a float64 array ``[N, 2]``. Reads values."""
     array = table(name, value)
     if array.shape[1] != 2 or not np.isfinite(array).all():
         raise InputError(f"{name}={shown(value)}: give finite positions [N, 2]")
@@ -514,10 +498,7 @@ def generator(name: str, value: Any, device: torch.device) -> None:
 def images(name: str, value: Any, like: Tensor | None = None) -> None:
     """Refuse what is no batch of images, uint8 or float32 ``[N, C, H, W]``.
 
-    Args:
-        name: of the argument.
-        value: the images.
-        like: a tensor ``[1, C, 1, 1]`` with as many channels, on the same device.
+    With ``like``, a tensor ``[1, C, 1, 1]``, also those of other channels or on another device.
     """
     if (
         not isinstance(value, Tensor | StoredImages)

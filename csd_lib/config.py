@@ -9,7 +9,7 @@ from csd_lib import checks
 from csd_lib.checks import setting
 from csd_lib.datasets import MAX_CLASSES, get_spec
 from csd_lib.methods import METHODS, LossSettings, get_method
-from csd_lib.networks import DEFAULTS, PUBLISHED, RANDOM, check_file, check_name
+from csd_lib.networks import PUBLISHED, RANDOM, check_file, check_name
 
 # ``int | Default`` is given as an int or left at None, but always read as an int, because a config
 # fills it in when it is made. So Default is None to Python, and nothing to a type checker.
@@ -151,7 +151,8 @@ class TrainConfig(LossSettings):
         defaults = {**_DEFAULTS, **data.defaults, **presets[self.preset]}
         later_is_left_out = self.later_epochs is None
         network = defaults["network"] if self.network is None else self.network
-        defaults |= DEFAULTS.get(network, {}) if isinstance(network, str) else {}
+        if isinstance(network, str) and network == "features":  # which are no images
+            defaults |= dict(crop_padding=0, flip=False)
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)

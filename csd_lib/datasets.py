@@ -59,11 +59,7 @@ def are_scaled(name: str) -> bool:
 
 
 def get_spec(name: str) -> DatasetSpec:
-    """Look a data set up by name; images of one's own have one entry for all.
-
-    Raises:
-        InputError: for an unknown name.
-    """
+    """Look a data set up by name, or raise InputError; images of one's own have one entry."""
     if is_path(name):
         return OWN_IMAGES
     if not isinstance(name, str) or name not in DATASETS:
@@ -116,11 +112,8 @@ def read_npz(
     """Read a data set from one .npz file, without executing anything in it.
 
     Arrays: ``train_images`` uint8 ``[N, H, W, C]``, ``train_labels`` int ``[N]``, ``test_images``,
-    ``test_labels``, ``class_names``.
-
-    Raises:
-        InputError: if the file is unreadable, or an array is missing or has a wrong shape, dtype
-            or label.
+    ``test_labels``, ``class_names``. InputError if one is missing or has a wrong shape, dtype or
+    label, or the file is unreadable.
     """
     path = Path(path)
     remedy = "delete the file and load the data set again"
@@ -166,11 +159,7 @@ class DatasetSpec:
     def check(
         self, name: str, tasks: int, first_classes: int | None, image_size: int | None
     ) -> None:
-        """Refuse what this data set, here called ``name``, does not have.
-
-        Raises:
-            InputError: for too many tasks or first classes, or a size of images that have only one.
-        """
+        """Refuse tasks, first classes or an image size that this data set does not have."""
         self.check_size(name, image_size)
         classes = self.classes or MAX_CLASSES
         if tasks > classes:
@@ -196,24 +185,14 @@ DATASETS = {
         classes=10,
         data="decd603d904b",
         source="Optical Recognition of Handwritten Digits, UCI, CC BY 4.0; scikit-learn ships it",
-        defaults=dict(
-            epochs=15,
-            batch_size=64,
-            learning_rate=1e-3,
-            later_learning_rate=1e-2,
-        ),
+        defaults=dict(epochs=15, batch_size=64, learning_rate=1e-3, later_learning_rate=1e-2),
     ),
     "fashion": DatasetSpec(
         _load_fashion,
         classes=10,
         data="04acc40b536f",
         source="a part of https://github.com/zalandoresearch/fashion-mnist, MIT; the kit ships it",
-        defaults=dict(
-            epochs=5,
-            batch_size=64,
-            learning_rate=1e-3,
-            later_learning_rate=1e-3,
-        ),
+        defaults=dict(epochs=5, batch_size=64, learning_rate=1e-3, later_learning_rate=1e-3),
     ),
     # The paper's protocol.
     "cifar100": DatasetSpec(

@@ -24,9 +24,10 @@ from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset, class_incremental_split
 from csd_lib.datasets import DATASETS, load_dataset
 from csd_lib.download import CIFAR100, folders, locate
-from csd_lib.engine import check_machine, half_precision, set_learning_rate
+from csd_lib.engine import check_machine, half_precision, set_learning_rate, wait_for
 from csd_lib.methods import get_method
 from csd_lib.model import freeze
+from csd_lib.output import duration
 from csd_lib.prepare import add_head_rows, new_student
 from csd_lib.retrieval import embed, recall_at_k
 from csd_lib.train import TaskTraining
@@ -71,14 +72,10 @@ class Rates:
 
 
 def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
-    """Measure training's own steps, on made-up images of the right size.
+    """Measure training's own steps on made-up images of the right size, each for so many seconds.
 
-    Args:
-        config: what to train with; data set, network, batch size, precision and device count.
-        seconds: for each of the two steps; a GPU's trial of its graph comes on top.
-
-    Raises:
-        InputError: if it cannot be trained here.
+    A GPU's trial of its graph comes on top. Data set, network, batch size, precision and device of
+    the config count.
     """
     images = made_up_images(config, max(512, 3 * config.batch_size))
     times: list[float] = []
@@ -98,8 +95,7 @@ def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
 def tasks_to_learn(config: TrainConfig, images: Dataset) -> Iterator[TaskTraining]:
     """Yield the first and the second of two tasks, each ready to be learned as ``train`` does it.
 
-    Whatever the first has become by then is the teacher of the second, and the student it begins
-    with.
+    What the first has become by then is the second's teacher, and the student it begins with.
     """
     device, precision = check_machine(config.device, config.precision, config.cuda_graph)
     student, teacher = new_student(config, images, device), None
@@ -206,7 +202,7 @@ def render(found: dict[str, Any]) -> str:
             )
         lines += [f"  {line}" for line in found["steps"]]
         lines.append("forecast for this machine as busy as it is now:")
-        lines += [f"  {_duration(m):>12}  {name}" for name, m in found["minutes"].items()]
+        lines += [f"  {duration(60 * m):>12}  {name}" for name, m in found["minutes"].items()]
     lines += [f"note: {note}" for note in found["notes"]]
     lines += [f"problem: {problem}" for problem in found["problems"]]
     lines.append("training can start" if found["can_start"] else "training cannot start")
@@ -217,8 +213,8 @@ def mode_forecast(mode: str, device: str = "auto", seconds: float = 1.0) -> str:
     """Return one line for a notebook: how long all six take in a mode, measured here and now."""
     checks.one_of("mode", mode, MODE_SETTINGS)
     configs = runs_of(mode, device)
-    minutes = forecast(configs, measure(configs[2], seconds)) / 60
-    return f"Training in chapters 1 to 6 takes about {_duration(minutes)} here in mode {mode}."
+    time_needed = duration(forecast(configs, measure(configs[2], seconds)))
+    return f"Training in chapters 1 to 6 takes about {time_needed} here in mode {mode}."
 
 
 def _measured(device: str, precision: str, seconds: float) -> dict[str, Any]:
@@ -355,18 +351,13 @@ def _repeated(action: Callable[[], Any], device: torch.device, seconds: float) -
     ends = time.perf_counter() + seconds
     action()
     while len(times) < 3 or time.perf_counter() < ends:
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         for _ in range(many):
             action()
-        _wait(device)
+        wait_for(device)
         times.append((time.perf_counter() - started) / many)
     return sorted(times)[len(times) // 2]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _task_seconds(config: TrainConfig, number: int, share: float, rates: Rates) -> float:
@@ -383,11 +374,3 @@ def _task_seconds(config: TrainConfig, number: int, share: float, rates: Rates) 
             seen = config.held_out * train_images * share
         seconds += looks * (seen * rates.test_image + seen**2 * rates.test_pair)
     return seconds
-
-
-def _duration(minutes: float) -> str:
-    if minutes < 1:
-        return f"{60 * minutes:.0f} s"
-    if minutes < 100:
-        return f"{minutes:.0f} min"
-    return f"{minutes / 60:.1f} h"

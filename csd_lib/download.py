@@ -18,7 +18,7 @@ import numpy as np
 
 from csd_lib import InputError, paths
 from csd_lib.archive import Archive, members
-from csd_lib.files import damaged, make_folder, only_one, parsing, write_arrays
+from csd_lib.files import UNPICKLING_ERRORS, damaged, make_folder, only_one, parsing, write_arrays
 
 NPZ = "cifar100.npz"
 CIFAR100 = Archive(
@@ -35,16 +35,6 @@ _ALLOWED = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": lambda code, align, copy: np.dtype(code, bool(align), bool(copy)),
 }
-# What pickle is known to raise for what is damaged, or is none.
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,  # no pickle; ``_ValuesAndArrays``: a name that is refused
-    EOFError,  # it ends too early
-    LookupError,  # it takes what it has not stored
-    ValueError,  # numbers, texts or array shapes that are none
-    TypeError,  # an array is made from something else
-    AttributeError,  # the same
-    OverflowError,  # a length beyond 64 bits
-)
 
 
 def locate(root: str | Path | None = None) -> Path:
@@ -69,8 +59,7 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
         root: the folder that holds it, or the file itself; default as in ``locate``.
 
     Raises:
-        InputError: if no source had the archive within ``$CSD_DOWNLOAD_MINUTES``, or nothing can
-            be written.
+        InputError: as ``fetch.fetch``, or if nothing can be written.
     """
     path, asked_for = locate(root), _asked_for(root)
     if path != asked_for:
@@ -119,7 +108,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     wanted = [f"cifar-100-python/{name}" for name in ("train", "test", "meta")]
     for member, content in members(path, MAX_UNPACKED, wanted.__contains__):
         name = member.rpartition("/")[2]
-        with parsing(path, *_PICKLE_ERRORS):
+        with parsing(path, pickle.UnpicklingError, *UNPICKLING_ERRORS):
             parts[name] = _ValuesAndArrays(io.BytesIO(content), encoding="latin1").load()
 
     def require(part: str, key: str, kind: type) -> Any:

@@ -17,11 +17,7 @@ from csd_lib.numerics import tf32, torchs_numbers
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn a device name into a device that works here.
-
-    Raises:
-        InputError: for an unknown name, or a device that this machine does not have.
-    """
+    """Return the device of a name, or raise InputError if this machine does not have it."""
     checks.instance("device", name, str, "its name, such as auto or cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,6 +110,12 @@ def on_device(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def flushes_denormals() -> bool:
     """Say whether this thread's CPU arithmetic turns numbers below 1e-38 into zero."""
     smallest = torch.tensor(torch.finfo(torch.float32).tiny)
@@ -123,11 +125,7 @@ def flushes_denormals() -> bool:
 def check_machine(
     name: str, precision: str, cuda_graph: str | bool
 ) -> tuple[torch.device, Precision]:
-    """Return the device and the precision that a config asks for.
-
-    Raises:
-        InputError: if this machine does not have them, or cannot capture CUDA graphs on it.
-    """
+    """Return a config's device and precision, or raise InputError if this machine lacks one."""
     checks.automatic("cuda_graph", cuda_graph)
     device = pick_device(name)
     if str(cuda_graph).lower() == "true" and device.type != "cuda":
@@ -174,8 +172,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Load a checkpoint's state, keeping the learning rate where the optimiser had put it.
 
-    Raises:
-        ValueError: if it has other shapes than the parameters, or is not finite.
+    Raises a ValueError for one of other shapes than the parameters, or that is not finite.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
@@ -193,10 +190,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 class StepState:
     """All that a training step changes, so that it can be put back as it was.
 
-    Args:
-        networks: the student, and the teacher if there is one.
-        totals: the running sums of the losses.
-        optimizer, scaler, generator: the ones that the step uses.
+    ``networks`` are the student and the teacher, if any; ``totals`` the running sums of the losses.
     """
 
     def __init__(
@@ -234,11 +228,6 @@ class StepState:
             getattr(self.scaler, "_per_optimizer_states", {}).clear()
             self.generator.set_state(random_state)
             self.optimizer.zero_grad(set_to_none=True)
-
-    def synchronize(self) -> None:
-        """Wait until the device has done all steps."""
-        if self.totals.device.type == "cuda":
-            torch.cuda.synchronize(self.totals.device)
 
 
 class CapturedStep:

@@ -46,13 +46,7 @@ class FinishedRun(Run):
 
 
 def run_name(config: TrainConfig, data: str, fingerprint: str) -> str:
-    """Name of a run's folder: readable, and another one for each config, data set and code.
-
-    Args:
-        config: of the run.
-        data: hash of the images and labels.
-        fingerprint: of what the code computes.
-    """
+    """Name of a run's folder: readable, and another one for each config, data set and code."""
     # What is as usual is left out, so that a new setting does not rename the runs before it.
     usual = identity.key(
         TrainConfig(dataset=config.dataset, method=config.method, tasks=config.tasks)
@@ -183,11 +177,7 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
 
 
 def last_model(record: Record) -> Network:
-    """Return the last model of a finished run, frozen. Its images are not needed.
-
-    Raises:
-        InputError: if its folder has not kept it.
-    """
+    """Return the last model that a finished run has kept, frozen. Its images are not needed."""
     return _load_model(record, record.config.times_learned())
 
 
@@ -196,11 +186,7 @@ def _hashes(models: Sequence[Network]) -> tuple[str, ...]:
 
 
 def read_model(record: Record, path: Path) -> Network:
-    """Return the model in a file, ``.pt`` or ``.safetensors``, frozen.
-
-    Raises:
-        InputError: if it cannot be read, or is not the model of such a run.
-    """
+    """Return the model in a file, ``.pt`` or ``.safetensors``, frozen; InputError if not of it."""
     state = read_state(path)
     try:
         return network_from_state(record.config, state)

@@ -38,13 +38,10 @@ CITATION = """@inproceedings{barletti2022contrastive,
 
 
 def load_exported(what: str | Path) -> tuple[Network, Record]:
-    """Return the last model of a run, of a record, or of what was exported, and its record.
+    """Return the last model and the record of a run, of a record, or of what was exported.
 
-    Args:
-        what: its folder; or that of a record below the ``record_folders()``.
-
-    Raises:
-        InputError: if there is none, or it kept no model.
+    ``what`` is its folder, or that of a record below the ``record_folders()``. InputError if there
+    is none, or it kept no model.
     """
     checks.instance("what", what, (str, Path), "the folder of a run or of a record")
     places = [Path(what), *(folder / what for folder in record_folders())]
@@ -92,12 +89,7 @@ def export(what: str | Path, into: str | Path) -> Path:
 
 
 def render_card(record: Record, parameters: int) -> str:
-    """Write the model card of a record: a header of metadata, then text.
-
-    Args:
-        record: whose paths may be published.
-        parameters: how many the model has.
-    """
+    """Write the model card of a record whose paths may be published, with the model's size."""
     config, method = record.config, get_method(record.config.method)
     header = [f"{name}: {json.dumps(value)}" for name, value in _metadata(record).items()]
     source = "" if "_" in REPOSITORY.split("/")[0] else f" (https://github.com/{REPOSITORY})"

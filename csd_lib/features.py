@@ -55,12 +55,9 @@ AT_ONCE = 64  # images
 def features_of(
     images: Tensor | StoredImages, network: Network, size: int | None = None
 ) -> np.ndarray:
-    """Return a network's features of images, in eval mode: float32 ``[N, D]``.
+    """Return a network's features of images ``[N, C, H, W]``, in eval mode: float32 ``[N, D]``.
 
-    Args:
-        images: ``[N, C, H, W]`` as for ``embed``.
-        network: what ``networks.make_network`` returns, for example.
-        size: height and width that the images are scaled to; default: as they are.
+    ``size`` is the height and width that they are scaled to; default: as they are.
     """
     checks.images("images", images)
     checks.instance("network", network, Network, "a Network")
@@ -87,9 +84,6 @@ def save_features(
     """Write the features of a data set's images to an ``.npz`` that is a data set itself.
 
     Train on it with ``dataset=path, network="features"``. The split stays as it is.
-
-    Raises:
-        InputError: if nothing can be written there.
     """
     make_folder(Path(path).parent)  # else half an hour of features could have nowhere to go
     arrays: dict[str, np.ndarray] = {"class_names": np.array(dataset.class_names)}

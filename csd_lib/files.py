@@ -50,16 +50,19 @@ _HEADER_ERRORS = (
     SyntaxError,  # tokenize, which numpy asks about headers of Python 2: odd indentation
     tokenize.TokenError,  # tokenize: open brackets
 )
-_TORCH_ERRORS = (
-    RuntimeError,  # torch's C++ reader: missing parts; sizes that the bytes are too few for
-    EOFError,  # torch's unpickler, this and all below: the pickle ends too early
-    struct.error,  # a number in it is cut off
+UNPICKLING_ERRORS = (
+    EOFError,  # the pickle ends too early
     LookupError,  # it takes from an empty stack, or what it has not stored
-    ValueError,  # text that is no UTF-8, a byte order or version that does not exist
-    TypeError,  # a tensor is made from something else,
+    ValueError,  # numbers, texts, shapes, byte orders or versions that are none
+    TypeError,  # a tensor or an array is made from something else
     AttributeError,  # the same
-    AssertionError,  # the same, for storages
     OverflowError,  # a size beyond 64 bits
+)
+_TORCH_ERRORS = (
+    *UNPICKLING_ERRORS,
+    RuntimeError,  # torch's C++ reader: missing parts; sizes that the bytes are too few for
+    struct.error,  # its unpickler: a number is cut off
+    AssertionError,  # the same: a storage is made from something else
 )
 
 # File systems without locks, such as some network drives.
@@ -75,11 +78,7 @@ class Damaged(InputError):  # noqa: N818
 
 
 def make_folder(folder: str | Path) -> Path:
-    """Create a folder and check that files can be written into it.
-
-    Raises:
-        InputError: if they cannot.
-    """
+    """Return a folder, made if missing; InputError if files cannot be written into it."""
     if not str(folder):
         raise InputError("the folder's name is empty: give one, or leave --folder out")
     folder = Path(folder)
@@ -96,11 +95,7 @@ def make_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what can go wrong while a file is written, such as a full disk, into one clear line.
-
-    Raises:
-        InputError: instead of any OSError.
-    """
+    """Turn an OSError while a file is written, such as of a full disk, into a clear InputError."""
     try:
         yield
     except OSError as error:
@@ -111,12 +106,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a partial file, and put it in place in one step.
+    """Let ``write`` fill a partial file, and put it in place in one step, or raise InputError.
 
     A reader, a kill or a full disk never leaves half a file under the name.
-
-    Raises:
-        InputError: if it cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
@@ -158,30 +150,18 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes.
-
-    Raises:
-        InputError: if it cannot be read.
-    """
+    """Return the SHA-256 of a file's bytes; InputError if it cannot be read."""
     with parsing(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: if it cannot be opened; ``Damaged`` if it is not complete JSON.
-    """
+    """Read a JSON file; InputError if it cannot be opened, ``Damaged`` if it is not complete."""
     return _parsed(path, json.loads)
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read a file with a line of JSON for each item.
-
-    Raises:
-        InputError: as ``read_json``.
-    """
+    """Read a file with a line of JSON for each item; errors as of ``read_json``."""
     return _parsed(path, lambda text: [json.loads(line) for line in text.splitlines()])
 
 
@@ -195,11 +175,9 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def read_tensors(path: Path) -> Any:
-    """Read what ``write_tensors`` wrote, onto the CPU.
+    """Read what ``write_tensors`` wrote, onto the CPU; errors as of ``read_json``.
 
-    Raises:
-        InputError: if it cannot be opened; ``Damaged`` if it is damaged, of another kind, or holds
-            more than tensors and plain values.
+    ``Damaged`` is also a file that holds more than tensors and plain values.
     """
     # torch compresses nothing, so what unpacks to more than its own size is a bomb.
     with _unzipped(path) as (archive, unpacked):
@@ -317,14 +295,11 @@ def _unzipped(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
 
 @contextmanager
 def parsing(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a parser is known to raise for a damaged file into one clear line.
+    """Turn what a parser is known to raise for a damaged file into one clear line, a ``Damaged``.
 
     Nothing but the parser belongs into this block: an error of our own must not look like a
-    damaged file, which might be hours of training.
-
-    Raises:
-        Damaged: instead of these errors.
-        InputError: instead of an OSError that is not about the content.
+    damaged file, which might be hours of training. An OSError that is not about the content becomes
+    an InputError.
     """
     try:
         yield

@@ -114,11 +114,8 @@ def fetch_fine_grained(name: str) -> Path:
     """Return the folder with ``train/`` and ``test/``; if it is missing, make it.
 
     Its archives may be in ``data/<name>/``, in ``$CSD_DATA`` or at ``$CSD_MIRRORS``; else they are
-    fetched from where their makers publish them, and kept in ``data/<name>/``.
-
-    Raises:
-        InputError: if an archive cannot be had or is not the official one, or nothing can be
-            written.
+    fetched from where their makers publish them, and kept in ``data/<name>/``. InputError if one
+    cannot be had or is not the official one, or nothing can be written.
     """
     spec, home = FINE_GRAINED[name], paths.data_folder() / name
     ready = home / "images"
@@ -141,8 +138,7 @@ def fetch_fine_grained(name: str) -> Path:
 def check_fine_grained(name: str) -> list[str]:
     """Say what is there, without fetching anything.
 
-    Raises:
-        InputError: if an archive that is there is not the official one, or images are missing.
+    InputError if an archive is not the official one, or images are missing.
     """
     spec, home = FINE_GRAINED[name], paths.data_folder() / name
     lines = []

@@ -9,11 +9,8 @@ Of a loss term or a network from outside the kit also the instructions count, an
 name: a number may change only on images that the tiny run has not.
 
 It is computed in float64, in which other machines, numbers of threads and versions of torch agree
-to many more digits than the five that count.
-
-That takes up to two seconds a recipe, and a ledger has a hundred. So the command line keeps them in
-the user's cache, for exactly this text of the kit and these versions below it; and a notebook, in
-which any function may be another one a minute later, keeps them as long as all are the same.
+to many more digits than the five that count. That takes up to two seconds a recipe, and a ledger
+has a hundred: commands keep them on disk, and other processes in memory, for one code only.
 """
 
 from __future__ import annotations
@@ -61,10 +58,7 @@ def fingerprint(config: TrainConfig, channels: int, size: int) -> str:
     stops and the machine do not count: they change the run, not what is computed. The learning rate
     of each epoch counts, and with it how many there are. What only a GPU does is not seen.
 
-    Args:
-        config: of the run.
-        channels: of its images.
-        size: their height or width, whichever is smaller.
+    Of the images count their ``channels``, and as ``size`` height or width, whichever is smaller.
     """
     if _from_outside(config) or config.network not in NETWORKS:  # code that may change unseen
         return _fingerprint(config, channels, size)

@@ -48,12 +48,8 @@ def make_configs(
 def read_settings(texts: Sequence[str], option: str = "settings") -> dict[str, list[Any]]:
     """Read texts ``NAME=VALUE,VALUE``: fields of ``TrainConfig``, and the values that each takes.
 
-    Args:
-        texts: as they were typed.
-        option: the option that they were given to, for messages.
-
-    Raises:
-        InputError: for another form, a name that does not exist or comes twice, or the seed.
+    InputError, which names the ``option``, for another form, a name that does not exist or comes
+    twice, or the seed.
     """
     found: dict[str, list[Any]] = {}
     for text in texts:

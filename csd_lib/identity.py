@@ -18,11 +18,7 @@ from csd_lib.networks import RANDOM, check_name, init_sha256, weights_sha256
 
 
 def of_run(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return what decides a run's result: its config, its images, and what the code computes.
-
-    Returns:
-        ``config``; ``data``, of ``data_hash``; ``fingerprint``.
-    """
+    """Return what decides a run's result: ``config``, ``data`` and ``fingerprint``, of the code."""
     from csd_lib.fingerprint import fingerprint  # it trains a tiny run, which needs this module
 
     _, channels, *size = dataset.train_images.shape

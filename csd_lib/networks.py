@@ -53,8 +53,6 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet": lambda config, mean, std: ResNet(config.depth, 0, len(mean), mean, std, config.seed),
     "features": lambda config, mean, std: Features(mean, std),
 }
-# Settings of a config that a network wants, where they are left out.
-DEFAULTS: dict[str, dict[str, Any]] = {"features": dict(crop_padding=0, flip=False)}
 
 
 def check_name(name: str, value: Any) -> None:
@@ -71,11 +69,7 @@ def check_name(name: str, value: Any) -> None:
 
 
 def check_file(name: str, value: Any, *others: str) -> None:
-    """Refuse what can be no path of a file; whether there is one is seen when it is read.
-
-    Raises:
-        InputError: for what is no text, or an empty one; it names the ``others`` that can be given.
-    """
+    """Refuse what can be no path of a file; whether there is one is seen when it is read."""
     if not isinstance(value, str) or not value:
         choice = "".join(f"{other}, or " for other in others)
         raise InputError(f"{name}={checks.shown(value)}: give {choice}the path of a model's file")
@@ -84,11 +78,8 @@ def check_file(name: str, value: Any, *others: str) -> None:
 def make_network(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
     """Return the network that a config names, with its initial weights and no head rows.
 
-    The weights are drawn with the config's seed, or come from ``config.weights``. The global random
-    state is left as it was.
-
-    Raises:
-        InputError: if what was made is no ``Network``, or the weights do not fit it.
+    The weights are drawn with the config's seed, or come from ``config.weights`` (InputError if
+    they do not fit). The global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -135,16 +126,9 @@ def freeze_backbone(network: Network) -> None:
 
 
 def try_network(network: Network, name: str, images: Tensor | StoredImages) -> None:
-    """Let a network of one's own say something about two images, before any long work.
+    """Let a network say something about two images, before any long work, and leave it as it was.
 
-    Args:
-        network: to try; it is left as it was.
-        name: of the setting ``network``, for the message.
-        images: of the data set.
-
-    Raises:
-        InputError: if it cannot take such images, or if its features, or what it returns, have
-            another form than ``Network`` says.
+    InputError if it cannot take them, or features or outputs are not as ``Network`` says.
     """
     if isinstance(network, ResNet):
         return
@@ -178,10 +162,9 @@ def try_network(network: Network, name: str, images: Tensor | StoredImages) -> N
 
 
 def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network:
-    """Return the network that a state belongs to, frozen. The weights it began with are not needed.
+    """Return the network that a state belongs to, frozen, or raise ValueError.
 
-    Raises:
-        ValueError: if it is not the state of such a network.
+    The weights it began with are not needed.
     """
     try:
         classes, mean, std = (state[name] for name in ("head.weight", "mean", "std"))
@@ -195,11 +178,7 @@ def network_from_state(config: TrainConfig, state: dict[str, Tensor]) -> Network
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a model's state, if it has the right shapes and types and is finite.
-
-    Raises:
-        ValueError: if it has not.
-    """
+    """Load a model's state; ValueError unless it has the right shapes and types and is finite."""
     wanted, found = (
         {name: (value.dtype, tuple(value.shape)) for name, value in values.items()}
         for values in (model.state_dict(), state)
@@ -220,8 +199,7 @@ def import_network(
 ) -> None:
     """Import the module of ``package.module:Class``, also from the current folder.
 
-    Raises:
-        InputError: if there is no such module, no such class in it, or no such file of weights.
+    InputError if there is no such module or class, or no such file of weights.
     """
     if weights not in (None, RANDOM, PUBLISHED):
         _existing("weights", str(weights))
@@ -296,16 +274,6 @@ class Published:
     # Returns the network without its classifier, the size of its features, the classifier's name.
     make: Callable[[TrainConfig], tuple[nn.Module, int, str]]
 
-    def statistics(
-        self, config: TrainConfig, mean: Sequence[float], std: Sequence[float]
-    ) -> tuple[Sequence[float], Sequence[float]]:
-        """Return the weights' mean and standard deviation, or without weights the data set's."""
-        if config.weights == RANDOM:
-            return mean, std
-        if len(mean) == 1:  # grey images: one value for all
-            return [sum(self.mean) / len(self.mean)], [sum(self.std) / len(self.std)]
-        return self.mean, self.std
-
 
 def input_size(config: TrainConfig) -> int | None:
     """Return the size that the images of a folder are scaled to: asked for, or the weights' own."""
@@ -316,11 +284,7 @@ def input_size(config: TrainConfig) -> int | None:
 
 
 def weights_sha256(config: TrainConfig) -> str:
-    """Return a hash of the weights that a config begins with: of the file, or of all numbers.
-
-    Raises:
-        InputError: if there is no such file.
-    """
+    """Return a hash of the weights that a config begins with: of the file, or of all numbers."""
     if config.weights != PUBLISHED:
         return sha256_of(_existing("weights", str(config.weights)))
     body = maker(str(config.network))(config, (0.0,) * 3, (1.0,) * 3)
@@ -328,11 +292,7 @@ def weights_sha256(config: TrainConfig) -> str:
 
 
 def init_sha256(path: str) -> str:
-    """Return a hash of all numbers of a model to go on from: the same in both kinds of file.
-
-    Raises:
-        InputError: if there is no such file, or it holds no state by name.
-    """
+    """Return a hash of all numbers of a model to go on from: the same in both kinds of file."""
     return state_sha256(dict(sorted(_read_state("init_from", path).items())))
 
 
@@ -356,8 +316,11 @@ def maker(name: str) -> Callable[..., Network]:
     def make(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Network:
         published = _LIBRARIES[library](which)
         body, size, classifier = published.make(config)
-        statistics = published.statistics(config, mean, std)
-        return LibraryNetwork(body, size, *statistics, published.smallest_image, classifier)
+        if config.weights != RANDOM:  # the weights have statistics of their own
+            is_grey = len(mean) == 1  # one value for all
+            theirs = (published.mean, published.std)
+            mean, std = ([sum(v) / len(v)] if is_grey else v for v in theirs)
+        return LibraryNetwork(body, size, mean, std, published.smallest_image, classifier)
 
     return make
 
@@ -506,24 +469,14 @@ def _begin_with(network: Network, path: str) -> None:
     left_out: tuple[str, ...] = ("head.", "mean.", "std.", "added_embedding.")
     if isinstance(network, LibraryNetwork):
         target, left_out = network.body, (f"{network.classifier}.", "AuxLogits.", "aux1.", "aux2.")
-    own = {n: v for n, v in target.state_dict().items() if not f"{n}.".startswith(left_out)}
+    own = target.state_dict()
+    kept = {n: v for n, v in own.items() if f"{n}.".startswith(left_out)}
     given = {n: v for n, v in state.items() if not f"{n}.".startswith(left_out)}
-
-    def problem(name: str) -> str:
-        found, wanted = given.get(name), own.get(name)
-        if found is None or wanted is None or found.shape != wanted.shape:
-            return f"{name} is {checks.shown(found)}, expected {checks.shown(wanted)}"
-        return "" if found.isfinite().all() else f"{name} is not finite"
-
-    problems = [*filter(None, map(problem, sorted(own.keys() | given.keys())))]
-    if problems:
-        raise InputError(
-            f"weights={path!r} is not the state of this network: {problems[0]}"
-            f"{f', and {len(problems) - 1} more' if problems[1:] else ''}"
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(given[name])
+    given = {n: v.to(own[n].dtype) if n in own else v for n, v in given.items()}
+    try:
+        load_state(target, kept | given)
+    except ValueError as error:
+        raise InputError(f"weights={path!r} is not the state of this network: {error}") from error
 
 
 def _existing(setting: str, name: str) -> Path:
@@ -559,9 +512,7 @@ def _read_state(setting: str, name: str) -> Mapping[str, Tensor]:
 def read_state(path: Path) -> Any:
     """Read what torch, or by the name's end safetensors, wrote: of a model, tensors by name.
 
-    Raises:
-        InputError: if it cannot be opened, or safetensors is missing; ``Damaged`` as
-            ``files.read_tensors``.
+    InputError and ``Damaged`` as of ``files.read_tensors``, or if safetensors is missing.
     """
     if path.suffix != ".safetensors":
         return read_tensors(path)

@@ -25,12 +25,15 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def shorten_warnings(stream: str) -> None:
-    """From now on, show each warning as a note of one line.
+def duration(seconds: float) -> str:
+    """Write how long something takes, in the unit that suits it."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
-    Args:
-        stream: where: ``stderr``, or ``stdout`` among the output of a notebook's cell.
-    """
+
+def shorten_warnings(stream: str) -> None:
+    """From now on, show each warning as a note of one line on ``stderr`` or ``stdout``."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"note: {printable(str(message))}", file=getattr(sys, stream))

@@ -57,14 +57,11 @@ class Part:
     files: np.ndarray  # what to call each image: text [N]
     sums: np.ndarray  # of each image's values, as of _sums; zeros for features
 
-    def divided(self, is_test: np.ndarray) -> tuple[Part, Part]:
-        """Return its training and its test images, by a mask, bool ``[N]``."""
-        return self.only(~is_test), self.only(is_test)
-
-    def only(self, chosen: np.ndarray) -> Part:
-        """Return some of its images: those of a mask, bool ``[N]``."""
+    def divided(self, is_test: np.ndarray) -> Iterator[Part]:
+        """Yield its training and its test images, by a mask, bool ``[N]``."""
         of = (self.rows, self.labels, self.hashes, self.files, self.sums)
-        return Part(self.pixels, *(values[chosen] for values in of))
+        for chosen in (~is_test, is_test):
+            yield Part(self.pixels, *(values[chosen] for values in of))
 
 
 @dataclass(frozen=True)
@@ -320,9 +317,7 @@ def _of_each(path: Path, files: Sequence[str], read: Callable[[Path], Any]) -> l
 def _opened(file: Path) -> Iterator[Any]:
     """Open an image file, without decoding it yet.
 
-    Raises:
-        InputError: if that, or what is done with the image meanwhile, is impossible, or it claims
-            to be huge.
+    InputError if that, or what is done with it meanwhile, is impossible, or it claims to be huge.
     """
     with checks.needs_extra("images"):
         from PIL import Image
@@ -447,7 +442,7 @@ def _images(part: Part, in_memory: bool) -> Tensor | StoredImages:
     return stored[:] if in_memory else stored
 
 
-def _split(whole: Part, names: tuple[str, ...]) -> tuple[Part, Part]:
+def _split(whole: Part, names: tuple[str, ...]) -> Iterator[Part]:
     """Return training and test images of each class. Equal images are on the same side.
 
     Each image draws a number from its own pixels. So the order of the files does not

@@ -79,11 +79,7 @@ def cache_folder() -> Path:
 
 
 def try_writing(folder: Path) -> None:
-    """Make and remove a file in a folder or, if that does not exist yet, where it would be made.
-
-    Raises:
-        OSError: if that is impossible.
-    """
+    """Raise OSError if no file can be made in a folder or, if it is missing, where it would be."""
     there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     probe = there / f".writable-{os.getpid()}"
     probe.touch()

@@ -22,12 +22,7 @@ from csd_lib.stored import StoredImages
 def load_images(config: TrainConfig, given: Dataset | None = None) -> Dataset:
     """Load the images of a config: of a folder, in the size that the network's weights want.
 
-    Args:
-        config: says which images, and the size of those of a folder.
-        given: images to return instead.
-
-    Raises:
-        InputError: as ``load_dataset``, or for something given that is no data set.
+    Images that are given are returned instead.
     """
     if given is not None:
         checks.instance("dataset", given, Dataset, "what load_dataset returns")
@@ -37,12 +32,7 @@ def load_images(config: TrainConfig, given: Dataset | None = None) -> Dataset:
 
 
 def _check_images(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse settings that make no sense for these images.
-
-    Raises:
-        InputError: for crops or mirrored copies of what are features, or a CUDA graph of images
-            that stay in their file.
-    """
+    """Refuse to crop or mirror features, and a CUDA graph of images that stay in their file."""
     images = dataset.train_images
     if images.dtype != torch.uint8 and (config.crop_padding or config.flip):
         raise InputError(
@@ -59,9 +49,8 @@ def _check_images(config: TrainConfig, dataset: Dataset) -> None:
 def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
     """Split a data set into the tasks of a config; classes without images are warned of.
 
-    Raises:
-        InputError: as ``class_incremental_split``, and if nothing of a task can be learned, or
-            none of its test images could be found; or if settings make no sense for these images.
+    InputError as of ``class_incremental_split``, and if nothing of a task can be learned or found,
+    or settings make no sense for these images.
     """
     _check_images(config, dataset)
     tasks = class_incremental_split(
@@ -86,13 +75,8 @@ def split_classes(dataset: Dataset, config: TrainConfig) -> list[Task]:
 def check_stages(stages: Sequence[Task], student: Network, config: TrainConfig) -> None:
     """Refuse, before the first epoch, what would break a later task or leave it unlearned.
 
-    Args:
-        stages: all tasks, even if this run stops after the first: others go on from it.
-        student: as ``new_student`` returns it.
-        config: of the run.
-
-    Raises:
-        InputError: for a selection that cannot select, or a last batch that cannot be learned.
+    These are selections that cannot select, and last batches that cannot be learned. ``stages`` are
+    all tasks, even if this run stops after the first: others go on from it.
     """
     for stage in stages:
         first_look = min(config.select_every, config.schedule_length(stage.index))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
-from csd_lib.files import read_json, write_json
+from csd_lib.files import read_json, read_json_lines, write_json
 from csd_lib.methods import get_method
 from csd_lib.retrieval import RetrievalMatrix, average, forgetting
 
@@ -48,11 +48,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Read a ``results.json``, which may come from somebody else.
-
-        Raises:
-            InputError: if it is damaged, or not a record of this kit and its methods.
-        """
+        """Read a ``results.json``, also a stranger's; InputError if it is damaged or no record."""
         content = read_json(path)
         try:
             return cls._parse(content, path.parent)
@@ -62,35 +58,37 @@ class Record:
     @classmethod
     def _parse(cls, content: dict[str, Any], folder: Path) -> Record:
         kinds: dict[str, Any] = {"config": dict, "matrix": dict, "date": str, "device": str}
-        optional: dict[str, Any] = {"data": str, "fingerprint": str, "threads": int, "files": dict}
-        optional |= {"versions": dict, "peak_memory_mb": int, "training_seconds": (int, float)}
-        optional |= {"history": list, "image_shape": list, "steps": list, "models": list}
         if not isinstance(content, dict):
             raise ValueError("it is no dictionary")
-        for name, kind in (kinds | optional).items():
-            if name in kinds and name not in content:
-                raise ValueError(f"it lacks {name}")
-            if name in content and not isinstance(content[name], kind):
-                raise ValueError(f"its {name} is {checks.shown(content[name])}")
-        for name in ("versions", "files"):
-            texts = content.get(name, {})
-            if not all(isinstance(t, str) for pair in texts.items() for t in pair):
-                raise ValueError(f"its {name} are {checks.shown(texts)}")
-        if not all(isinstance(step, dict) for step in content.get("steps", ())):
-            raise ValueError(f"its steps are {checks.shown(content['steps'])}")
+        if missing := sorted(kinds.keys() - content.keys()):
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        kinds |= {"data": str, "image_shape": list, "fingerprint": str, "versions": dict}
+        kinds |= {"threads": int, "peak_memory_mb": int, "training_seconds": (int, float)}
+        kinds |= {"history": list, "steps": list, "models": list, "files": dict}
+        found = {name: content[name] for name in kinds if name in content}
+        for name, value in found.items():
+            is_right = isinstance(value, kinds[name])
+            if is_right and name in ("versions", "files"):
+                is_right = all(isinstance(t, str) for pair in value.items() for t in pair)
+            if is_right and name == "steps":
+                is_right = all(isinstance(step, dict) for step in value)
+            if is_right and name == "image_shape":
+                is_right = len(value) == 3 and all(type(n) is int and n > 0 for n in value)
+            if not is_right:
+                raise ValueError(f"its {name} is {checks.shown(value)}")
+            found[name] = tuple(value) if isinstance(value, list) else value
         config = identity.from_stored(content["config"])
-        matrix = RetrievalMatrix(
-            **{name: _numbers(name, values) for name, values in content["matrix"].items()}
-        )
+        matrix = RetrievalMatrix(**{name: _numbers(name, v) for name, v in found["matrix"].items()})
         if matrix.own.shape[1] != config.tasks:
             raise ValueError(f"its matrix has {matrix.own.shape[1]} columns, not {config.tasks}")
         stages = 1 if get_method(config.method).joint else config.tasks
         if len(matrix.own) != stages:
             raise ValueError(f"its matrix has {len(matrix.own)} rows, not {stages}")
-        found = {name: content[name] for name in kinds | optional if name in content}
-        for name in ("history", "image_shape", "steps", "models"):
-            found[name] = tuple(found.get(name, ()))
         return cls(**found | {"config": config, "matrix": matrix}, folder=folder)
+
+    def timed_epochs(self) -> list[dict[str, Any]]:
+        """Return its epochs that say how long they took; those of a run lie beside its record."""
+        return timed(self.history) or (read_history(self.folder) if self.folder else [])
 
     def write(self, path: Path) -> None:
         """Write a ``results.json`` atomically."""
@@ -108,12 +106,21 @@ class Record:
         write_json(path, content)
 
     def key(self, *without: str) -> str:
-        """Return a text that is equal for two runs of the same thing, on whatever machine.
-
-        Args:
-            without: names of settings that may differ.
-        """
+        """Return a text that is equal for runs that only differ in ``without`` and the machine."""
         return json.dumps([identity.key(self.config, *without), self.data], sort_keys=True)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run's folder says of its epochs so far; while another process writes, less."""
+    try:
+        return timed(read_json_lines(folder / "history.jsonl"))
+    except InputError:
+        return []
+
+
+def timed(epochs: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return the epochs that say how long they took; a stranger's may say anything."""
+    return [e for e in epochs if isinstance(e, dict) and isinstance(e.get("seconds"), int | float)]
 
 
 def read_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:

@@ -42,13 +42,10 @@ if TYPE_CHECKING:
 
 
 class SavedState(dict):
-    """What a checkpoint holds, and errors that name its file.
+    """What a checkpoint holds, and errors that name its file; ValueError for any other content.
 
     Keys: ``identity``; ``models``, the states after the finished tasks; ``history``; ``device`` and
     ``generator``; and, if it was saved within a task, ``learning``, what was learned of it.
-
-    Raises:
-        ValueError: if it is not of this kind.
     """
 
     def __init__(self, content: Any, path: Path):
@@ -67,11 +64,7 @@ class SavedState(dict):
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Turn the ValueError of a value that does not fit the run into one clear line.
-
-        Raises:
-            InputError: instead.
-        """
+        """Turn the ValueError of a value that does not fit the run into a clear InputError."""
         try:
             yield
         except ValueError as error:
@@ -80,11 +73,7 @@ class SavedState(dict):
             ) from error
 
     def restore(self, run: Run, student: Network, stages: Sequence[Task]) -> None:
-        """Put history and models into the run, and the newest of them into the student.
-
-        Raises:
-            InputError: if they do not fit it.
-        """
+        """Put history and models into the run, and the newest of them into the student."""
         learns_later = get_method(run.config.method).learns_later
         with self.restoring():
             run.history.extend(self.history(run.config))
@@ -95,11 +84,7 @@ class SavedState(dict):
                 run.models.append(freeze(student))
 
     def history(self, config: TrainConfig) -> list[dict[str, float]]:
-        """Return the records, one of numbers for every epoch, in order.
-
-        Raises:
-            ValueError: if they are not.
-        """
+        """Return the records, one of numbers for every epoch, in order, or raise ValueError."""
         places = [(t, e) for t in range(config.tasks) for e in range(config.epochs_to_run(t))]
         if len(self["history"]) > len(places):
             raise ValueError(f"it has {len(self['history'])} epochs, the run has {len(places)}")
@@ -115,11 +100,7 @@ class SavedState(dict):
         return self["history"]
 
     def go_on(self, learning: TaskTraining, history: Sequence[dict[str, float]]) -> None:
-        """Let a task go on where this was saved: within it, or right before it.
-
-        Raises:
-            InputError: if this does not fit it, or was begun on another kind of device.
-        """
+        """Let a task go on where this was saved, in it or right before; InputError if it cannot."""
         generator, state = learning.generator, self["generator"]
         with self.restoring():
             if self["device"] != generator.device.type:
@@ -146,11 +127,7 @@ class RunFolder:
     def open(
         cls, folder: str | Path | None, config: TrainConfig, dataset: Dataset
     ) -> Iterator[RunFolder]:
-        """Have a run's folder to oneself; another program waits until the context ends.
-
-        Raises:
-            InputError: if it cannot be written, or holds another run.
-        """
+        """Have a run's folder to oneself; others wait. InputError if it holds another run."""
         checks.instance("folder", folder, (str, Path, type(None)), "a path, or None")
         if folder is None:
             yield cls(None, {})
@@ -171,8 +148,7 @@ class RunFolder:
     ) -> SavedState | None:
         """Return what another run has kept that this one goes on from, if one is named.
 
-        Raises:
-            InputError: if this one cannot go on from it.
+        InputError if this one cannot go on from it.
         """
         checks.instance("first_task", first_task, (str, Path, type(None)), "a path, or None")
         if first_task is None:
@@ -193,8 +169,7 @@ class RunFolder:
     ) -> SavedState | None:
         """Return a checkpoint within the first task of a run that differs in where it stops.
 
-        Raises:
-            InputError: if it is another run's, or already further than this one goes.
+        InputError if it is another run's, or already further than this one goes.
         """
         checks.instance("prefix", path, (str, Path, type(None)), "a path, or None")
         if path is None:
@@ -254,13 +229,8 @@ class RunFolder:
     ) -> None:
         """Store all that the loop needs to go on from here; a kill leaves an older one in place.
 
-        Each of the models, one per finished task, also gets a file of its own.
-
-        Args:
-            run: so far.
-            learning: the task that is being learned.
-            finished: its model is among the run's, so that the next task comes next.
-            name: of the file.
+        Each of the models, one per finished task, also gets a file of its own. ``finished`` says
+        that the model of the task is among them, so that the next task comes next.
         """
         if not self.folder:
             return
@@ -290,11 +260,8 @@ class RunFolder:
     def load(self) -> SavedState | None:
         """Return what ``save`` stored last, or None if there is nothing.
 
-        A damaged file is set aside as ``checkpoint.damaged.pt``, with a warning, and the one
-        before it is used.
-
-        Raises:
-            InputError: if there is no other one, or if it belongs to another run.
+        A damaged file is set aside as ``checkpoint.damaged.pt``, with a warning, and the one before
+        it is used. InputError if there is no other one, or if it belongs to another run.
         """
         if not self.folder:
             return None
@@ -395,11 +362,7 @@ def _state_of(learning: TaskTraining) -> dict[str, Any]:
 def _set_state_of(
     learning: TaskTraining, state: dict[str, Any], history: Sequence[dict[str, float]]
 ) -> None:
-    """Go on from what ``_state_of`` returned, after the epochs in ``history``.
-
-    Raises:
-        ValueError: if it does not fit this task.
-    """
+    """Go on from what ``_state_of`` returned, after the epochs in ``history``, if it fits."""
     before = [record for record in history if record["task"] == learning.index]
     if state["epoch"] != len(before) or not 0 < state["epoch"] < learning.epochs:
         raise ValueError(f"it is in epoch {state['epoch']}, its history has {len(before)}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from csd_lib import InputError
-from csd_lib.engine import CapturedStep, StepState
+from csd_lib.engine import CapturedStep, StepState, wait_for
 
 STEPS = 5  # that are compared
 # Of each loss, and of the way that each tensor goes in one step. Two eager steps from one state
@@ -85,8 +85,7 @@ class Steps:
     """Takes the steps of one task.
 
     Args:
-        step: takes the indices of a batch (int64 ``[B]``) and only enqueues work on the device.
-        state: what the step changes.
+        step, state: as of ``CapturedStep``.
         cuda_graph: "auto", "true" or "false", as in ``TrainConfig``.
         images: how many images the task has.
     """
@@ -102,11 +101,7 @@ class Steps:
         self.new_decisions: list[Decision] = []
 
     def __call__(self, batch: Tensor) -> None:
-        """Take a step.
-
-        Raises:
-            InputError: if the GPU's memory is too small, or the step cannot be captured and must.
-        """
+        """Take a step; InputError if the memory is too small, or it must be captured and cannot."""
         full = False
         try:
             if len(batch) not in self.chosen:
@@ -197,11 +192,11 @@ class Steps:
     def _seconds(self, way: Callable[[Tensor], None], batches: list[Tensor]) -> float:
         """Return how long a step takes, and leave no trace."""
         with self.state.put_back():
-            self.state.synchronize()
+            wait_for(self.state.totals.device)
             started = time.perf_counter()
             for batch in batches:
                 way(batch)
-            self.state.synchronize()
+            wait_for(self.state.totals.device)
             return (time.perf_counter() - started) / len(batches)
 
     def _try(self, way: Callable[[Tensor], None], batch: Tensor, stay: bool = False) -> _Trial:

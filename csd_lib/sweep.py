@@ -179,11 +179,7 @@ def send_to_slurm(
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Read options of ``sbatch``: texts ``NAME=VALUE``, or ``NAME`` for one without a value.
-
-    Raises:
-        InputError: for a text without a name.
-    """
+    """Read options of ``sbatch``: texts ``NAME=VALUE``, or ``NAME`` for one without a value."""
     found: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -241,8 +237,7 @@ def run_here(job: Job, processes: int | None = None) -> list[str]:
 def visible_gpus() -> list[int]:
     """Return the numbers of the GPUs that this process may use.
 
-    Raises:
-        InputError: if ``CUDA_VISIBLE_DEVICES`` names them otherwise, which submitit cannot pass on.
+    InputError if ``CUDA_VISIBLE_DEVICES`` names them otherwise: submitit takes numbers only.
     """
     named = visible_devices()
     numbers = named.split(",") if named else map(str, range(torch.cuda.device_count()))

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 class Health:
     """Notices training that has broken down; a broken network can even score well in retrieval.
 
-    Args:
-        num_classes: of the task.
-        spread_before: of the features before the first epoch.
+    ``spread_before`` is that of the features before the first epoch.
     """
 
     def __init__(self, num_classes: int, spread_before: float):
@@ -58,7 +56,7 @@ class Health:
         last: bool,
         shares: Mapping[str, float] | None = None,
     ) -> bool:
-        """Return False after an epoch that looks broken but may pass.
+        """Return False after an epoch that looks broken but may pass, or stop with a TrainingError.
 
         Collapsed features can be a passing shock, so training stops after two such epochs in a
         row if the second has learned nothing, or if it is the last one; it stops at once when a
@@ -70,9 +68,6 @@ class Health:
             last: whether it was the task's last epoch.
             shares: of each number of the record, how much of the epoch it was finite. The term that
                 was so the least is the likely culprit: the others follow, when the weights are NaN.
-
-        Raises:
-            TrainingError: to stop it.
         """
         where = f"task {record['task'] + 1}, epoch {record['epoch'] + 1}"
         remedy = (
@@ -112,13 +107,7 @@ def progress_bar(learning: TaskTraining, title: str | None) -> tqdm:
 
 
 class Totals:
-    """Adds up what an epoch's steps measure, on the device, so that the host never waits.
-
-    Args:
-        names: of the loss terms.
-        count: of an epoch's images.
-        device: of the numbers.
-    """
+    """Adds up, on the device, what the steps of an epoch of ``count`` images measure."""
 
     def __init__(self, names: Sequence[str], count: int, device: torch.device):
         self.names, self.count = ("loss", *names, "spread"), count

@@ -118,7 +118,7 @@ def test_a_damaged_record_is_made_anew_and_kept(own_folders):
     (place / "results.json").write_text('{"config": {}}')
     (new,) = reproduce([TrainConfig(**QUICK)])
     assert new != place and (place / "results.json").read_text() == '{"config": {}}'
-    with pytest.warns(UserWarning, match=r"results\.json is not a record: it lacks matrix"):
+    with pytest.warns(UserWarning, match=r"results\.json is not a record: it lacks date, device, "):
         (found,) = ledger.load_records()
     assert found.folder == new
 

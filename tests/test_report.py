@@ -145,7 +145,7 @@ def test_what_made_a_record_is_older_code_once_the_code_computes_something_else(
     with patch.dict(METHODS, csd=Method(original.title, "ce+triplet+csd")):
         assert report.notes_on_code(records) == [report.OLDER, ""]
     assert report.notes_on_code([replace(records[0], data="")]) == [report.OLDER]
-    for shape in ((), (1, 8), (1, 0, 8), (10**6, 8, 8), (1, "8", 8)):
+    for shape in ((), (10**6, 8, 8)):
         assert report.notes_on_code([replace(records[0], image_shape=shape)]) == [report.OLDER]
 
 

@@ -260,6 +260,9 @@ STRANGE_RESULTS = {
         {**RESULTS, "matrix": {n: [[98.5, 50], [90, 80]] for n in RESULTS["matrix"]}}
     ),
     "a matrix of many tasks": json.dumps({**RESULTS, "matrix": {"own": [[0.5] * 200] * 200}}),
+    "images of two sizes": json.dumps({**RESULTS, "image_shape": [1, 8]}),
+    "images of no size": json.dumps({**RESULTS, "image_shape": [1, 0, 8]}),
+    "images of a size that is text": json.dumps({**RESULTS, "image_shape": [1, "8", 8]}),
     "versions that are a number": json.dumps({**RESULTS, "versions": 3}),
     "a setting that no longer exists": json.dumps(
         {**RESULTS, "config": {**RESULTS["config"], "replay": 3}}

@@ -33,11 +33,7 @@ _Labelled = tuple[Tensor, Tensor]  # features [N, D] and labels [N]
 
 
 class _Tap:
-    """What a model gives its classifier, seen by a forward pre-hook during one pass.
-
-    Args:
-        classifier: name of that module inside the model, such as ``classifier`` or ``net.fc``.
-    """
+    """What a model gives its module ``classifier``, seen by a hook during one pass."""
 
     def __init__(self, classifier: str):
         checks.text("classifier", classifier)
@@ -46,11 +42,7 @@ class _Tap:
         self.classifier = classifier
 
     def open(self, model: nn.Module) -> None:
-        """Watch the next pass.
-
-        Raises:
-            InputError: if the model has no such module.
-        """
+        """Watch the next pass of a model, or raise InputError if it has no such module."""
         try:
             module = model.get_submodule(self.classifier)
         except AttributeError as error:
@@ -62,11 +54,7 @@ class _Tap:
         self._hook = module.register_forward_pre_hook(lambda _, given: self._seen.append(given[0]))
 
     def close(self) -> Tensor:
-        """Stop watching, and return the features ``[B, D]``.
-
-        Raises:
-            InputError: if the classifier was not called, or given something else.
-        """
+        """Stop watching, and return the features ``[B, D]``; InputError if it saw none."""
         self._hook.remove()
         if not self._seen:
             raise InputError(f"classifier={self.classifier!r} was not called by the model")
@@ -165,9 +153,7 @@ class RetrievalMetric(PluginMetric):
       experience makes its index.
 
     Only the experiences of the evaluated stream are searched, and they must not be shuffled.
-
-    Args:
-        classifier: name of the module whose input is the features.
+    ``classifier`` is the name of the module whose input is the features.
     """
 
     def __init__(self, classifier: str = "classifier"):

@@ -26,14 +26,8 @@ def epoch_logger(tool: str | None, config: TrainConfig) -> Iterator[Callable[...
     """Enter with an ``on_epoch`` for ``train`` and ``run_experiment`` that sends epochs to a tool.
 
     A run that goes on after a kill sends its earlier epochs again, so that the curves are whole.
-    TensorBoard's files are under ``runs/tensorboard``; the others have a project ``csd-kit``.
-
-    Args:
-        tool: tensorboard, wandb, trackio, or None for none.
-        config: of the run; stored beside the curves.
-
-    Raises:
-        InputError: for another tool, or one that is not installed.
+    TensorBoard's files are under ``runs/tensorboard``; the others have a project ``csd-kit``. The
+    config is stored beside the curves. InputError for another tool, or one that is not installed.
     """
     if tool is None:
         yield None

@@ -234,11 +234,7 @@ def term_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
 
 
 def term_effects(table: Table, gallery: str) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """What adding a term changes, as a share.
-
-    Returns:
-        ``{term: {recipe it was added to: {seed: changes}}}``, of what ``seeds.by_seed`` gives.
-    """
+    """Return ``{term: {recipe it was added to: {seed: changes}}}``, as of ``seeds.by_seed``."""
     checks.one_of("gallery", gallery, GALLERIES)
     checks.instance("table", table, Table, "one of tables")
     plain = [row for row in table.rows if not _is_varied(row[0].config)]
@@ -260,12 +256,7 @@ def term_effects(table: Table, gallery: str) -> dict[str, dict[str, dict[int, li
 
 
 def render_paper(groups: Sequence[Group], markdown: bool = False) -> str:
-    """Render the ledger: a table for each experiment, and what was not reproduced.
-
-    Args:
-        groups: of ``paper_groups``.
-        markdown: write Markdown.
-    """
+    """Render the ``paper_groups``: a table for each experiment, and what was not reproduced."""
     checks.flag("markdown", markdown)
     checks.instance("groups", groups, (list, tuple), "what paper_groups returns")
     lines: list[str] = []

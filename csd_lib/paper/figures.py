@@ -120,9 +120,7 @@ def method_curves(
 ) -> Figure:
     """One line per method over the stages: mean over seeds, bars of one sample sd.
 
-    Args:
-        values: ``{method or other name: [seeds, stages]}`` in %.
-        xlabels: one text per stage.
+    ``values`` are ``{method or other name: [seeds, stages]}`` in %; ``xlabels`` one text a stage.
     """
     checks.mapping("values", values, "arrays [seeds, stages] by method")
     values = {name: checks.table(f"values[{name!r}]", runs) for name, runs in values.items()}
@@ -262,9 +260,7 @@ def first_task_curves(table: Table) -> Figure:
 def term_effects(table: Table, gallery: str) -> Figure:
     """What adding a term to a recipe changes: a point for each seed, and the mean as a stroke.
 
-    Args:
-        table: of the experiment figure5.
-        gallery: of the first two panels; the third is the old gallery.
+    The gallery is that of the first two panels; the third is the old gallery.
     """
     found = comparison.term_effects(table, gallery)
     if not found:
@@ -288,13 +284,9 @@ def term_effects(table: Table, gallery: str) -> Figure:
 
 
 def paper_figures(groups: Sequence[Group], folder: str | Path) -> list[Path]:
-    """Draw every table of the groups, into files that are named after what differs between them.
+    """Draw every table of ``paper_groups`` into files named after what differs between them.
 
     A file of another group is never overwritten: the new one then gets a longer name.
-
-    Args:
-        groups: of ``comparison.paper_groups``.
-        folder: where to draw.
     """
     checks.instance("groups", groups, (list, tuple), "what comparison.paper_groups returns")
     for group in groups:

@@ -29,7 +29,6 @@ from csd_lib.files import (
     make_folder,
     only_one,
     read_arrays,
-    read_json_lines,
     sha256_of,
     write_arrays,
     write_tensors,
@@ -37,10 +36,11 @@ from csd_lib.files import (
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import get_method
 from csd_lib.model import Network
+from csd_lib.output import duration
 from csd_lib.paper.report import describe
 from csd_lib.paths import results_folder, runs_folder, variable
 from csd_lib.prepare import load_images
-from csd_lib.record import Record, read_records
+from csd_lib.record import Record, read_history, read_records
 from csd_lib.retrieval import embed
 from csd_lib.stored import join
 
@@ -61,11 +61,7 @@ def record_folders() -> list[Path]:
 
 
 def find_file(name: str) -> Path:
-    """Return a file that lies beside the records.
-
-    Raises:
-        InputError: if it is in none of the ``record_folders()``.
-    """
+    """Return a file beside the records, of the first folder that has it, or raise InputError."""
     for folder in record_folders():
         if (folder / name).is_file():
             return folder / name
@@ -73,13 +69,9 @@ def find_file(name: str) -> Path:
 
 
 def read_ledger(folder: str | Path | None = None) -> tuple[list[Record], list[str]]:
-    """Read every record under a folder, the oldest first.
+    """Read every record under a folder, the oldest first, and say in a line what cannot be read.
 
-    Args:
-        folder: default: all ``record_folders()``; of two records of one name the first counts.
-
-    Returns:
-        The records, and a line for each file that cannot be read.
+    Default: all ``record_folders()``; of two records of one name the first counts.
     """
     folders = [Path(folder)] if folder else record_folders()
     found = {p.relative_to(f): p for f in reversed(folders) for p in f.rglob("results.json")}
@@ -97,11 +89,7 @@ def load_records(folder: str | Path | None = None) -> list[Record]:
 class Cell:
     """One config of an experiment: its run, and its record.
 
-    Args:
-        config: of the run.
-        data: hash of the images and labels.
-        code: returns the fingerprint of what today's code computes for a config.
-        folder: of all records.
+    ``data`` is the hash of the images and labels; ``code`` returns today's fingerprint of a config.
     """
 
     def __init__(
@@ -132,9 +120,8 @@ class Cell:
 
     def is_of(self, record: Record) -> bool:
         """Say whether a record is this cell's; older ones do not say what their images were."""
-        return record.data in ("", self.data) and identity.key(record.config) == identity.key(
-            self.config
-        )
+        same_images = record.data in ("", self.data)
+        return same_images and identity.key(record.config) == identity.key(self.config)
 
     def look_for_record(self) -> None:
         """See whether another process has recorded this cell since."""
@@ -148,10 +135,6 @@ class Cell:
         first, other = self.places
         return other if (first / "results.json").exists() else first
 
-    def epochs_done(self) -> int:
-        """Count the epochs in the run's history, or of the first task that it will share."""
-        return len(_history(self.run) or _history(self.first_run))
-
     def state(self, again: bool = False) -> str:
         """Say in words how far this cell is, and what becomes of a record that other code made."""
         if self.record:
@@ -160,7 +143,7 @@ class Cell:
                 return state
             what = "to run again" if again else "--again runs it again"
             return f"{state} by other code ({self.record.fingerprint or 'older'}), {what}"
-        total, done = self.epochs, len(_history(self.run))
+        total, done = self.epochs, len(read_history(self.run))
         if done == total:
             return "trained, not yet recorded"
         return f"half done at epoch {done} of {total}" if done else "missing"
@@ -172,12 +155,10 @@ def plan(
     folder: str | Path | None = None,
     everywhere: bool = True,
 ) -> list[Cell]:
-    """Return a cell for each config, with the newest record that there is of it.
+    """Return a cell for each of the configs that ``reproduce`` gets, with the newest record of it.
 
-    Args:
-        configs, dataset, folder: as of ``reproduce``.
-        everywhere: look through all records; else only where today's code writes these cells.
-            Ten thousand jobs of a sweep must not read ten thousand files each.
+    With ``everywhere`` all records are looked through; else only where today's code writes these
+    cells: ten thousand jobs of a sweep must not read ten thousand files each.
     """
     _, channels, *size = dataset.train_images.shape
     data = identity.data_hash(configs[0], dataset)
@@ -246,9 +227,12 @@ def reproduce(
     for cell in cells:
         if cell.is_done(again):
             tqdm.write(f"{worker.title(cell)}: {cell.state(again)}")
+    has_waited = False
     while waiting := worker.pending():
         if not any(worker.try_cell(cell) for cell in waiting):
-            worker.say_that_it_waits(len(waiting))
+            if not has_waited:
+                tqdm.write(f"other processes hold the {len(waiting)} cells that are left: waiting")
+            has_waited = True
             time.sleep(PAUSE)
     if broken := worker.broken:
         first = next(iter(broken))
@@ -266,7 +250,7 @@ class _Worker:
         self, cells: list[Cell], dataset: Dataset, keep_models: bool, again: bool, progress: bool
     ):
         self.cells, self.dataset, self.keep_models = cells, dataset, keep_models
-        self.again, self.progress, self.said = again, progress, False
+        self.again, self.progress = again, progress
         self.seconds = self.passes = 0.0
         self.broken: dict[Cell, Exception] = {}
 
@@ -281,12 +265,6 @@ class _Worker:
     def pending(self) -> list[Cell]:
         """Return the cells that are not recorded yet, and have not broken down here."""
         return [c for c in self.cells if not c.is_done(self.again) and c not in self.broken]
-
-    def say_that_it_waits(self, count: int) -> None:
-        """Say it once."""
-        if not self.said:
-            tqdm.write(f"other processes hold the {count} cells that are left: waiting for them")
-        self.said = True
 
     def try_cell(self, cell: Cell) -> bool:
         """Run a cell and record it, unless another process holds it. Returns whether it is over."""
@@ -331,7 +309,7 @@ class _Worker:
                 self.seconds += history[-1]["seconds"]
                 self.passes += cell.share
                 left = passes_left(self.pending()) * self.seconds / self.passes
-                bar.set_postfix_str(f"all cells: {_duration(left)} left", refresh=False)
+                bar.set_postfix_str(f"all cells: {duration(left)} left", refresh=False)
                 bar.update(len(history) - bar.n)
 
             return run_experiment(
@@ -343,7 +321,8 @@ def passes_left(cells: Sequence[Cell]) -> float:
     """Return how often all images are still to be learned; what cells share counts once."""
     left, shared = 0.0, set()
     for cell in cells:
-        first_task, done = cell.config.epochs_to_run(0), cell.epochs_done()
+        first_task = cell.config.epochs_to_run(0)
+        done = len(read_history(cell.run) or read_history(cell.first_run))
         if cell.first_run in shared:  # the initial model is the others' first task
             done = max(done, first_task)
         shared.add(cell.first_run)
@@ -360,12 +339,11 @@ def hours_left(cells: Sequence[Cell], again: bool = False) -> float | None:
     here = pick_device(cells[0].config.device)
     name = torch.cuda.get_device_name(here) if here.type == "cuda" else f"{here.type}, "
     for cell in cells:
-        history = _history(cell.run)
+        history = read_history(cell.run)
         if not history and cell.record and cell.record.device.startswith(name):
-            history = [h for h in cell.record.history if isinstance(h, dict)]
-        for epoch in history:
-            if isinstance(epoch.get("seconds"), int | float):
-                seconds, passes = seconds + epoch["seconds"], passes + cell.share
+            history = cell.record.timed_epochs()
+        seconds += sum(epoch["seconds"] for epoch in history)
+        passes += len(history) * cell.share
     left = passes_left([cell for cell in cells if not cell.is_done(again)])
     return 0.0 if left == 0 else left * seconds / passes / 3600 if passes else None
 
@@ -381,7 +359,7 @@ def render_plan(cells: Sequence[Cell], again: bool = False) -> str:
     hours = hours_left(cells, again)
     open_cells = sum(not cell.is_done(again) for cell in cells)
     unknown = "unknown, nothing like it was measured here"
-    left = unknown if hours is None else _duration(3600 * hours)
+    left = unknown if hours is None else duration(3600 * hours)
     return "\n".join([*lines, f"{open_cells} cells to run, time for one process: {left}"])
 
 
@@ -406,9 +384,7 @@ def write_record(run: FinishedRun, place: Path, keep_models: bool = False) -> Pa
 def load_features(record: Record) -> tuple[Tensor, Tensor]:
     """Return the recorded test features, float32 ``[N, D]``, and labels, int64 ``[N]``.
 
-    Raises:
-        InputError: if the record kept none, the file is not the one that was recorded, or it
-            cannot be fetched.
+    InputError if the record kept none, or the file is another one or cannot be fetched.
     """
     path = _recorded_file(record, "features.npz")
     arrays = read_arrays(path, MAX_FETCHED)
@@ -430,12 +406,7 @@ def load_features(record: Record) -> tuple[Tensor, Tensor]:
 
 
 def load_model(record: Record) -> Network:
-    """Return the recorded last model of a run, frozen.
-
-    Raises:
-        InputError: if the record kept none, the file is not the one that was recorded, or it
-            cannot be fetched.
-    """
+    """Return the recorded last model of a run, frozen; errors as of ``load_features``."""
     name = SAFETENSORS if SAFETENSORS in record.files else "model.pt"
     return read_model(record, _recorded_file(record, name))
 
@@ -475,17 +446,3 @@ def _fetched_file(name: Path, sha256: str) -> Path:
         remedy=remedy,
         progress=False,
     )
-
-
-def _history(run: Path) -> list[dict[str, float]]:
-    """Return what a run's folder says of its epochs so far; while another process writes, less."""
-    try:
-        found = read_json_lines(run / "history.jsonl")
-    except InputError:
-        return []
-    return [epoch for epoch in found if isinstance(epoch, dict)]
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

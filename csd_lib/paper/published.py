@@ -52,6 +52,7 @@ NOT_ATTEMPTED = {
     "Table 3 and Figure 5 as printed": "both on CUB-200 (csd reproduce table3 --dataset cub200)",
 }
 _FINE_GRAINED = ("kinds", *FINE_GRAINED)
+_LEARNING = ("initial", "fine-tuning", "lwf", "mmd", "mmd-kd", "fecd", "csd")
 
 
 @dataclass(frozen=True)
@@ -112,21 +113,18 @@ EXPERIMENTS = {
     ),
     "table2": Experiment(
         "Table 2: half of the kinds first, the other half as one task",
-        (
-            *("initial", "fine-tuning", "lwf", "mmd", "mmd-kd", "fecd"),
-            *("ce+triplet+csd", "csd", "joint"),
-        ),
+        (*_LEARNING[:-1], "ce+triplet+csd", "csd", "joint"),
         fine_grained=True,
     ),
     "figure3": Experiment(
         "Figure 3: the first task while 5 and 10 tasks arrive",
-        ("initial", "fine-tuning", "lwf", "mmd", "mmd-kd", "fecd", "csd"),
+        _LEARNING,
         tasks=(5, 10),
         fine_grained=False,
     ),
     "figure4": Experiment(
         "Figure 4: half of the kinds first, the other half as 4 and 10 tasks",
-        ("initial", "fine-tuning", "lwf", "mmd", "mmd-kd", "fecd", "csd"),
+        _LEARNING,
         tasks=(5, 11),
         fine_grained=True,
     ),

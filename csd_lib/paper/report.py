@@ -18,7 +18,6 @@ from tqdm import tqdm
 from csd_lib import InputError, TrainingError, checks, identity
 from csd_lib.config import TrainConfig
 from csd_lib.datasets import get_spec
-from csd_lib.files import read_json_lines
 from csd_lib.fingerprint import fingerprint
 from csd_lib.methods import METHODS, get_method
 from csd_lib.networks import RANDOM
@@ -76,10 +75,8 @@ def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]
     """Read every ``results.json`` under a folder (default: ``runs/`` or ``$CSD_RUNS``).
 
     Returns:
-        The records, the oldest first, and a line for each file that cannot be read.
-
-    Raises:
-        InputError: if there is no record.
+        The records, the oldest first, and a line for each file that cannot be read. InputError if
+        there is no record.
     """
     checks.instance("folder", folder, (str, Path, type(None)), "a folder, or None")
     folder = Path(folder or runs_folder())
@@ -99,9 +96,8 @@ def load_runs(folder: str | Path | None = None) -> tuple[list[Record], list[str]
 def notes_on_code(records: Sequence[Record]) -> list[str]:
     """Say of each record if today's code does not compute what made it; each recipe is tried once.
 
-    Returns:
-        An empty text if it does; ``OLDER``; or why it cannot be tried, with the remedy, as when the
-        module of a network of one's own is not imported.
+    Returns an empty text if it does; ``OLDER``; or why it cannot be tried, with the remedy, as when
+    the module of a network of one's own is not imported.
     """
     _check("records", records)
     known: dict[str, tuple[str, str]] = {}  # fingerprint, or why there is none
@@ -114,8 +110,7 @@ def notes_on_code(records: Sequence[Record]) -> list[str]:
 
     def note(record: Record) -> str:
         shape = record.image_shape
-        is_shape = len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
-        if not (record.fingerprint and record.data and is_shape) or shape[0] > MAX_CHANNELS:
+        if not (record.fingerprint and record.data and shape) or shape[0] > MAX_CHANNELS:
             return OLDER
         recipe = json.dumps([identity.key(record.config, "seed", "batch_size"), shape])
         if recipe not in known:
@@ -145,13 +140,9 @@ def grouped(records: Sequence[Record], *without: str) -> list[Group]:
         groups.setdefault(key, {})[record.key(), record.fingerprint] = record
     return [
         Group(list(found.values()), key[0], counts[key] - len(found), json.dumps(key))
-        for key, found in sorted(groups.items(), key=lambda item: _older_last(item[0][0]))
+        # First without a note, then what cannot be tried here, then older code.
+        for key, found in sorted(groups.items(), key=lambda item: (item[0][0] == OLDER, item[0][0]))
     ]
-
-
-def _older_last(note: str) -> tuple[bool, str]:
-    """Return what notes on code are sorted by: none, what cannot be tried here, older code."""
-    return note == OLDER, note
 
 
 def _settings(config: TrainConfig, *without: str) -> dict[str, Any]:
@@ -189,9 +180,9 @@ def _in_order(value: Any) -> tuple[float, str]:
 
 
 def plain_runs(
-    records: Sequence[Record], dataset: str, preset: str, tasks: int = 2
+    records: Sequence[Record], dataset: str, preset: str
 ) -> dict[str, dict[int, Record]]:
-    """Return the runs that change nothing of a preset but the precision, by method and seed.
+    """Return the runs of two tasks that change only a preset's precision, by method and seed.
 
     All are of one precision: that of the most runs, and of equally many that of the newest. Of a
     method that several codes have run, only the newest code's runs count.
@@ -199,24 +190,15 @@ def plain_runs(
     _check("records", records)
     for name, value in (("dataset", dataset), ("preset", preset)):
         checks.text(name, value)
-    checks.whole("tasks", tasks, 1)
-    wanted = (dataset, preset, tasks)
-
-    def usual(config: TrainConfig) -> dict[str, Any]:
-        plain: dict[str, Any] = dict(
-            dataset=config.dataset, preset=preset, tasks=tasks, method=config.method
-        )
-        return identity.key(TrainConfig(**plain), "seed", "precision")
-
-    chosen = [
-        r
-        for r in records
-        if (identity.data_name(r.config), r.config.preset, r.config.tasks) == wanted
-        and identity.key(r.config, "seed", "precision") == usual(r.config)
-    ]
     by_precision: dict[str, list[Record]] = {}
-    for record in chosen:
-        by_precision.setdefault(record.config.precision, []).append(record)
+    for record in records:
+        config = record.config
+        if (identity.data_name(config), config.preset) != (dataset, preset):
+            continue
+        plain = TrainConfig(dataset=config.dataset, preset=preset, method=config.method)
+        found, usual = (identity.key(each, "seed", "precision") for each in (config, plain))
+        if found == usual:
+            by_precision.setdefault(config.precision, []).append(record)
     chosen = max(by_precision.values(), key=_how_many_and_new, default=[])
     newest: dict[str, list[Record]] = {}
     for row in sorted(variants(chosen), key=lambda row: (max(r.date for r in row), len(row))):
@@ -344,7 +326,7 @@ def headline(group: Group) -> list[str]:
     """Say all that one must know to believe a group of records."""
     records, config = group.records, group.config
     shared = shared_changes(records)
-    histories = {record: _timed_epochs(record) for record in records}
+    histories = {record: record.timed_epochs() for record in records}
     # A first task that several methods share is in each one's history, and counts once.
     seconds = {
         (record.config.seed, str(epoch.get("task")), str(epoch.get("epoch")), epoch["seconds"])
@@ -380,24 +362,6 @@ def _threads(records: Sequence[Record]) -> str:
     """Name the numbers of threads on a CPU, which change single runs a little."""
     counts = {r.threads for r in records if r.device.startswith("cpu") and r.threads}
     return f" (threads: {_listed(counts)})" if counts else ""
-
-
-def _timed_epochs(record: Record) -> list[dict[str, Any]]:
-    """Return the epochs of a run of which one knows how long they took.
-
-    A record of the ledger has them itself; that in a run's folder lies beside them.
-    """
-    history: Sequence[Any] = record.history
-    if not history and record.folder:
-        try:
-            history = read_json_lines(record.folder / "history.jsonl")
-        except InputError:  # it was copied without, and says how long all of them took
-            return []
-    return [
-        epoch
-        for epoch in history
-        if isinstance(epoch, dict) and isinstance(epoch.get("seconds"), int | float)
-    ]
 
 
 def _length(group: Group) -> str:
@@ -461,7 +425,8 @@ def _comparable(against: Mapping[str, Any] | None) -> dict[str, Any]:
     for name in against or ():
         if name in (*_BLOCK, "preset", "seed") or parts[name] in ("data", "machine"):
             raise InputError(f"against: no two rows of a table differ in {name}: leave it out")
-    return dict(against or {})
+    # A config has tuples where JSON has lists.
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in (against or {}).items()}
 
 
 def _differences(
@@ -505,13 +470,9 @@ def _differ_only_in(against: Mapping[str, Any], record: Record, other: Record) -
     wanted = dict(against)
     if wanted.get("later_epochs", 0) is None:
         wanted["later_epochs"] = other.config.epochs
-    has = all(_as_list(others[name]) == _as_list(wanted[name]) for name in wanted if name in others)
+    has = all(others[name] == wanted[name] for name in wanted if name in others)
     differing = {name for name in own.keys() & others.keys() if own[name] != others[name]}
     return has and bool(differing) and differing <= against.keys()
-
-
-def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def render_rows(

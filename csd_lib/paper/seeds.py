@@ -44,8 +44,7 @@ def mean_and_half(differences: Sequence[float]) -> tuple[float, float]:
 def paired(differences: Sequence[float]) -> tuple[str, str, str]:
     """Describe differences between two methods, one for each seed, in points.
 
-    Returns:
-        Mean ± sample sd, the 95 % interval of the mean, and whether it is above zero.
+    Returns mean ± sample sd, the 95 % interval of the mean, and whether it is above zero.
     """
     mean, half = mean_and_half(differences)
     shown = ("+" if mean > 0 else "") + mean_and_sd(differences)
@@ -95,13 +94,10 @@ def cells(differences: Sequence[Sequence[float]]) -> list[str]:
 def difference_rows(
     pairs: Sequence[tuple[dict[str, str], Sequence[Record], Sequence[Record]]], gallery: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one row of runs minus another, in points, paired by seed.
+    """Header and rows: one row of ``report.variants`` minus another, in points, paired by seed.
 
-    In brackets stands the 95 % interval of the mean. Two without a common seed have no row.
-
-    Args:
-        pairs: what stands on the left, by column; and two rows of ``report.variants``.
-        gallery: ``"own"`` or ``"seen"``.
+    In brackets stands the 95 % interval of the mean. Two without a common seed have no row. Before
+    the two of a pair comes what stands on the left, by column.
     """
     checks.one_of("gallery", gallery, GALLERIES)
     rows, names = [], []
