@@ -55,58 +55,33 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
             2.0,
         ),
     }
-    mistakes = [
-        (
-            "You multiply by T². Many authors do; the published code of CSD does not.",
-            lambda s, t, temp: right(s, t, temp) * temp**2,
+    mistakes = {
+        "You multiply by T². Many authors do; the published code of CSD does not.": (
+            lambda s, t, temp: right(s, t, temp) * temp**2
         ),
-        (
-            "The two distributions are the wrong way round: the teacher's is the one in front, as "
-            "the weight of the sum.",
-            lambda s, t, temp: kl(*logs(s, t, temp)[::-1]).mean(),
+        "The two distributions are the wrong way round: the teacher's is the one in front, as "
+        "the weight of the sum.": lambda s, t, temp: kl(*logs(s, t, temp)[::-1]).mean(),
+        "The student's softmax runs over all classes. Cut the new ones off *before* the "
+        "softmax.": over_all_classes,
+        "You compare the teacher with the student's *last* columns. The old classes come "
+        "first.": lambda s, t, temp: right(s[:, -t.shape[1] :], t, temp),
+        "You divide by the number of classes too (`reduction='mean'`). Sum over the classes, "
+        "mean over the images: `batchmean`.": lambda s, t, temp: right(s, t, temp) / t.shape[1],
+        "You add up over the batch (`reduction='sum'`). Take the mean over the images.": (
+            lambda s, t, temp: right(s, t, temp) * len(s)
         ),
-        (
-            "The student's softmax runs over all classes. Cut the new ones off *before* the "
-            "softmax.",
-            over_all_classes,
+        "The temperature is missing.": lambda s, t, temp: right(s, t, 1.0),
+        "Only the teacher's logits are divided by T.": lambda s, t, temp: right(s, t / temp, 1.0),
+        "Only the student's logits are divided by T.": lambda s, t, temp: right(s / temp, t, 1.0),
+        "`F.kl_div` wants the *logarithm* of the student's probabilities, and you gave it "
+        "the probabilities.": (
+            lambda s, t, temp: kl(logs(s, t, temp)[0].exp(), logs(s, t, temp)[1]).mean()
         ),
-        (
-            "You compare the teacher with the student's *last* columns. The old classes come "
-            "first.",
-            lambda s, t, temp: right(s[:, -t.shape[1] :], t, temp),
+        "This is a cross entropy: the term with the teacher's own logarithm is missing, so the "
+        "loss is not 0 when both agree.": (
+            lambda s, t, temp: -(logs(s, t, temp)[1].exp() * logs(s, t, temp)[0]).sum(1).mean()
         ),
-        (
-            "You divide by the number of classes too (`reduction='mean'`). Sum over the classes, "
-            "mean over the images: `batchmean`.",
-            lambda s, t, temp: right(s, t, temp) / t.shape[1],
-        ),
-        (
-            "You add up over the batch (`reduction='sum'`). Take the mean over the images.",
-            lambda s, t, temp: right(s, t, temp) * len(s),
-        ),
-        (
-            "The temperature is missing.",
-            lambda s, t, temp: right(s, t, 1.0),
-        ),
-        (
-            "Only the teacher's logits are divided by T.",
-            lambda s, t, temp: right(s, t / temp, 1.0),
-        ),
-        (
-            "Only the student's logits are divided by T.",
-            lambda s, t, temp: right(s / temp, t, 1.0),
-        ),
-        (
-            "`F.kl_div` wants the *logarithm* of the student's probabilities, and you gave it "
-            "the probabilities.",
-            lambda s, t, temp: kl(logs(s, t, temp)[0].exp(), logs(s, t, temp)[1]).mean(),
-        ),
-        (
-            "This is a cross entropy: the term with the teacher's own logarithm is missing, so the "
-            "loss is not 0 when both agree.",
-            lambda s, t, temp: -(logs(s, t, temp)[1].exp() * logs(s, t, temp)[0]).sum(1).mean(),
-        ),
-    ]
+    }
 
     def check() -> None:
         compare(kd_loss, right, cases, mistakes)
@@ -181,57 +156,38 @@ ZERO_IN_THE_SOFTMAX = (
     "denominator. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
     "multiply by the mask after the `exp`."
 )
-# Sentence -> wrong loss; used to name a mistake (3.2) and as defects that a test must find (3.3).
-_CSD_MISTAKES: Mistakes = [
-    (
-        "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
-        "largest there is, and drowns the others.",
-        partial(_csd, below=lambda y: _itself(y) | ~_itself(y)),
+# Used to name a mistake (3.2) and as defects that a test must find (3.3).
+_CSD_MISTAKES: dict[str, Callable[..., Tensor]] = {
+    "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
+    "largest there is, and drowns the others.": (
+        partial(_csd, below=lambda y: _itself(y) | ~_itself(y))
     ),
-    (
-        "The anchor's own teacher is not among your positives. It is always one.",
-        partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y), each=_mean_or_zero),
+    "The anchor's own teacher is not among your positives. It is always one.": (
+        partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y), each=_mean_or_zero)
     ),
-    (
-        "The teachers are missing in the denominator: the anchor competes with other students "
-        "only.",
-        partial(_csd, below=lambda y: ~_itself(y) & ~_teachers(y)),
+    "The teachers are missing in the denominator: the anchor competes with other students "
+    "only.": partial(_csd, below=lambda y: ~_itself(y) & ~_teachers(y)),
+    "The temperature is ignored.": lambda s, t, y, temp: _csd(s, t, y, 1.0),
+    "You multiply by the temperature instead of dividing by it.": (
+        lambda s, t, y, temp: _csd(s, t, y, 1 / temp)
     ),
-    (
-        "The temperature is ignored.",
-        lambda s, t, y, temp: _csd(s, t, y, 1.0),
+    "You did not scale the features to length 1, so these are not cosines.": (
+        partial(_csd, normalize=False)
     ),
-    (
-        "You multiply by the temperature instead of dividing by it.",
-        lambda s, t, y, temp: _csd(s, t, y, 1 / temp),
+    "You add up over the positives. Take their mean, or anchors with many positives count "
+    "more.": partial(_csd, each=lambda log_p, positive: (log_p * positive).sum(dim=1)),
+    "You take the mean of the probabilities first and the logarithm afterwards. The logarithm "
+    "belongs to each positive.": (
+        partial(_csd, each=lambda log_p, positive: _mean(log_p.exp(), positive).log())
     ),
-    (
-        "You did not scale the features to length 1, so these are not cosines.",
-        partial(_csd, normalize=False),
+    "Your positives are the images of *other* classes.": (
+        partial(_csd, positive=lambda y: ~_same_class(y), each=_mean_or_zero)
     ),
-    (
-        "You add up over the positives. Take their mean, or anchors with many positives count "
-        "more.",
-        partial(_csd, each=lambda log_p, positive: (log_p * positive).sum(dim=1)),
+    "The minus sign is missing.": lambda *a: -_csd(*a),
+    "Student and teacher have changed places: the anchors are student features.": (
+        lambda s, t, y, temp: _csd(t, s, y, temp)
     ),
-    (
-        "You take the mean of the probabilities first and the logarithm afterwards. The logarithm "
-        "belongs to each positive.",
-        partial(_csd, each=lambda log_p, positive: _mean(log_p.exp(), positive).log()),
-    ),
-    (
-        "Your positives are the images of *other* classes.",
-        partial(_csd, positive=lambda y: ~_same_class(y), each=_mean_or_zero),
-    ),
-    (
-        "The minus sign is missing.",
-        lambda *a: -_csd(*a),
-    ),
-    (
-        "Student and teacher have changed places: the anchors are student features.",
-        lambda s, t, y, temp: _csd(t, s, y, temp),
-    ),
-]
+}
 
 
 def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Verdict:
@@ -264,123 +220,86 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
         return _contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
 
-    mistakes: Mistakes = [
-        *(
-            (ZERO_IN_THE_SOFTMAX, partial(zero_in_the_softmax, overflows=overflows))
-            for overflows in (False, True)
+    mistakes: Mistakes = {
+        ZERO_IN_THE_SOFTMAX: [
+            partial(zero_in_the_softmax, overflows=overflows) for overflows in (False, True)
+        ],
+        "The anchor's own teacher is not among your positives, so an anchor that is alone in "
+        "its class has none, and the mean of nothing is NaN.": (
+            partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y))
         ),
-        (
-            "The anchor's own teacher is not among your positives, so an anchor that is alone in "
-            "its class has none, and the mean of nothing is NaN.",
-            partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y)),
+        "You average over all pairs at once, so anchors with many positives count more. First "
+        "the mean over each anchor's positives, then over the anchors.": (
+            partial(_csd, each=lambda log_p, positive: log_p[positive])
         ),
-        (
-            "You average over all pairs at once, so anchors with many positives count more. First "
-            "the mean over each anchor's positives, then over the anchors.",
-            partial(_csd, each=lambda log_p, positive: log_p[positive]),
-        ),
-        *(
-            (
-                "The anchor's own teacher is neither among your positives nor in the denominator. "
-                "It belongs to both.",
-                partial(
-                    _csd,
-                    positive=lambda y: _members(y) & ~_own_teacher(y),
-                    below=lambda y: ~_itself(y) & ~_own_teacher(y),
-                    each=each,
-                ),
+        "The anchor's own teacher is neither among your positives nor in the denominator. "
+        "It belongs to both.": [
+            partial(
+                _csd,
+                positive=lambda y: _members(y) & ~_own_teacher(y),
+                below=lambda y: ~_itself(y) & ~_own_teacher(y),
+                each=each,
             )
             for each in (_mean, _mean_or_zero)
+        ],
+        "The anchor is among its own positives, in the numerator. Leave it out there, too.": (
+            partial(_csd, positive=_same_class)
         ),
-        (
-            "The anchor is among its own positives, in the numerator. Leave it out there, too.",
-            partial(_csd, positive=_same_class),
+        "You count the anchor among its positives when you divide by their number.": partial(
+            _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
         ),
-        (
-            "You count the anchor among its positives when you divide by their number.",
-            partial(
-                _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
-            ),
+        "You add up over the batch. Take the mean over the anchors.": (
+            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y)
         ),
-        (
-            "You add up over the batch. Take the mean over the anchors.",
-            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y),
+        "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
+        "of the anchor's class are.": partial(_csd, positive=_own_teacher),
+        "Your positives are teachers only. The other students of the class are positives, too.": (
+            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y))
         ),
-        (
-            "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
-            "of the anchor's class are.",
-            partial(_csd, positive=_own_teacher),
+        "Your positives are students, and of the teachers only the anchor's own. All teachers "
+        "of the class are.": (
+            partial(_csd, positive=lambda y: (_members(y) & ~_teachers(y)) | _own_teacher(y))
         ),
-        (
-            "Your positives are teachers only. The other students of the class are positives, too.",
-            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y)),
+        "You compare with the teachers only. The other students belong to the comparison, "
+        "in numerator and denominator.": (
+            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y), below=_teachers)
         ),
-        (
-            "Your positives are students, and of the teachers only the anchor's own. All teachers "
-            "of the class are.",
-            partial(_csd, positive=lambda y: (_members(y) & ~_teachers(y)) | _own_teacher(y)),
+        "You compare with students only, in numerator and denominator. The teachers belong to "
+        "the comparison.": lambda s, t, y, temp: supcon(s, y, temp),
+        "Your denominator leaves the anchor's own teacher out. Only the anchor itself "
+        "is left out.": partial(_csd, below=lambda y: ~_itself(y) & ~_own_teacher(y)),
+        "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
+        "student features are anchors.": (
+            lambda s, t, y, temp: supcon(torch.cat([s, t]), y.repeat(2), temp)
         ),
-        (
-            "You compare with the teachers only. The other students belong to the comparison, "
-            "in numerator and denominator.",
-            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y), below=_teachers),
+        "You multiply the loss by the temperature, as some SupCon code does. The definition "
+        "has no such factor.": lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp,
+        "You multiply the loss by T / 0.07, as SupCon's code does (`temperature / "
+        "base_temperature`). The definition has no such factor.": (
+            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp / 0.07
         ),
-        (
-            "You compare with students only, in numerator and denominator. The teachers belong to "
-            "the comparison.",
-            lambda s, t, y, temp: supcon(s, y, temp),
+        "You scaled the student's features to length 1, but not the teacher's.": (
+            lambda s, t, y, temp: _csd(unit_length(s), t, y, temp, normalize=False)
         ),
-        (
-            "Your denominator leaves the anchor's own teacher out. Only the anchor itself "
-            "is left out.",
-            partial(_csd, below=lambda y: ~_itself(y) & ~_own_teacher(y)),
+        "You scaled the teacher's features to length 1, but not the student's.": (
+            lambda s, t, y, temp: _csd(s, unit_length(t), y, temp, normalize=False)
         ),
-        (
-            "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
-            "student features are anchors.",
-            lambda s, t, y, temp: supcon(torch.cat([s, t]), y.repeat(2), temp),
+        "Your denominator holds only images of other classes. Everything but the anchor "
+        "itself belongs there, positives too.": partial(_csd, below=lambda y: ~_same_class(y)),
+        "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "
+        "published code.": equation_8,
+        "This is Eq. 8 as printed, without a temperature and with teacher anchors. The "
+        "exercise asks for the form of the published code.": (
+            lambda s, t, y, temp: losses.csd_loss_paper(s, t, y)
         ),
-        (
-            "You multiply the loss by the temperature, as some SupCon code does. The definition "
-            "has no such factor.",
-            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp,
-        ),
-        (
-            "You multiply the loss by T / 0.07, as SupCon's code does (`temperature / "
-            "base_temperature`). The definition has no such factor.",
-            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp / 0.07,
-        ),
-        (
-            "You scaled the student's features to length 1, but not the teacher's.",
-            lambda s, t, y, temp: _csd(unit_length(s), t, y, temp, normalize=False),
-        ),
-        (
-            "You scaled the teacher's features to length 1, but not the student's.",
-            lambda s, t, y, temp: _csd(s, unit_length(t), y, temp, normalize=False),
-        ),
-        (
-            "Your denominator holds only images of other classes. Everything but the anchor "
-            "itself belongs there, positives too.",
-            partial(_csd, below=lambda y: ~_same_class(y)),
-        ),
-        (
-            "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "
-            "published code.",
-            equation_8,
-        ),
-        (
-            "This is Eq. 8 as printed, without a temperature and with teacher anchors. The "
-            "exercise asks for the form of the published code.",
-            lambda s, t, y, temp: losses.csd_loss_paper(s, t, y),
-        ),
-    ]
+    }
     hints = {
         "T = 0.01": "At a low temperature `exp` overflows. Use `logsumexp`, or subtract the "
         "largest similarity of each row first.",
     }
 
     def check() -> None:
-        compare(csd_loss, losses.csd_loss, cases, [*_CSD_MISTAKES, *mistakes], hints=hints)
+        compare(csd_loss, losses.csd_loss, cases, {**_CSD_MISTAKES, **mistakes}, hints=hints)
         compare_gradients(csd_loss, losses.csd_loss, (*random, 0.1))
 
     return verdict("3.2", "this is CSD, value and gradient.", check)
@@ -420,7 +339,7 @@ def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
                 "Your test rejects a right loss that differs by rounding, one part in a million. "
                 "Compare with a tolerance."
             )
-        survivors = [sentence for sentence, loss in _CSD_MISTAKES if accepts(loss)]
+        survivors = [sentence for sentence, loss in _CSD_MISTAKES.items() if accepts(loss)]
         caught = len(_CSD_MISTAKES) - len(survivors)
         if survivors:
             raise Mistake(

@@ -35,29 +35,20 @@ def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verd
         ),
         "nine random features": (old, new),
     }
-    mistakes = [
-        (
-            "This is the cosine itself, 1 for an image that did not move. Drift is 1 minus it.",
-            lambda a, b: 1 - right(a, b),
+    mistakes = {
+        "This is the cosine itself, 1 for an image that did not move. Drift is 1 minus it.": (
+            lambda a, b: 1 - right(a, b)
         ),
-        (
-            "You did not scale the features to length 1, so these are not cosines.",
-            lambda a, b: 1 - (a * b).sum(dim=1),
+        "You did not scale the features to length 1, so these are not cosines.": (
+            lambda a, b: 1 - (a * b).sum(dim=1)
         ),
-        (
-            "This is a straight-line distance, not 1 − cosine.",
-            lambda a, b: (a - b).norm(dim=1),
+        "This is a straight-line distance, not 1 − cosine.": lambda a, b: (a - b).norm(dim=1),
+        "This is the distance between the features scaled to length 1; its square is twice the "
+        "drift.": lambda a, b: (unit_length(a) - unit_length(b)).norm(dim=1),
+        "This is the angle. Drift is 1 minus its cosine.": (
+            lambda a, b: F.cosine_similarity(a, b, dim=1).clamp(-1, 1).acos()
         ),
-        (
-            "This is the distance between the features scaled to length 1; its square is twice the "
-            "drift.",
-            lambda a, b: (unit_length(a) - unit_length(b)).norm(dim=1),
-        ),
-        (
-            "This is the angle. Drift is 1 minus its cosine.",
-            lambda a, b: F.cosine_similarity(a, b, dim=1).clamp(-1, 1).acos(),
-        ),
-    ]
+    }
     return verdict(
         "5.1",
         "0 for no turn, 1 for a right angle.",
@@ -105,41 +96,27 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
             5,
         ),
     }
-    mistakes = [
-        (
-            "Every image counts itself as a neighbour, which is always kept.",
-            lambda a, b, k: (shared(a, b, k, itself=True) / k).mean().item(),
+    mistakes = {
+        "Every image counts itself as a neighbour, which is always kept.": (
+            lambda a, b, k: (shared(a, b, k, itself=True) / k).mean().item()
         ),
-        (
-            ZERO_FOR_LEFT_OUT,
-            lambda a, b, k: (shared(a, b, k, left_out=0.0) / k).mean().item(),
+        ZERO_FOR_LEFT_OUT: lambda a, b, k: (shared(a, b, k, left_out=0.0) / k).mean().item(),
+        "You compare rank by rank. A neighbour that moved from third to fourth place was kept.": (
+            lambda a, b, k: (neighbors(a, k) == neighbors(b, k)).double().mean().item()
         ),
-        (
-            "You compare rank by rank. A neighbour that moved from third to fourth place was kept.",
-            lambda a, b, k: (neighbors(a, k) == neighbors(b, k)).double().mean().item(),
+        "You did not scale the features to length 1: long ones become everybody's neighbours.": (
+            lambda a, b, k: (shared(a, b, k, scale=False) / k).mean().item()
         ),
-        (
-            "You did not scale the features to length 1: long ones become everybody's neighbours.",
-            lambda a, b, k: (shared(a, b, k, scale=False) / k).mean().item(),
+        NOT_SCALED_DISTANCE: (
+            lambda a, b, k: (shared(a, b, k, scale=False, distance=True) / k).mean().item()
         ),
-        (
-            NOT_SCALED_DISTANCE,
-            lambda a, b, k: (shared(a, b, k, scale=False, distance=True) / k).mean().item(),
+        "You divide by the size of the union (Jaccard). Asked for is the share of the k "
+        "neighbours.": jaccard,
+        "You do not divide by k: this is a number of neighbours, not a share.": (
+            lambda a, b, k: shared(a, b, k).mean().item()
         ),
-        (
-            "You divide by the size of the union (Jaccard). Asked for is the share of the k "
-            "neighbours.",
-            jaccard,
-        ),
-        (
-            "You do not divide by k: this is a number of neighbours, not a share.",
-            lambda a, b, k: shared(a, b, k).mean().item(),
-        ),
-        (
-            "This is the share that was *lost*.",
-            lambda a, b, k: 1 - right(a, b, k),
-        ),
-    ]
+        "This is the share that was *lost*.": lambda a, b, k: 1 - right(a, b, k),
+    }
     praise = "1 for a rotation, and the order among the neighbours does not matter."
     return verdict("5.2", praise, lambda: compare(overlap, right, cases, mistakes))
 

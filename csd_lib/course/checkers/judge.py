@@ -1,7 +1,7 @@
 """How a learner's function is checked: run it on small cases, and name the mistake in it.
 
-A checker holds a right answer and a list of *known mistakes*, each a wrong answer with a sentence
-that names it. If the learner's results differ from the right ones, they are compared with those of
+A checker holds a right answer and *known mistakes*, each a sentence with the wrong answer that it
+names. If the learner's results differ from the right ones, they are compared with those of
 every mistake; if they agree with one in all cases, that is the mistake. Otherwise the first case
 that differs is shown.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any
@@ -21,8 +21,8 @@ from torch import Tensor
 
 # Arguments by a name that the learner will read.
 Cases = dict[str, tuple[Any, ...]]
-# Sentences that name a mistake, each with a function that makes it.
-Mistakes = Sequence[tuple[str, Callable[..., Any]]]
+# Sentences that name a mistake, each with a function that makes it, or a list of several.
+Mistakes = Mapping[str, Callable[..., Any] | list[Any]]
 
 NOTHING = "It returns nothing yet: put your code in place of the dots, with a `return` at its end."
 
@@ -127,10 +127,11 @@ def compare(
     different = [n for n in cases if not same(results[n], expected[n])]
     if not different:
         return
-    for sentence, wrong in mistakes:
-        outcomes = {name: _outcome(wrong, args) for name, args in cases.items()}
-        if all(same(results[name], outcomes[name]) for name in cases):
-            raise Mistake(f"{sentence} ({_seen(different[0], results, expected)})")
+    for sentence, ways in mistakes.items():
+        for wrong in ways if isinstance(ways, list) else [ways]:
+            outcomes = {name: _outcome(wrong, args) for name, args in cases.items()}
+            if all(same(results[name], outcomes[name]) for name in cases):
+                raise Mistake(f"{sentence} ({_seen(different[0], results, expected)})")
     first = different[0]
     hint = (hints or {}).get(first, "")
     if not hint and not _finite(results[first]) and _finite(expected[first]):

@@ -6,13 +6,13 @@ read from the same runs, in every mode; nothing depends on a quoted value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from csd_lib import drift
-from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, numbers_in, same, verdict
+from csd_lib.course.checkers.judge import Mistake, Verdict, numbers_in, same, verdict
 from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed, recall_at_k
 
@@ -25,7 +25,7 @@ def _judge(
     praise: str,
     answer: Numbers,
     right: Callable[[], Numbers],
-    mistakes: Mistakes,
+    mistakes: Mapping[str, Callable[[], Numbers]],
     tolerance: float = 0.06,
 ) -> Verdict:
     """Compare filled-in numbers with the right ones; nothing is run before they are filled in.
@@ -43,7 +43,7 @@ def _judge(
         expected = right()
         if same(answer, expected, tolerance, relative=0):
             return
-        for sentence, wrong in mistakes:
+        for sentence, wrong in mistakes.items():
             if same(answer, wrong(), tolerance, relative=0):
                 raise Mistake(sentence)
         if answer.keys() != expected.keys():
@@ -78,26 +78,20 @@ def check_class_orders(session: Any, lost: dict[int, float]) -> Verdict:
             found[order] = percent * (matrix[before] - matrix[after])
         return found
 
-    mistakes = [
-        (AS_SHARES, lambda: points(percent=1)),
-        (
-            "You subtract along a row: task 2 from task 1 at the same moment. Stay in the column "
-            "of task 1 and go down.",
-            lambda: points(after=(0, 1)),
+    mistakes = {
+        AS_SHARES: lambda: points(percent=1),
+        "You subtract along a row: task 2 from task 1 at the same moment. Stay in the column "
+        "of task 1 and go down.": lambda: points(after=(0, 1)),
+        "The difference is the wrong way round: lost is before minus after.": (
+            lambda: points(percent=-100)
         ),
-        (
-            "The difference is the wrong way round: lost is before minus after.",
-            lambda: points(percent=-100),
+        "This is the larger gallery, `.matrix.seen`. Asked for is `.matrix.own`.": (
+            lambda: points(gallery="seen")
         ),
-        (
-            "This is the larger gallery, `.matrix.seen`. Asked for is `.matrix.own`.",
-            lambda: points(gallery="seen"),
+        "This is the column of task 2. Asked for is what was lost on task 1.": (
+            lambda: points((0, 1), (1, 1))
         ),
-        (
-            "This is the column of task 2. Asked for is what was lost on task 1.",
-            lambda: points((0, 1), (1, 1)),
-        ),
-    ]
+    }
     return _judge("4.5", "these are the points lost with each order.", lost, points, mistakes)
 
 
@@ -123,15 +117,12 @@ def check_recipes(
             for group, by_name in (("known", known), ("unknown", unknown))
             for name, values in by_name.items()
         }
-    mistakes = [
-        (AS_SHARES, lambda: recalls(percent=1)),
-        ("Known and unknown have changed places.", lambda: recalls(columns=(1, 0))),
-        (
-            "This is the network after task 2, which has learned all classes: put `initial-` "
-            "before the recipe.",
-            lambda: recalls(before=""),
-        ),
-    ]
+    mistakes = {
+        AS_SHARES: lambda: recalls(percent=1),
+        "Known and unknown have changed places.": lambda: recalls(columns=(1, 0)),
+        "This is the network after task 2, which has learned all classes: put `initial-` "
+        "before the recipe.": lambda: recalls(before=""),
+    }
     return _judge("2.4", "every recipe, every seed.", answer, recalls, mistakes)
 
 
@@ -146,17 +137,15 @@ def check_teacher_statistics(session: Any, average: dict[str, Sequence[float]]) 
             found[kind] = [percent * (row[0] if old_only else row.mean()) for row in rows]
         return found
 
-    mistakes = [
-        (AS_SHARES, lambda: averages(percent=1)),
-        (
-            "This is the gallery with the task's own classes. Asked for is `.matrix.seen`.",
-            lambda: averages("own"),
+    mistakes = {
+        AS_SHARES: lambda: averages(percent=1),
+        "This is the gallery with the task's own classes. Asked for is `.matrix.seen`.": (
+            lambda: averages("own")
         ),
-        (
-            "This is task 1 alone. Asked for is the mean over both tasks.",
-            lambda: averages(old_only=True),
+        "This is task 1 alone. Asked for is the mean over both tasks.": (
+            lambda: averages(old_only=True)
         ),
-    ]
+    }
     return _judge("3.4b", "both teachers, every seed.", average, averages, mistakes)
 
 
@@ -182,30 +171,23 @@ def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence
         return found
 
     answer = {"before": _listed(before), "after": _listed(after)}
-    mistakes = [
-        (
-            "You found R on all images, so it has seen those that it is measured on. Use the even "
-            "half only.",
-            lambda: recalls(slice(None)),
+    mistakes = {
+        "You found R on all images, so it has seen those that it is measured on. Use the even "
+        "half only.": lambda: recalls(slice(None)),
+        "You found R on the odd half, on which it is measured. Use the even half.": (
+            lambda: recalls(slice(1, None, 2))
         ),
-        (
-            "You found R on the odd half, on which it is measured. Use the even half.",
-            lambda: recalls(slice(1, None, 2)),
+        "R is the wrong way round: it turns old into new.": lambda: recalls(transpose=True),
+        "You did not scale the features to length 1 before you looked for R.": (
+            lambda: recalls(scale=False)
         ),
-        ("R is the wrong way round: it turns old into new.", lambda: recalls(transpose=True)),
-        (
-            "You did not scale the features to length 1 before you looked for R.",
-            lambda: recalls(scale=False),
+        "Without and with R have changed places.": (
+            lambda: dict(zip(("after", "before"), recalls().values(), strict=True))
         ),
-        (
-            "Without and with R have changed places.",
-            lambda: dict(zip(("after", "before"), recalls().values(), strict=True)),
+        "These are percent. Recall@1 is asked for as a share between 0 and 1.": (
+            lambda: {name: [100 * v for v in values] for name, values in recalls().items()}
         ),
-        (
-            "These are percent. Recall@1 is asked for as a share between 0 and 1.",
-            lambda: {name: [100 * v for v in values] for name, values in recalls().items()},
-        ),
-    ]
+    }
     praise = "found on one half, measured on the other."
     one_query = 0.01  # of 151; another order of operations may turn one
     return _judge("5.4", praise, answer, recalls, mistakes, one_query)

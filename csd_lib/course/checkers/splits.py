@@ -37,33 +37,20 @@ def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> Verdict
         "order (0, 1, 2)": (torch.tensor([0, 2, 1]), (0, 1, 2)),
         "a random order of ten classes": (random_labels(40, 10), shuffled),
     }
-    mistakes = [
-        (
-            "You look up which class stands at a position, `class_order[label]`. The other way "
-            "round is asked: at which position does the class stand?",
-            lambda y, o: torch.tensor(o)[y],
+    mistakes = {
+        "You look up which class stands at a position, `class_order[label]`. The other way "
+        "round is asked: at which position does the class stand?": lambda y, o: torch.tensor(o)[y],
+        "These are still the data set's own class numbers.": lambda y, o: y,
+        "You replace one class after the other in the same tensor, so a label that was just "
+        "written is taken for a class and replaced again. Write into a new tensor.": (
+            replace_one_after_the_other
         ),
-        (
-            "These are still the data set's own class numbers.",
-            lambda y, o: y,
+        "Your labels begin at 1. The head's first row is row 0.": lambda y, o: right(y, o) + 1,
+        "You number the classes in the order in which they come up among the images, not in "
+        "the class order.": lambda y, o: torch.tensor(
+            [list(dict.fromkeys(y.tolist())).index(c) for c in y.tolist()]
         ),
-        (
-            "You replace one class after the other in the same tensor, so a label that was just "
-            "written is taken for a class and replaced again. Write into a new tensor.",
-            replace_one_after_the_other,
-        ),
-        (
-            "Your labels begin at 1. The head's first row is row 0.",
-            lambda y, o: right(y, o) + 1,
-        ),
-        (
-            "You number the classes in the order in which they come up among the images, not in "
-            "the class order.",
-            lambda y, o: torch.tensor(
-                [list(dict.fromkeys(y.tolist())).index(c) for c in y.tolist()]
-            ),
-        ),
-    ]
+    }
     praise = "every class gets its place in the order."
     return verdict("1.1", praise, lambda: compare(relabel, right, cases, mistakes))
 
@@ -107,41 +94,24 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
         "3 classes, 3 tasks": ((2, 0, 1), 3),
         "5 classes, 1 task": ((4, 3, 2, 1, 0), 1),
     }
-    mistakes = [
-        (
-            "Some classes are in no task: `len(order) // num_tasks` rounds down, and the rest is "
-            "lost.",
-            lambda o, t: chunks(o, len(o) // t)[:t],
+    mistakes = {
+        "Some classes are in no task: `len(order) // num_tasks` rounds down, and the rest is "
+        "lost.": lambda o, t: chunks(o, len(o) // t)[:t],
+        "The last task gets all the classes that are left over. Tasks should differ by at most "
+        "one class, the first ones being larger.": last_gets_the_rest,
+        "Your last tasks are the larger ones. The first ones get the classes that are left "
+        "over.": last_are_larger,
+        "Your tasks are as large as possible, so the last one is too small, or missing. They "
+        "should differ by at most one class.": lambda o, t: chunks(o, -(-len(o) // t)),
+        "You deal the classes out like cards, one to each task in turn. Neighbours in the "
+        "class order belong into the same task.": lambda o, t: [tuple(o[i::t]) for i in range(t)],
+        "You cut the numbers 0, 1, 2, …, not the class order that was given.": (
+            lambda o, t: right(range(len(o)), t)
         ),
-        (
-            "The last task gets all the classes that are left over. Tasks should differ by at most "
-            "one class, the first ones being larger.",
-            last_gets_the_rest,
+        "You sort the classes. The class order decides, inside a task too.": (
+            lambda o, t: [tuple(sorted(g)) for g in right(o, t)]
         ),
-        (
-            "Your last tasks are the larger ones. The first ones get the classes that are left "
-            "over.",
-            last_are_larger,
-        ),
-        (
-            "Your tasks are as large as possible, so the last one is too small, or missing. They "
-            "should differ by at most one class.",
-            lambda o, t: chunks(o, -(-len(o) // t)),
-        ),
-        (
-            "You deal the classes out like cards, one to each task in turn. Neighbours in the "
-            "class order belong into the same task.",
-            lambda o, t: [tuple(o[i::t]) for i in range(t)],
-        ),
-        (
-            "You cut the numbers 0, 1, 2, …, not the class order that was given.",
-            lambda o, t: right(range(len(o)), t),
-        ),
-        (
-            "You sort the classes. The class order decides, inside a task too.",
-            lambda o, t: [tuple(sorted(g)) for g in right(o, t)],
-        ),
-    ]
+    }
     praise = "every class is in exactly one task, and the sizes differ by at most one."
     return verdict("1.2", praise, lambda: compare(answer, right, cases, mistakes))
 
@@ -216,18 +186,12 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         known = {str(image) for image in train}
         return sum(str(image) in known for image in test)
 
-    mistakes: Mistakes = [
-        (
-            "You count pairs. A test image that equals two training images is still one test "
-            "image.",
-            pairs,
-        ),
-        (
-            "You compare the images at the same place of both lists only.",
-            same_place,
-        ),
-        *(
-            (SUMS_OF_PIXELS, lambda a, b, of=of: right(of(a), of(b)))
+    mistakes: Mistakes = {
+        "You count pairs. A test image that equals two training images is still one test "
+        "image.": pairs,
+        "You compare the images at the same place of both lists only.": same_place,
+        SUMS_OF_PIXELS: [
+            lambda a, b, of=of: right(of(a), of(b))
             for of in (
                 lambda x: x.sum((1, 2, 3)),
                 lambda x: x.sum(1),
@@ -236,13 +200,12 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
                 lambda x: torch.stack([x[:, 0, 0, 0].long(), x.sum((1, 2, 3))], dim=1),
                 lambda x: torch.cat([x.sum(2), x.sum(3)], dim=2),
             )
+        ],
+        "You compare which values the pixels have, and not where they are.": (
+            lambda a, b: right(a.flatten(1).sort(1).values, b.flatten(1).sort(1).values)
         ),
-        (
-            "You compare which values the pixels have, and not where they are.",
-            lambda a, b: right(a.flatten(1).sort(1).values, b.flatten(1).sort(1).values),
-        ),
-        *(
-            (PART_OF_AN_IMAGE, lambda a, b, part=part: right(a[part], b[part]))
+        PART_OF_AN_IMAGE: [
+            lambda a, b, part=part: right(a[part], b[part])
             for part in (
                 np.s_[:, :, :1],
                 np.s_[:, :, -1:],
@@ -255,26 +218,18 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
                 np.s_[:, :, :, ::2],
                 np.s_[:, :, :, 1::2],
             )
+        ],
+        "You compare the texts of images. Above 1,000 values `str` leaves out the middle and "
+        "writes `...` for it, so images that differ there look alike.": as_text,
+        "You take images that are nearly equal for copies. A copy is equal in every pixel.": (
+            nearly_equal
         ),
-        (
-            "You compare the texts of images. Above 1,000 values `str` leaves out the middle and "
-            "writes `...` for it, so images that differ there look alike.",
-            as_text,
+        "You count each copied image once. If it is in the test set twice, both are leaks.": (
+            lambda a, b: right(a, torch.unique(b, dim=0))
         ),
-        (
-            "You take images that are nearly equal for copies. A copy is equal in every pixel.",
-            nearly_equal,
-        ),
-        (
-            "You count each copied image once. If it is in the test set twice, both are leaks.",
-            lambda a, b: right(a, torch.unique(b, dim=0)),
-        ),
-        (
-            "You count training images that have a copy in the test set. The question is about "
-            "test images.",
-            lambda a, b: right(b, a),
-        ),
-    ]
+        "You count training images that have a copy in the test set. The question is about "
+        "test images.": lambda a, b: right(b, a),
+    }
     hints = {
         "images that differ in one pixel of the last row, by 1": "Compare *all* pixels, to the "
         "last row.",
