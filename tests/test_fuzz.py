@@ -113,7 +113,7 @@ _WHY_EXEMPT = {
         train.TaskTraining.run_epoch train.TaskTraining.finish
         train.learning_rate""",
     "what checkers are written with": """
-        checkers.random_features checkers.random_labels checkers.on_circle checkers.verdict
+        checkers.random_features checkers.random_labels checkers.on_circle checkers.exercise
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """

@@ -17,17 +17,17 @@ from csd_lib.course.checkers.cases import on_circle, random_features, random_lab
 from csd_lib.course.checkers.judge import (
     Mistake,
     Mistakes,
-    Verdict,
     call,
     compare,
     compare_gradients,
+    exercise,
     same,
-    verdict,
 )
 from csd_lib.numerics import unit_length
 
 
-def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+@exercise("3.1", "old classes only, at temperature T, teacher in front.")
+def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Exercise 3.1: knowledge distillation on the old classes."""
 
     def logs(s: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -82,12 +82,8 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
             lambda s, t, temp: -(logs(s, t, temp)[1].exp() * logs(s, t, temp)[0]).sum(1).mean()
         ),
     }
-
-    def check() -> None:
-        compare(kd_loss, right, cases, mistakes)
-        compare_gradients(kd_loss, right, cases["16 images, 5 old and 3 new classes"])
-
-    return verdict("3.1", "old classes only, at temperature T, teacher in front.", check)
+    compare(kd_loss, right, cases, mistakes)
+    compare_gradients(kd_loss, right, cases["16 images, 5 old and 3 new classes"])
 
 
 # Which of the students and, behind them, teachers something counts for, as bool ``[B, 2B]``.
@@ -151,11 +147,6 @@ def _csd(
     return _contrast(s, torch.cat([s, t]), positive(y), below(y), temperature, **how)
 
 
-ZERO_IN_THE_SOFTMAX = (
-    "Multiplying by a mask puts 0 in the anchor's own place, and exp(0) = 1 still counts in the "
-    "denominator. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
-    "multiply by the mask after the `exp`."
-)
 # Used to name a mistake (3.2) and as defects that a test must find (3.3).
 _CSD_MISTAKES: dict[str, Callable[..., Tensor]] = {
     "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
@@ -190,7 +181,8 @@ _CSD_MISTAKES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Verdict:
+@exercise("3.2", "this is CSD, value and gradient.")
+def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """Exercise 3.2: CSD from its definition."""
     pencil = (on_circle(0, 60, 120, 180), on_circle(0, 0, 180, 180), torch.tensor([0, 0, 1, 1]))
     random = (random_features(12, 6), random_features(12, 6, seed=1), random_labels(12, 3))
@@ -221,7 +213,9 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         return _contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
 
     mistakes: Mistakes = {
-        ZERO_IN_THE_SOFTMAX: [
+        "Multiplying by a mask puts 0 in the anchor's own place, and exp(0) = 1 still counts in "
+        "the denominator. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
+        "multiply by the mask after the `exp`.": [
             partial(zero_in_the_softmax, overflows=overflows) for overflows in (False, True)
         ],
         "The anchor's own teacher is not among your positives, so an anchor that is alone in "
@@ -297,15 +291,12 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         "T = 0.01": "At a low temperature `exp` overflows. Use `logsumexp`, or subtract the "
         "largest similarity of each row first.",
     }
-
-    def check() -> None:
-        compare(csd_loss, losses.csd_loss, cases, {**_CSD_MISTAKES, **mistakes}, hints=hints)
-        compare_gradients(csd_loss, losses.csd_loss, (*random, 0.1))
-
-    return verdict("3.2", "this is CSD, value and gradient.", check)
+    compare(csd_loss, losses.csd_loss, cases, {**_CSD_MISTAKES, **mistakes}, hints=hints)
+    compare_gradients(csd_loss, losses.csd_loss, (*random, 0.1))
 
 
-def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
+@exercise("3.3", f"the right loss passes, and all {len(_CSD_MISTAKES)} defects are caught.")
+def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> None:
     """Exercise 3.3: write a test that the right loss passes and every defect fails."""
 
     def accepts(loss: Callable[..., Tensor]) -> bool:
@@ -325,121 +316,109 @@ def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
             raise Mistake(f"It returns a {kind}; return True for a right loss, else False.")
         return bool(result)
 
-    def check() -> None:
-        def rounded(*a: Any) -> Tensor:
-            # The same loss in another order of operations: off by rounding only.
-            return losses.csd_loss(
-                *(x.double() if x.is_floating_point() else x for x in a[:3]), *a[3:]
-            )
+    def rounded(*a: Any) -> Tensor:
+        # The same loss in another order of operations: off by rounding only.
+        return losses.csd_loss(*(x.double() if x.is_floating_point() else x for x in a[:3]), *a[3:])
 
-        if not accepts(losses.csd_loss):
-            raise Mistake("Your test rejects the right loss, `losses.csd_loss`.")
-        if not accepts(lambda *a: rounded(*a).to(a[0].dtype) * (1 + 1e-6)):
-            raise Mistake(
-                "Your test rejects a right loss that differs by rounding, one part in a million. "
-                "Compare with a tolerance."
-            )
-        survivors = [sentence for sentence, loss in _CSD_MISTAKES.items() if accepts(loss)]
-        caught = len(_CSD_MISTAKES) - len(survivors)
-        if survivors:
-            raise Mistake(
-                f"It catches {caught} of {len(_CSD_MISTAKES)} defects. This one passes your test: "
-                f"*{survivors[0]}* On which input would its value differ?"
-            )
-
-    praise = f"the right loss passes, and all {len(_CSD_MISTAKES)} defects are caught."
-    return verdict("3.3", praise, check)
+    if not accepts(losses.csd_loss):
+        raise Mistake("Your test rejects the right loss, `losses.csd_loss`.")
+    if not accepts(lambda *a: rounded(*a).to(a[0].dtype) * (1 + 1e-6)):
+        raise Mistake(
+            "Your test rejects a right loss that differs by rounding, one part in a million. "
+            "Compare with a tolerance."
+        )
+    survivors = [sentence for sentence, loss in _CSD_MISTAKES.items() if accepts(loss)]
+    caught = len(_CSD_MISTAKES) - len(survivors)
+    if survivors:
+        raise Mistake(
+            f"It catches {caught} of {len(_CSD_MISTAKES)} defects. This one passes your test: "
+            f"*{survivors[0]}* On which input would its value differ?"
+        )
 
 
-def check_freeze(freeze: Callable[[nn.Module], nn.Module]) -> Verdict:
+@exercise("3.4", "a copy, in eval mode, without gradients.")
+def check_freeze(freeze: Callable[[nn.Module], nn.Module]) -> None:
     """Exercise 3.4: a teacher that never changes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    model(random_features(32, 4))  # running statistics that are not the default ones
+    before = copy.deepcopy(model.state_dict())
 
-    def check() -> None:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-        model(random_features(32, 4))  # running statistics that are not the default ones
-        before = copy.deepcopy(model.state_dict())
+    def freeze_the_original(_: nn.Module) -> nn.Module:  # `call` would hand out a copy
+        return freeze(model)
 
-        def freeze_the_original(_: nn.Module) -> nn.Module:  # `call` would hand out a copy
-            return freeze(model)
-
-        teacher = call(freeze_the_original, "a small network", model)
-        if not isinstance(teacher, nn.Module):
-            raise Mistake(f"It returns {type(teacher).__name__}, not a network: `return` the copy.")
-        shared = {t.data_ptr() for t in model.state_dict().values()} & {
-            t.data_ptr() for t in teacher.state_dict().values()
-        }
-        if teacher is model or shared:
-            raise Mistake(
-                "Teacher and student are the same network, or share their weights: what the "
-                "student learns, the teacher learns too. Make a copy (`copy.deepcopy`)."
-            )
-        awake = all(module.training for module in model.modules())
-        if not awake or not all(p.requires_grad for p in model.parameters()):
-            raise Mistake("The student was frozen too. Only the copy should be.")
-        if not all(torch.equal(a, before[name]) for name, a in model.state_dict().items()):
-            raise Mistake("The student's weights were changed.")
-        if any(not torch.equal(a, before[name]) for name, a in teacher.state_dict().items()):
-            raise Mistake("The teacher's weights differ from the student's: it knows other things.")
-        if any(module.training for module in teacher.modules()):
-            raise Mistake(
-                "The teacher is in train mode: its batch normalisation uses the new task's "
-                "batches, and its running statistics drift. Call `.eval()`."
-            )
-        if any(p.requires_grad for p in teacher.parameters()):
-            raise Mistake(
-                "The teacher's weights still ask for gradients. They would be computed for "
-                "nothing, and an optimiser could move them: `.requires_grad_(False)`."
-            )
-
-    return verdict("3.4", "a copy, in eval mode, without gradients.", check)
+    teacher = call(freeze_the_original, "a small network", model)
+    if not isinstance(teacher, nn.Module):
+        raise Mistake(f"It returns {type(teacher).__name__}, not a network: `return` the copy.")
+    shared = {t.data_ptr() for t in model.state_dict().values()} & {
+        t.data_ptr() for t in teacher.state_dict().values()
+    }
+    if teacher is model or shared:
+        raise Mistake(
+            "Teacher and student are the same network, or share their weights: what the "
+            "student learns, the teacher learns too. Make a copy (`copy.deepcopy`)."
+        )
+    awake = all(module.training for module in model.modules())
+    if not awake or not all(p.requires_grad for p in model.parameters()):
+        raise Mistake("The student was frozen too. Only the copy should be.")
+    if not all(torch.equal(a, before[name]) for name, a in model.state_dict().items()):
+        raise Mistake("The student's weights were changed.")
+    if any(not torch.equal(a, before[name]) for name, a in teacher.state_dict().items()):
+        raise Mistake("The teacher's weights differ from the student's: it knows other things.")
+    if any(module.training for module in teacher.modules()):
+        raise Mistake(
+            "The teacher is in train mode: its batch normalisation uses the new task's "
+            "batches, and its running statistics drift. Call `.eval()`."
+        )
+    if any(p.requires_grad for p in teacher.parameters()):
+        raise Mistake(
+            "The teacher's weights still ask for gradients. They would be computed for "
+            "nothing, and an optimiser could move them: `.requires_grad_(False)`."
+        )
 
 
-def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdict:
+@exercise("3.5", "it can be trained with. Now measure whether it helps.")
+def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Exercise 3.5: a distillation term of one's own must be usable as a loss."""
-
-    def check() -> None:
-        labels = torch.arange(12) % 3
-        student, teacher = random_features(12, 6), random_features(12, 6, seed=1)
-        value = call(term, "random features", student, teacher, labels)
-        if not isinstance(value, Tensor) or value.ndim:
-            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise Mistake(f"It returns {shape}, but a loss is a tensor with a single number.")
-        if not torch.isfinite(value):
-            raise Mistake(
-                f"It returns {value.item()} for random features with the labels 0, 1 and 2. Is "
-                f"something divided by 0, or does it count on other labels?"
-            )
-        moving, fixed = student.clone().requires_grad_(), teacher.clone().requires_grad_()
-        value = term(moving, fixed, labels)
-        if not value.requires_grad:
-            raise Mistake("Nothing can be learned from it: it does not depend on the student.")
-        pulls, teaches = torch.autograd.grad(value, (moving, fixed), allow_unused=True)
-        if pulls is None or not pulls.abs().sum() > 0:
-            raise Mistake("Nothing can be learned from it: it does not depend on the student.")
-        if teaches is not None and teaches.abs().sum() > 0:
-            raise Mistake(
-                "A gradient flows into the teacher's features: it would be asked to follow the "
-                "student. Use `teacher.detach()`."
-            )
-        if not same(term(student, teacher, labels), term(student, teacher, labels)):
-            raise Mistake(
-                "Called twice with the same features it gives two values: something in it is "
-                "random. The same batch should cost the same."
-            )
-        other_teacher = random_features(12, 6, seed=2)
-        if torch.equal(term(student, teacher, labels), term(student, other_teacher, labels)):
-            raise Mistake("It does not depend on the teacher, so it holds on to nothing.")
-        order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
-        shuffled = term(student[order], teacher[order], labels[order])
-        if not same(shuffled, term(student, teacher, labels)):
-            raise Mistake("Its value changes when the images of the batch are shuffled.")
-        apart = 4 * torch.eye(3, 6)[labels] + 0.1 * student
-        kept, mixed = term(apart, apart, labels), term(student, apart, labels)
-        if not kept < mixed:
-            raise Mistake(
-                f"A student that equals its teacher ({kept.item():.3g}) pays no less than one with "
-                f"random features ({mixed.item():.3g}). Is the sign right?"
-            )
-
-    return verdict("3.5", "it can be trained with. Now measure whether it helps.", check)
+    labels = torch.arange(12) % 3
+    student, teacher = random_features(12, 6), random_features(12, 6, seed=1)
+    value = call(term, "random features", student, teacher, labels)
+    if not isinstance(value, Tensor) or value.ndim:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise Mistake(f"It returns {shape}, but a loss is a tensor with a single number.")
+    if not torch.isfinite(value):
+        raise Mistake(
+            f"It returns {value.item()} for random features with the labels 0, 1 and 2. Is "
+            f"something divided by 0, or does it count on other labels?"
+        )
+    moving, fixed = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+    value = term(moving, fixed, labels)
+    if not value.requires_grad:
+        raise Mistake("Nothing can be learned from it: it does not depend on the student.")
+    pulls, teaches = torch.autograd.grad(value, (moving, fixed), allow_unused=True)
+    if pulls is None or not pulls.abs().sum() > 0:
+        raise Mistake("Nothing can be learned from it: it does not depend on the student.")
+    if teaches is not None and teaches.abs().sum() > 0:
+        raise Mistake(
+            "A gradient flows into the teacher's features: it would be asked to follow the "
+            "student. Use `teacher.detach()`."
+        )
+    if not same(term(student, teacher, labels), term(student, teacher, labels)):
+        raise Mistake(
+            "Called twice with the same features it gives two values: something in it is "
+            "random. The same batch should cost the same."
+        )
+    other_teacher = random_features(12, 6, seed=2)
+    if torch.equal(term(student, teacher, labels), term(student, other_teacher, labels)):
+        raise Mistake("It does not depend on the teacher, so it holds on to nothing.")
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
+    shuffled = term(student[order], teacher[order], labels[order])
+    if not same(shuffled, term(student, teacher, labels)):
+        raise Mistake("Its value changes when the images of the batch are shuffled.")
+    apart = 4 * torch.eye(3, 6)[labels] + 0.1 * student
+    kept, mixed = term(apart, apart, labels), term(student, apart, labels)
+    if not kept < mixed:
+        raise Mistake(
+            f"A student that equals its teacher ({kept.item():.3g}) pays no less than one with "
+            f"random features ({mixed.item():.3g}). Is the sign right?"
+        )

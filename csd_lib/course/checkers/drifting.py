@@ -16,11 +16,12 @@ from csd_lib.course.checkers.cases import (
     on_circle,
     random_features,
 )
-from csd_lib.course.checkers.judge import Mistake, Verdict, call, compare, verdict
+from csd_lib.course.checkers.judge import Mistake, call, compare, exercise
 from csd_lib.numerics import unit_length
 
 
-def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+@exercise("5.1", "0 for no turn, 1 for a right angle.")
+def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Exercise 5.1: how far each image's feature moved."""
 
     def right(old: Tensor, new: Tensor) -> Tensor:
@@ -49,14 +50,11 @@ def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> Verd
             lambda a, b: F.cosine_similarity(a, b, dim=1).clamp(-1, 1).acos()
         ),
     }
-    return verdict(
-        "5.1",
-        "0 for no turn, 1 for a right angle.",
-        lambda: compare(cosine_drift, right, cases, mistakes),
-    )
+    compare(cosine_drift, right, cases, mistakes)
 
 
-def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) -> Verdict:
+@exercise("5.2", "1 for a rotation, and the order among the neighbours does not matter.")
+def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) -> None:
     """Exercise 5.2: the share of neighbours that are kept."""
 
     def neighbors(
@@ -117,51 +115,45 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         ),
         "This is the share that was *lost*.": lambda a, b, k: 1 - right(a, b, k),
     }
-    praise = "1 for a rotation, and the order among the neighbours does not matter."
-    return verdict("5.2", praise, lambda: compare(overlap, right, cases, mistakes))
+    compare(overlap, right, cases, mistakes)
 
 
-def check_best_rotation(best_rotation: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+@exercise("5.3", "orthogonal, and no rotation comes closer.")
+def check_best_rotation(best_rotation: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Exercise 5.3: the rotation that brings new features closest to the old ones."""
-
-    def check() -> None:
-        # Long and short features around a centre that is not 0, so that it matters whether they
-        # are scaled or centred first.
-        old = random_features(50, 5) * torch.linspace(0.2, 4, 50)[:, None] + 1
-        turn = torch.linalg.qr(random_features(5, 5, seed=7))[0]
-        mirrored = turn * torch.tensor([-1.0, 1, 1, 1, 1])
-        noise = random_features(50, 5, seed=8)
-        cases = {
-            "features that were only turned": old @ turn.T,
-            "turned and mirrored": old @ mirrored.T,
-            "turned and shaken": old @ turn.T + noise,
-        }
-        for case, new in cases.items():
-            found = call(best_rotation, case, old, new)
-            if not isinstance(found, Tensor) or found.shape != (5, 5):
-                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise Mistake(f"It returns {shape}; expected is a [D, D] tensor, here [5, 5].")
-            found = found.to(old)
-            if not torch.allclose(found @ found.T, torch.eye(5), atol=1e-3):
+    old = random_features(50, 5) * torch.linspace(0.2, 4, 50)[:, None] + 1
+    turn = torch.linalg.qr(random_features(5, 5, seed=7))[0]
+    mirrored = turn * torch.tensor([-1.0, 1, 1, 1, 1])
+    noise = random_features(50, 5, seed=8)
+    cases = {
+        "features that were only turned": old @ turn.T,
+        "turned and mirrored": old @ mirrored.T,
+        "turned and shaken": old @ turn.T + noise,
+    }
+    for case, new in cases.items():
+        found = call(best_rotation, case, old, new)
+        if not isinstance(found, Tensor) or found.shape != (5, 5):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise Mistake(f"It returns {shape}; expected is a [D, D] tensor, here [5, 5].")
+        found = found.to(old)
+        if not torch.allclose(found @ found.T, torch.eye(5), atol=1e-3):
+            raise Mistake(
+                f"{case}: this map is not orthogonal, so it changes angles too. A "
+                f"least-squares fit may stretch; keep the two orthogonal factors of the SVD."
+            )
+        best = (new @ drift.best_rotation(old, new) - old).norm()
+        distance = (new @ found - old).norm()
+        if distance > best * (1 + 1e-3) + 1e-3:
+            if (new @ found.T - old).norm() <= best * (1 + 1e-3) + 1e-3:
                 raise Mistake(
-                    f"{case}: this map is not orthogonal, so it changes angles too. A "
-                    f"least-squares fit may stretch; keep the two orthogonal factors of the SVD."
+                    "This turns the old features into the new ones. Asked for is the way back: "
+                    "`new @ R` should be close to `old`. Transpose it."
                 )
-            best = (new @ drift.best_rotation(old, new) - old).norm()
-            distance = (new @ found - old).norm()
-            if distance > best * (1 + 1e-3) + 1e-3:
-                if (new @ found.T - old).norm() <= best * (1 + 1e-3) + 1e-3:
-                    raise Mistake(
-                        "This turns the old features into the new ones. Asked for is the way back: "
-                        "`new @ R` should be close to `old`. Transpose it."
-                    )
-                if torch.allclose(found, torch.eye(5), atol=1e-3):
-                    raise Mistake("This is the identity: nothing is turned.")
-                raise Mistake(
-                    f"{case}: a better rotation exists: `new @ R` is {distance:.3f} from `old`, "
-                    f"but {best:.3f} is possible. Which product goes into the SVD (of the "
-                    f"features as they are), and which of its factors are multiplied? A mirror is "
-                    f"allowed."
-                )
-
-    return verdict("5.3", "orthogonal, and no rotation comes closer.", check)
+            if torch.allclose(found, torch.eye(5), atol=1e-3):
+                raise Mistake("This is the identity: nothing is turned.")
+            raise Mistake(
+                f"{case}: a better rotation exists: `new @ R` is {distance:.3f} from `old`, "
+                f"but {best:.3f} is possible. Which product goes into the SVD (of the "
+                f"features as they are), and which of its factors are multiplied? A mirror is "
+                f"allowed."
+            )

@@ -14,19 +14,11 @@ from torch.overrides import TorchFunctionMode
 
 from csd_lib import losses
 from csd_lib.course.checkers.cases import (
-    MASK_TIMES_COSINE,
     on_circle,
     random_features,
     random_labels,
 )
-from csd_lib.course.checkers.judge import (
-    Mistake,
-    Mistakes,
-    Verdict,
-    compare,
-    compare_gradients,
-    verdict,
-)
+from csd_lib.course.checkers.judge import Mistake, Mistakes, compare, compare_gradients, exercise
 from csd_lib.numerics import unit_length
 
 
@@ -53,7 +45,8 @@ class _TorchCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+@exercise("2.1", "right, also for very large logits.")
+def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Exercise 2.1: cross entropy from its definition."""
     right = losses.cross_entropy
 
@@ -99,24 +92,21 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Ve
         "*row*, not of the whole batch: the small row then has only zeros in its denominator. "
         "`logsumexp(dim=1)` does it right.",
     }
+    calls = _TorchCalls()
 
-    def check() -> None:
-        calls = _TorchCalls()
+    def watched(z: Tensor, y: Tensor) -> Tensor:
+        with calls:
+            return cross_entropy(z, y)
 
-        def watched(z: Tensor, y: Tensor) -> Tensor:
-            with calls:
-                return cross_entropy(z, y)
-
-        compare(watched, right, cases, mistakes, hints=hints)
-        compare_gradients(watched, right, cases["twenty images"])
-        for name in calls.names:
-            if name in ("cross_entropy", "nll_loss", "log_softmax"):
-                raise Mistake(f"The value is right, but `{name}` does the work: write it yourself.")
-
-    return verdict("2.1", "right, also for very large logits.", check)
+    compare(watched, right, cases, mistakes, hints=hints)
+    compare_gradients(watched, right, cases["twenty images"])
+    for name in calls.names:
+        if name in ("cross_entropy", "nll_loss", "log_softmax"):
+            raise Mistake(f"The value is right, but `{name}` does the work: write it yourself.")
 
 
-def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+@exercise("2.2", "the hardest pairs, the margin and the mean are right.")
+def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Exercise 2.2: the batch-hard triplet loss."""
 
     def above_0(each: Tensor) -> Tensor:
@@ -195,7 +185,9 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         "You did not scale the features to length 1, so these are not cosines.": (
             partial(variant, normalize=False)
         ),
-        MASK_TIMES_COSINE: [
+        "Multiplying by a mask puts 0 in the place of what is left out, and 0 may be the smallest "
+        "cosine of a row, or the largest. Before a minimum use plus infinity, before a maximum "
+        "minus infinity: `masked_fill(…, torch.inf)`.": [
             partial(with_zeros, where=where, lonely=lonely, reduce=reduce)
             for where in ("both", "positives", "negatives")
             for lonely in (False, True)
@@ -243,15 +235,12 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         "classes so far apart that every loss is 0": "If no anchor has a loss above 0, the result "
         "is 0, not the mean of nothing.",
     }
-
-    def check() -> None:
-        compare(triplet_loss, losses.triplet_loss, cases, mistakes, hints=hints)
-        compare_gradients(triplet_loss, losses.triplet_loss, cases["24 images of four classes"])
-
-    return verdict("2.2", "the hardest pairs, the margin and the mean are right.", check)
+    compare(triplet_loss, losses.triplet_loss, cases, mistakes, hints=hints)
+    compare_gradients(triplet_loss, losses.triplet_loss, cases["24 images of four classes"])
 
 
-def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+@exercise("2.3", "all classes play by the same rules.")
+def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Exercise 2.3: logits of a head whose rows have length 1."""
 
     def right(features: Tensor, weights: Tensor) -> Tensor:
@@ -276,11 +265,7 @@ def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
             lambda f, w: f @ (w / w.norm()).T
         ),
     }
-
-    def check() -> None:
-        compare(head, right, cases, mistakes)
-        f, w = cases["random features and rows"]
-        compare_gradients(lambda f: head(f, w).sum(), lambda f: right(f, w).sum(), [f])
-        compare_gradients(lambda w: head(f, w).sum(), lambda w: right(f, w).sum(), [w])
-
-    return verdict("2.3", "all classes play by the same rules.", check)
+    compare(head, right, cases, mistakes)
+    f, w = cases["random features and rows"]
+    compare_gradients(lambda f: head(f, w).sum(), lambda f: right(f, w).sum(), [f])
+    compare_gradients(lambda w: head(f, w).sum(), lambda w: right(f, w).sum(), [w])

@@ -20,22 +20,14 @@ from csd_lib.course.checkers.cases import (
     random_features,
     random_labels,
 )
-from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, compare, verdict
+from csd_lib.course.checkers.judge import Mistake, Mistakes, compare, exercise
 from csd_lib.numerics import unit_length
 
 Results = dict[str, dict[int, float]]  # a recipe's value for each seed
-OTHER_TERMS = (
-    "You also compare recipes that differ in other terms. Whatever else has changed is then part "
-    "of your effect."
-)
-SIGN_IS_LOST = "The sign is lost: a term can cost points, and then its effect is negative."
-ZERO_FOR_A_LOSS = (
-    "You put 0 in the place of a negative value. A term can cost points, and then its effect is "
-    "negative."
-)
 
 
-def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:
+@exercise("4.1", "ties, lengths and lonely queries are treated as the text says.")
+def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> None:
     """Exercise 4.1: Recall@K, with ties."""
 
     def right(features: Tensor, labels: Tensor, k: int) -> float:
@@ -168,11 +160,11 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         "ten images with one and the same feature, K = 1": "Nothing is strictly more similar than "
         "anything else here, so every query is a hit.",
     }
-    praise = "ties, lengths and lonely queries are treated as the text says."
-    return verdict("4.1", praise, lambda: compare(recall_at_k, right, cases, mistakes, hints=hints))
+    compare(recall_at_k, right, cases, mistakes, hints=hints)
 
 
-def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
+@exercise("4.2", "best earlier value minus the last, old tasks only.")
+def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> None:
     """Exercise 4.2: forgetting from a task x task matrix."""
     rng = np.random.default_rng(0)
     rises = np.array([[0.7, 0.6, 0.2], [0.9, 0.5, 0.3], [0.6, 0.8, 0.95]])
@@ -233,13 +225,13 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
         f"{one} And a second thing: {other}": partial(variant, [flaws[one], flaws[other]])
         for one, other in combinations(flaws, 2)
     }
-    praise = "best earlier value minus the last, old tasks only."
-    return verdict("4.2", praise, lambda: compare(forgetting, right, cases, mistakes))
+    compare(forgetting, right, cases, mistakes)
 
 
+@exercise("4.3", "old queries search everything seen so far, and nothing else.")
 def check_recall_in_gallery(
     recall_in_gallery: Callable[[Tensor, Tensor, int, int, int], float],
-) -> Verdict:
+) -> None:
     """Exercise 4.3: queries of one task, a gallery with all classes seen so far."""
 
     def search(features: Tensor, labels: Tensor, query: Tensor, gallery: Tensor) -> float:
@@ -307,13 +299,13 @@ def check_recall_in_gallery(
             lambda f, y, first, end, seen: right(f, y, first, end + 1, seen + 1)
         ),
     }
-    praise = "old queries search everything seen so far, and nothing else."
-    return verdict("4.3", praise, lambda: compare(answer, right, cases, mistakes))
+    compare(answer, right, cases, mistakes)
 
 
+@exercise("4.4", "paired by seed, with the spread of the differences.")
 def check_paired_difference(
     paired_difference: Callable[[dict[int, float], dict[int, float]], tuple[float, float, int]],
-) -> Verdict:
+) -> None:
     """Exercise 4.4: compare two methods seed by seed."""
 
     def variant(
@@ -381,11 +373,11 @@ def check_paired_difference(
             lambda a, b: unpaired(a, b, every_seed=True)
         ),
     }
-    praise = "paired by seed, with the spread of the differences."
-    return verdict("4.4", praise, lambda: compare(paired_difference, variant, cases, mistakes))
+    compare(paired_difference, variant, cases, mistakes)
 
 
-def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -> Verdict:
+@exercise("4.6", "one effect beside each set of other terms, paired by seed.")
+def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -> None:
     """Exercise 4.6: what one term adds to each recipe that can take it."""
 
     def right(
@@ -463,11 +455,12 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         "The difference is the wrong way round: with the term minus without it.": (
             lambda r, t: right(r, t, sign=-1)
         ),
-        SIGN_IS_LOST: [
+        "The sign is lost: a term can cost points, and then its effect is negative.": [
             partial(right, reduce=reduce)
             for reduce in (lambda d: abs(np.mean(d)), lambda d: np.abs(d).mean())
         ],
-        ZERO_FOR_A_LOSS: [
+        "You put 0 in the place of a negative value. A term can cost points, and then its effect "
+        "is negative.": [
             partial(right, reduce=reduce)
             for reduce in (lambda d: max(0.0, np.mean(d)), lambda d: np.maximum(0, d).mean())
         ],
@@ -476,7 +469,8 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         ),
         "You compare the means of all seeds. Take the difference for each seed that *both* "
         "recipes have.": lambda r, t: right(r, t, paired=False),
-        OTHER_TERMS: [
+        "You also compare recipes that differ in other terms. Whatever else has changed is then "
+        "part of your effect.": [
             lambda r, t, fits=fits: right(r, t, fits=fits)
             for fits in (
                 lambda added, lost: True,
@@ -514,6 +508,4 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         "the first term: `ce`": "The term need not be the last one: compare *sets* of terms, "
         "`set(recipe.split('+'))`.",
     }
-
-    praise = "one effect beside each set of other terms, paired by seed."
-    return verdict("4.6", praise, lambda: compare(term_effect, right, cases, mistakes, hints=hints))
+    compare(term_effect, right, cases, mistakes, hints=hints)

@@ -9,16 +9,18 @@ that differs is shown.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
 # Arguments by a name that the learner will read.
 Cases = dict[str, tuple[Any, ...]]
 # Sentences that name a mistake, each with a function that makes it, or a list of several.
@@ -46,7 +48,8 @@ class Verdict:
         return f"{mark} · Exercise {self.exercise}: {self.message}"
 
 
-# The last verdict on each exercise in this kernel.
+# The checkers by the exercise's number, and the last verdict on each exercise in this kernel.
+CHECKERS: dict[str, Callable[..., Verdict]] = {}
 VERDICTS: dict[str, Verdict] = {}
 
 
@@ -54,20 +57,29 @@ class Mistake(Exception):  # noqa: N818 - it is a finding about somebody's answe
     """Raised inside a checker; its text is what the learner reads."""
 
 
-def verdict(exercise: str, praise: str, check: Callable[[], None]) -> Verdict:
-    """Run a check, which raises ``Mistake`` if it finds one, and keep what came out.
+def exercise(number: str, praise: str) -> Callable[[Callable[P, None]], Callable[P, Verdict]]:
+    """Turn a function that raises ``Mistake`` if it finds one into the checker of an exercise.
 
     An answer can be so far off that the check itself stops; that is no reason for a traceback.
     """
-    try:
-        check()
-        found = Verdict(exercise, True, praise)
-    except Mistake as mistake:
-        found = Verdict(exercise, False, str(mistake))
-    except (Exception, SystemExit) as error:
-        found = Verdict(exercise, False, f"This cannot be checked: {_error(error)}.")
-    VERDICTS[exercise] = found
-    return found
+
+    def decorate(check: Callable[P, None]) -> Callable[P, Verdict]:
+        @functools.wraps(check)
+        def checker(*args: P.args, **kwargs: P.kwargs) -> Verdict:
+            try:
+                check(*args, **kwargs)
+                found = Verdict(number, True, praise)
+            except Mistake as mistake:
+                found = Verdict(number, False, str(mistake))
+            except (Exception, SystemExit) as error:
+                found = Verdict(number, False, f"This cannot be checked: {_error(error)}.")
+            VERDICTS[number] = found
+            return found
+
+        CHECKERS[number] = checker
+        return checker
+
+    return decorate
 
 
 def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
