@@ -94,7 +94,7 @@ _WHY_EXEMPT = {
         report.table_rows report.headline report.shared_changes report.render_rows report.as_objects
         report.titled report.differences
         seeds.last_values seeds.minus seeds.by_seed seeds.cells seeds.difference_rows
-        plots.name_classes
+        plots.legend_below
         comparison.Table comparison.Table.columns comparison.Table.label
         figures.method_styles figures.method_title figures.term_styles figures.panels_of_rows
         figures.said_of_bars

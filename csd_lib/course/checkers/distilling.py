@@ -42,13 +42,10 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         return kl(p[:, : t.shape[1]], q).mean()
 
     right = losses.kd_loss
+    pencil = (torch.tensor([[1.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0]]))
     cases = {
-        "the example of chapter 3": (
-            torch.tensor([[1.0, 1.0, 3.0]]),
-            torch.tensor([[2.0, 0.0]]),
-            2.0,
-        ),
-        "temperature 1": (torch.tensor([[1.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0]]), 1.0),
+        "the example of chapter 3": (*pencil, 2.0),
+        "temperature 1": (*pencil, 1.0),
         "16 images, 5 old and 3 new classes": (
             2 * random_features(16, 8),
             2 * random_features(16, 5, seed=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from csd_lib.course.checkers.cases import (
     on_circle,
     random_features,
 )
-from csd_lib.course.checkers.judge import Mistake, call, compare, exercise
+from csd_lib.course.checkers.judge import Mistake, Mistakes, call, compare, exercise
 from csd_lib.numerics import unit_length
 
 
@@ -75,6 +76,9 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         a, b = neighbors(old, k, **kind), neighbors(new, k, **kind)
         return (a[:, :, None] == b[:, None]).sum(dim=(1, 2)).double()
 
+    def share(old: Tensor, new: Tensor, k: int, **kind: Any) -> float:
+        return (shared(old, new, k, **kind) / k).mean().item()
+
     def jaccard(old: Tensor, new: Tensor, k: int) -> float:
         both = shared(old, new, k)
         return (both / (2 * k - both)).mean().item()
@@ -94,20 +98,18 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
             5,
         ),
     }
-    mistakes = {
+    mistakes: Mistakes = {
         "Every image counts itself as a neighbour, which is always kept.": (
-            lambda a, b, k: (shared(a, b, k, itself=True) / k).mean().item()
+            partial(share, itself=True)
         ),
-        ZERO_FOR_LEFT_OUT: lambda a, b, k: (shared(a, b, k, left_out=0.0) / k).mean().item(),
+        ZERO_FOR_LEFT_OUT: partial(share, left_out=0.0),
         "You compare rank by rank. A neighbour that moved from third to fourth place was kept.": (
             lambda a, b, k: (neighbors(a, k) == neighbors(b, k)).double().mean().item()
         ),
         "You did not scale the features to length 1: long ones become everybody's neighbours.": (
-            lambda a, b, k: (shared(a, b, k, scale=False) / k).mean().item()
+            partial(share, scale=False)
         ),
-        NOT_SCALED_DISTANCE: (
-            lambda a, b, k: (shared(a, b, k, scale=False, distance=True) / k).mean().item()
-        ),
+        NOT_SCALED_DISTANCE: partial(share, scale=False, distance=True),
         "You divide by the size of the union (Jaccard). Asked for is the share of the k "
         "neighbours.": jaccard,
         "You do not divide by k: this is a number of neighbours, not a share.": (

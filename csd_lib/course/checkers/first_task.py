@@ -33,13 +33,7 @@ class _TorchCalls(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         self.names.append(name.removeprefix("special_"))  # torch.special.log_softmax
         return func(*args, **(kwargs or {}))

@@ -90,7 +90,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> No
         return right(f[kept], y[kept], k)
 
     circle = (on_circle(0, 20, 100, 30, 80, 91), torch.tensor([0, 0, 0, 1, 1, 1]))
-    axes = torch.eye(4)[[0, 0, 0, 1, 1, 2]]
+    axes, twos = torch.eye(4)[[0, 0, 0, 1, 1, 2]], torch.tensor([0, 0, 1, 1])
     random = (random_features(40, 4), random_labels(40, 5))
     lengths = random[0] * torch.linspace(0.2, 5, 40)[:, None]
     cases = {
@@ -109,21 +109,13 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> No
             1,
         ),
         "a class with one image only, K = 1": (circle[0], torch.tensor([0, 0, 0, 1, 1, 2]), 1),
-        "right images at more than 90 degrees, K = 1": (
-            on_circle(0, 100, 60, 205),
-            torch.tensor([0, 0, 1, 1]),
-            1,
-        ),
+        "right images at more than 90 degrees, K = 1": (on_circle(0, 100, 60, 205), twos, 1),
         "the nearest image is alone in its class, K = 1": (
             on_circle(0, 20, 12),
             torch.tensor([0, 0, 1]),
             1,
         ),
-        "at 0, 120, 200 and 235 degrees, K = 1": (
-            on_circle(0, 120, 200, 235),
-            torch.tensor([0, 0, 1, 1]),
-            1,
-        ),
+        "at 0, 120, 200 and 235 degrees, K = 1": (on_circle(0, 120, 200, 235), twos, 1),
     }
     mistakes: Mistakes = {
         "Every query finds itself, so you get 100 %. Leave it out of its own search.": (
