@@ -190,25 +190,26 @@ def main() -> None:
             for name, rate in rates.items()
         }
 
+    def ours(method: str, later: bool) -> dict[str, Callable]:
+        return {
+            f"this kit, {p}": this_kit(arguments.images, device, later, p, method)
+            for p in precisions
+        }
+
     for later in (False, True):
         labels = rng.integers(0, 50, arguments.images) + 50 * later
         candidates = {"plain": plain_loop(images, labels, device, later)}
         if device.type == "cuda" and (workers := (os.cpu_count() or 1) // 2):
             loop = plain_loop(images, labels, device, later, workers)
             candidates[f"plain, {workers} workers"] = loop
-        for precision in precisions:
-            kit = this_kit(arguments.images, device, later, precision, "csd")
-            candidates[f"this kit, {precision}"] = kit
+        candidates |= ours("csd", later)
         measure("CSD, later task" if later else "CSD, first task", "plain", candidates)
     try:
         found["machine"]["avalanche"] = importlib.metadata.version("avalanche-lib")
     except importlib.metadata.PackageNotFoundError:
         print("Avalanche is not installed: its LwF is left out")
     else:
-        candidates = {"Avalanche": avalanche_lwf(images, labels, device)}
-        for precision in precisions:
-            kit = this_kit(arguments.images, device, True, precision, "ce+kd")
-            candidates[f"this kit, {precision}"] = kit
+        candidates = {"Avalanche": avalanche_lwf(images, labels, device), **ours("ce+kd", True)}
         measure("LwF, later task", "Avalanche", candidates)
     write("common_practice", found, arguments.out)
 

@@ -9,6 +9,7 @@ python benchmarks/second_task.py runs/cifar100-initial-2tasks-seed0-... --precis
 
 from __future__ import annotations
 
+import itertools
 from copy import deepcopy
 from pathlib import Path
 
@@ -51,29 +52,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     run = load_run(arguments.run)
-    cells = [
-        (m, h, s) for s in arguments.seeds for h in arguments.head_init for m in arguments.methods
-    ]
-    for method, head_init, seed in cells:
-        config = TrainConfig(
-            dataset=run.config.dataset,
-            preset=arguments.preset,
-            method=method,
-            head_init=head_init,
-            seed=seed,
-            precision=arguments.precision,
-        )
-        place = {
-            "first_run": arguments.run.name,
-            "first_epochs": run.config.epochs_to_run(0),
-            "method": method,
-            "head_init": head_init,
-            "seed": seed,
-            "preset": arguments.preset,
-        }
+    first = {"first_run": arguments.run.name, "first_epochs": run.config.epochs_to_run(0)}
+    cells = itertools.product(arguments.seeds, arguments.head_init, arguments.methods)
+    for seed, head_init, method in cells:
+        chosen = dict(method=method, head_init=head_init, seed=seed, preset=arguments.preset)
+        place = first | chosen
         if any(place.items() <= line.items() for line in read("second_task", arguments.out)):
             continue
-        matrix = learn(run.models[0], run.tasks, config)
+        of_run = dict(dataset=run.config.dataset, precision=arguments.precision)
+        matrix = learn(run.models[0], run.tasks, TrainConfig(**of_run, **chosen))
         found = {
             "own": matrix.own.tolist(),  # rows: before, after; columns: old classes, new ones
             "seen": matrix.seen.tolist(),
@@ -81,8 +68,7 @@ def main() -> None:
             "precision": arguments.precision,
             "machine": machine(run.models[0].head.weight.device),
         }
-        line = place | found
-        write("second_task", line, arguments.out)
+        write("second_task", place | found, arguments.out)
 
 
 if __name__ == "__main__":

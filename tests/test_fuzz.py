@@ -94,7 +94,7 @@ _WHY_EXEMPT = {
         report.table_rows report.headline report.shared_changes report.render_rows report.as_objects
         report.titled report.differences
         seeds.last_values seeds.minus seeds.by_seed seeds.cells seeds.difference_rows
-        plots.name_classes
+        plots.legend_below
         comparison.Table comparison.Table.columns comparison.Table.label
         figures.method_styles figures.method_title figures.term_styles figures.panels_of_rows
         figures.said_of_bars
@@ -113,7 +113,7 @@ _WHY_EXEMPT = {
         train.TaskTraining.run_epoch train.TaskTraining.finish
         train.learning_rate""",
     "what checkers are written with": """
-        checkers.random_features checkers.random_labels checkers.on_circle checkers.verdict
+        checkers.random_features checkers.random_labels checkers.on_circle checkers.exercise
         checkers.call checkers.compare checkers.compare_gradients checkers.same
         checkers.numbers_in""",
     "takes a config, a record or a path, which were checked when they were made": """

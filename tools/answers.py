@@ -18,6 +18,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -58,43 +59,30 @@ def known_mistakes() -> dict[str, list[str]]:
 def _sentences(check: Callable[..., Any]) -> Iterator[tuple[int, str]]:
     """Find the sentences in one checker, each with its line.
 
-    They stand in its lists of mistakes, in ``raise Mistake(...)`` and in ``hints=...``.
+    They are the keys of its mistakes, the values of its hints, and in ``raise Mistake(...)``.
     """
-    tree = ast.parse(textwrap.dedent(inspect.getsource(check)))
-    module, texts = inspect.getmodule(check), {}
-    for node in ast.walk(tree):
+    module = inspect.getmodule(check)
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(check)))):
         match node:
             case (
-                ast.Assign(targets=[ast.Name(id=name)], value=value)
-                | ast.AnnAssign(target=ast.Name(id=name), value=value)
-            ):
-                texts[name] = value
-    for node in ast.walk(tree):
-        match node:
-            case ast.List(elts=elements):
-                for element in elements:
-                    match element:
-                        case (
-                            ast.Tuple(elts=[sentence, _])
-                            | ast.Starred(value=ast.GeneratorExp(elt=ast.Tuple(elts=[sentence, _])))
-                        ) if isinstance(sentence, ast.Name | ast.Constant):
-                            if isinstance(sentence, ast.Name):
-                                yield element.lineno, getattr(module, sentence.id)
-                            else:
-                                yield element.lineno, sentence.value
-                        case ast.Starred(value=ast.Name(id=name)) if name not in texts:
-                            shared = getattr(module, name)
-                            yield from ((element.lineno, sentence) for sentence, _ in shared)
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict() as table)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict() as table)
+            ) if name in ("mistakes", "flaws", "hints"):
+                texts = table.values if name == "hints" else table.keys
+                yield from ((text.lineno, _text(text, module)) for text in texts)
+            case ast.Dict(keys=[None, *_], values=[ast.Name(id=shared), *_]):  # {**shared, ...}
+                yield from ((node.lineno, sentence) for sentence in getattr(module, shared))
             case ast.Raise(exc=ast.Call(func=ast.Name(id="Mistake"), args=[text])):
-                yield node.lineno, _text(text)
-            case ast.keyword(arg="hints", value=ast.Name(id=name)):
-                yield from ((hint.lineno, _text(hint)) for hint in texts[name].values)
+                yield node.lineno, _text(text, module)
 
 
-def _text(node: ast.expr) -> str:
-    """Return a string literal, or an f-string with an ellipsis for what is filled in."""
-    if isinstance(node, ast.Constant):
-        return node.value
+def _text(node: ast.expr, module: ModuleType) -> str:
+    """Return a text that is written out or named, with an ellipsis for what is filled in."""
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name():
+            return getattr(module, node.id)
     return "".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
 
 

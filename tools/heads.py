@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
-    differ, readme = [], ROOT / "README.md"
+    texts, readme = {}, ROOT / "README.md"
     listed = readme.read_text("utf-8")
     for path in notebook_paths():
         place = path.relative_to(ROOT).as_posix()
@@ -124,17 +124,14 @@ def main() -> None:
             write_time(notebook)
             row = rf"(\]\({place}\) .*\| )\d+( min \|)"
             listed = re.sub(row, rf"\g<1>{reading_minutes(notebook)}\2", listed)
-        text = nbformat.writes(notebook) + "\n"
-        if text != path.read_text("utf-8"):
-            differ.append(place)
-            if not check:
-                write_atomically(path, lambda partial, t=text: partial.write_text(t, "utf-8"))
-    if listed != readme.read_text("utf-8"):
-        differ.append(readme.name)
-        if not check:
-            write_atomically(readme, lambda partial: partial.write_text(listed, "utf-8"))
+        texts[path] = nbformat.writes(notebook) + "\n"
+    texts[readme] = listed
+    differ = [path for path, text in texts.items() if text != path.read_text("utf-8")]
     if check and differ:
-        sys.exit(f"error: make heads would change {', '.join(differ)}")
+        names = ", ".join(path.relative_to(ROOT).as_posix() for path in differ)
+        sys.exit(f"error: make heads would change {names}")
+    for path in differ:
+        write_atomically(path, lambda partial, t=texts[path]: partial.write_text(t, "utf-8"))
     print(f"heads: {len(differ)} files changed")
 
 

@@ -114,10 +114,7 @@ def speed_table() -> str:
     """Images per second as a Markdown table, and the line about recall."""
     found = newest("common_practice")
     machine = found["machine"]
-    rows = [
-        "| | baseline | images/s | this kit, fp32 | this kit, amp |",
-        "|---|---|---:|---:|---:|",
-    ]
+    header, rows = ["", "baseline", "images/s", "this kit, fp32", "this kit, amp"], []
     for title, rates in found.items():
         if isinstance(rates, dict) and "this kit, fp32" in rates:
             baseline, *ours = rates
@@ -125,12 +122,10 @@ def speed_table() -> str:
                 f"{rates[name]['images_per_second']} ({rates[name]['ratio']:.2f} ×)"
                 for name in ours
             ]
-            cells = [title, baseline, str(rates[baseline]["images_per_second"]), *cells]
-            rows.append(f"| {' | '.join(cells)} |")
+            rows.append([title, baseline, str(rates[baseline]["images_per_second"]), *cells])
     versions = f"torch {machine['torch']}, Avalanche {machine['avalanche']}"
-    return "\n".join(rows) + (
-        f"\n\n({machine['device']}, {versions}, {machine['date']}.) {recall_line(10_000)}."
-    )
+    where = f"({machine['device']}, {versions}, {machine['date']}.)"
+    return f"{markdown(header, rows)}\n\n{where} {recall_line(10_000)}."
 
 
 def recall_line(images: int) -> str:

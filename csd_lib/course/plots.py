@@ -565,11 +565,7 @@ def recipe_points(
         for place, run in zip(places[len(rows) :], stars.values(), strict=True):
             axis.scatter(run[column], place, s=260, marker="*", color=RED, label="the new run")
             axis.axvline(run[column], color=RED, lw=1, ls=":")
-    handles, labels = axes[0].get_legend_handles_labels()
-    named = dict(zip(labels, handles, strict=True))  # each once
-    figure.legend(
-        named.values(), named, loc="outside lower center", ncols=len(named), frameon=False
-    )
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -611,14 +607,17 @@ def drift_maps(
     for axis, (title, positions) in zip(axes[0], maps.items(), strict=True):
         class_map(axis, positions, labels, class_names, centers if title != start else {})
         axis.set_title(title)
-    name_classes(figure, axes[0][0])
+    legend_below(figure, axes[0][0])
     return figure
 
 
-def name_classes(figure: Figure, axis: Axes) -> None:
-    """Name the classes of a ``class_map`` below the figure, where no name can hide a point."""
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """Name what is drawn below the figure, each once, where no name can hide a point."""
     marks, names = axis.get_legend_handles_labels()
-    figure.legend(marks, names, loc="outside lower center", ncols=len(names), frameon=False)
+    named = dict(zip(names, marks, strict=True))
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=len(named), frameon=False
+    )
 
 
 def class_centers(positions: np.ndarray, labels: Tensor) -> dict[int, np.ndarray]:

@@ -496,7 +496,7 @@ def training_moment(recording: Recording, method: str, moment: int) -> Drawing:
     names = [str(label) for label in range(int(labels.max()) + 1)]
     homes = plots.class_centers(home, labels)
     plots.class_map(right, positions[seen], labels[seen], names, homes)
-    plots.name_classes(figure, right)
+    plots.legend_below(figure, right)
     low, high = home.min(axis=0) - 1, home.max(axis=0) + 1
     right.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     at_home = 100 * share_at_home(recording, method, moment)

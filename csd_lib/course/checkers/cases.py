@@ -10,11 +10,6 @@ ZERO_FOR_LEFT_OUT = (
     "You put 0 in the place of what is left out. A cosine can be below 0, so 0 may win. Use minus "
     "infinity: `masked_fill(…, -torch.inf)`."
 )
-MASK_TIMES_COSINE = (
-    "Multiplying by a mask puts 0 in the place of what is left out, and 0 may be the smallest "
-    "cosine of a row, or the largest. Before a minimum use plus infinity, before a maximum minus "
-    "infinity: `masked_fill(…, torch.inf)`."
-)
 NOT_SCALED_DISTANCE = (
     "This is the straight-line distance between features of any length. Use the cosine, or scale "
     "them to length 1 first."

@@ -17,17 +17,17 @@ from csd_lib.course.checkers.cases import on_circle, random_features, random_lab
 from csd_lib.course.checkers.judge import (
     Mistake,
     Mistakes,
-    Verdict,
     call,
     compare,
     compare_gradients,
+    exercise,
     same,
-    verdict,
 )
 from csd_lib.numerics import unit_length
 
 
-def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+@exercise("3.1", "old classes only, at temperature T, teacher in front.")
+def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Exercise 3.1: knowledge distillation on the old classes."""
 
     def logs(s: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -42,77 +42,45 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict
         return kl(p[:, : t.shape[1]], q).mean()
 
     right = losses.kd_loss
+    pencil = (torch.tensor([[1.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0]]))
     cases = {
-        "the example of chapter 3": (
-            torch.tensor([[1.0, 1.0, 3.0]]),
-            torch.tensor([[2.0, 0.0]]),
-            2.0,
-        ),
-        "temperature 1": (torch.tensor([[1.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0]]), 1.0),
+        "the example of chapter 3": (*pencil, 2.0),
+        "temperature 1": (*pencil, 1.0),
         "16 images, 5 old and 3 new classes": (
             2 * random_features(16, 8),
             2 * random_features(16, 5, seed=1),
             2.0,
         ),
     }
-    mistakes = [
-        (
-            "You multiply by T². Many authors do; the published code of CSD does not.",
-            lambda s, t, temp: right(s, t, temp) * temp**2,
+    mistakes = {
+        "You multiply by T². Many authors do; the published code of CSD does not.": (
+            lambda s, t, temp: right(s, t, temp) * temp**2
         ),
-        (
-            "The two distributions are the wrong way round: the teacher's is the one in front, as "
-            "the weight of the sum.",
-            lambda s, t, temp: kl(*logs(s, t, temp)[::-1]).mean(),
+        "The two distributions are the wrong way round: the teacher's is the one in front, as "
+        "the weight of the sum.": lambda s, t, temp: kl(*logs(s, t, temp)[::-1]).mean(),
+        "The student's softmax runs over all classes. Cut the new ones off *before* the "
+        "softmax.": over_all_classes,
+        "You compare the teacher with the student's *last* columns. The old classes come "
+        "first.": lambda s, t, temp: right(s[:, -t.shape[1] :], t, temp),
+        "You divide by the number of classes too (`reduction='mean'`). Sum over the classes, "
+        "mean over the images: `batchmean`.": lambda s, t, temp: right(s, t, temp) / t.shape[1],
+        "You add up over the batch (`reduction='sum'`). Take the mean over the images.": (
+            lambda s, t, temp: right(s, t, temp) * len(s)
         ),
-        (
-            "The student's softmax runs over all classes. Cut the new ones off *before* the "
-            "softmax.",
-            over_all_classes,
+        "The temperature is missing.": lambda s, t, temp: right(s, t, 1.0),
+        "Only the teacher's logits are divided by T.": lambda s, t, temp: right(s, t / temp, 1.0),
+        "Only the student's logits are divided by T.": lambda s, t, temp: right(s / temp, t, 1.0),
+        "`F.kl_div` wants the *logarithm* of the student's probabilities, and you gave it "
+        "the probabilities.": (
+            lambda s, t, temp: kl(logs(s, t, temp)[0].exp(), logs(s, t, temp)[1]).mean()
         ),
-        (
-            "You compare the teacher with the student's *last* columns. The old classes come "
-            "first.",
-            lambda s, t, temp: right(s[:, -t.shape[1] :], t, temp),
+        "This is a cross entropy: the term with the teacher's own logarithm is missing, so the "
+        "loss is not 0 when both agree.": (
+            lambda s, t, temp: -(logs(s, t, temp)[1].exp() * logs(s, t, temp)[0]).sum(1).mean()
         ),
-        (
-            "You divide by the number of classes too (`reduction='mean'`). Sum over the classes, "
-            "mean over the images: `batchmean`.",
-            lambda s, t, temp: right(s, t, temp) / t.shape[1],
-        ),
-        (
-            "You add up over the batch (`reduction='sum'`). Take the mean over the images.",
-            lambda s, t, temp: right(s, t, temp) * len(s),
-        ),
-        (
-            "The temperature is missing.",
-            lambda s, t, temp: right(s, t, 1.0),
-        ),
-        (
-            "Only the teacher's logits are divided by T.",
-            lambda s, t, temp: right(s, t / temp, 1.0),
-        ),
-        (
-            "Only the student's logits are divided by T.",
-            lambda s, t, temp: right(s / temp, t, 1.0),
-        ),
-        (
-            "`F.kl_div` wants the *logarithm* of the student's probabilities, and you gave it "
-            "the probabilities.",
-            lambda s, t, temp: kl(logs(s, t, temp)[0].exp(), logs(s, t, temp)[1]).mean(),
-        ),
-        (
-            "This is a cross entropy: the term with the teacher's own logarithm is missing, so the "
-            "loss is not 0 when both agree.",
-            lambda s, t, temp: -(logs(s, t, temp)[1].exp() * logs(s, t, temp)[0]).sum(1).mean(),
-        ),
-    ]
-
-    def check() -> None:
-        compare(kd_loss, right, cases, mistakes)
-        compare_gradients(kd_loss, right, cases["16 images, 5 old and 3 new classes"])
-
-    return verdict("3.1", "old classes only, at temperature T, teacher in front.", check)
+    }
+    compare(kd_loss, right, cases, mistakes)
+    compare_gradients(kd_loss, right, cases["16 images, 5 old and 3 new classes"])
 
 
 # Which of the students and, behind them, teachers something counts for, as bool ``[B, 2B]``.
@@ -176,65 +144,42 @@ def _csd(
     return _contrast(s, torch.cat([s, t]), positive(y), below(y), temperature, **how)
 
 
-ZERO_IN_THE_SOFTMAX = (
-    "Multiplying by a mask puts 0 in the anchor's own place, and exp(0) = 1 still counts in the "
-    "denominator. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
-    "multiply by the mask after the `exp`."
-)
-# Sentence -> wrong loss; used to name a mistake (3.2) and as defects that a test must find (3.3).
-_CSD_MISTAKES: Mistakes = [
-    (
-        "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
-        "largest there is, and drowns the others.",
-        partial(_csd, below=lambda y: _itself(y) | ~_itself(y)),
+# Used to name a mistake (3.2) and as defects that a test must find (3.3).
+_CSD_MISTAKES: dict[str, Callable[..., Tensor]] = {
+    "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
+    "largest there is, and drowns the others.": (
+        partial(_csd, below=lambda y: _itself(y) | ~_itself(y))
     ),
-    (
-        "The anchor's own teacher is not among your positives. It is always one.",
-        partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y), each=_mean_or_zero),
+    "The anchor's own teacher is not among your positives. It is always one.": (
+        partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y), each=_mean_or_zero)
     ),
-    (
-        "The teachers are missing in the denominator: the anchor competes with other students "
-        "only.",
-        partial(_csd, below=lambda y: ~_itself(y) & ~_teachers(y)),
+    "The teachers are missing in the denominator: the anchor competes with other students "
+    "only.": partial(_csd, below=lambda y: ~_itself(y) & ~_teachers(y)),
+    "The temperature is ignored.": lambda s, t, y, temp: _csd(s, t, y, 1.0),
+    "You multiply by the temperature instead of dividing by it.": (
+        lambda s, t, y, temp: _csd(s, t, y, 1 / temp)
     ),
-    (
-        "The temperature is ignored.",
-        lambda s, t, y, temp: _csd(s, t, y, 1.0),
+    "You did not scale the features to length 1, so these are not cosines.": (
+        partial(_csd, normalize=False)
     ),
-    (
-        "You multiply by the temperature instead of dividing by it.",
-        lambda s, t, y, temp: _csd(s, t, y, 1 / temp),
+    "You add up over the positives. Take their mean, or anchors with many positives count "
+    "more.": partial(_csd, each=lambda log_p, positive: (log_p * positive).sum(dim=1)),
+    "You take the mean of the probabilities first and the logarithm afterwards. The logarithm "
+    "belongs to each positive.": (
+        partial(_csd, each=lambda log_p, positive: _mean(log_p.exp(), positive).log())
     ),
-    (
-        "You did not scale the features to length 1, so these are not cosines.",
-        partial(_csd, normalize=False),
+    "Your positives are the images of *other* classes.": (
+        partial(_csd, positive=lambda y: ~_same_class(y), each=_mean_or_zero)
     ),
-    (
-        "You add up over the positives. Take their mean, or anchors with many positives count "
-        "more.",
-        partial(_csd, each=lambda log_p, positive: (log_p * positive).sum(dim=1)),
+    "The minus sign is missing.": lambda *a: -_csd(*a),
+    "Student and teacher have changed places: the anchors are student features.": (
+        lambda s, t, y, temp: _csd(t, s, y, temp)
     ),
-    (
-        "You take the mean of the probabilities first and the logarithm afterwards. The logarithm "
-        "belongs to each positive.",
-        partial(_csd, each=lambda log_p, positive: _mean(log_p.exp(), positive).log()),
-    ),
-    (
-        "Your positives are the images of *other* classes.",
-        partial(_csd, positive=lambda y: ~_same_class(y), each=_mean_or_zero),
-    ),
-    (
-        "The minus sign is missing.",
-        lambda *a: -_csd(*a),
-    ),
-    (
-        "Student and teacher have changed places: the anchors are student features.",
-        lambda s, t, y, temp: _csd(t, s, y, temp),
-    ),
-]
+}
 
 
-def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Verdict:
+@exercise("3.2", "this is CSD, value and gradient.")
+def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """Exercise 3.2: CSD from its definition."""
     pencil = (on_circle(0, 60, 120, 180), on_circle(0, 0, 180, 180), torch.tensor([0, 0, 1, 1]))
     random = (random_features(12, 6), random_features(12, 6, seed=1), random_labels(12, 3))
@@ -264,129 +209,91 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
         return _contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
 
-    mistakes: Mistakes = [
-        *(
-            (ZERO_IN_THE_SOFTMAX, partial(zero_in_the_softmax, overflows=overflows))
-            for overflows in (False, True)
+    mistakes: Mistakes = {
+        "Multiplying by a mask puts 0 in the anchor's own place, and exp(0) = 1 still counts in "
+        "the denominator. Leave it out with minus infinity: `masked_fill(itself, -torch.inf)`; or "
+        "multiply by the mask after the `exp`.": [
+            partial(zero_in_the_softmax, overflows=overflows) for overflows in (False, True)
+        ],
+        "The anchor's own teacher is not among your positives, so an anchor that is alone in "
+        "its class has none, and the mean of nothing is NaN.": (
+            partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y))
         ),
-        (
-            "The anchor's own teacher is not among your positives, so an anchor that is alone in "
-            "its class has none, and the mean of nothing is NaN.",
-            partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y)),
+        "You average over all pairs at once, so anchors with many positives count more. First "
+        "the mean over each anchor's positives, then over the anchors.": (
+            partial(_csd, each=lambda log_p, positive: log_p[positive])
         ),
-        (
-            "You average over all pairs at once, so anchors with many positives count more. First "
-            "the mean over each anchor's positives, then over the anchors.",
-            partial(_csd, each=lambda log_p, positive: log_p[positive]),
-        ),
-        *(
-            (
-                "The anchor's own teacher is neither among your positives nor in the denominator. "
-                "It belongs to both.",
-                partial(
-                    _csd,
-                    positive=lambda y: _members(y) & ~_own_teacher(y),
-                    below=lambda y: ~_itself(y) & ~_own_teacher(y),
-                    each=each,
-                ),
+        "The anchor's own teacher is neither among your positives nor in the denominator. "
+        "It belongs to both.": [
+            partial(
+                _csd,
+                positive=lambda y: _members(y) & ~_own_teacher(y),
+                below=lambda y: ~_itself(y) & ~_own_teacher(y),
+                each=each,
             )
             for each in (_mean, _mean_or_zero)
+        ],
+        "The anchor is among its own positives, in the numerator. Leave it out there, too.": (
+            partial(_csd, positive=_same_class)
         ),
-        (
-            "The anchor is among its own positives, in the numerator. Leave it out there, too.",
-            partial(_csd, positive=_same_class),
+        "You count the anchor among its positives when you divide by their number.": partial(
+            _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
         ),
-        (
-            "You count the anchor among its positives when you divide by their number.",
-            partial(
-                _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
-            ),
+        "You add up over the batch. Take the mean over the anchors.": (
+            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y)
         ),
-        (
-            "You add up over the batch. Take the mean over the anchors.",
-            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y),
+        "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
+        "of the anchor's class are.": partial(_csd, positive=_own_teacher),
+        "Your positives are teachers only. The other students of the class are positives, too.": (
+            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y))
         ),
-        (
-            "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
-            "of the anchor's class are.",
-            partial(_csd, positive=_own_teacher),
+        "Your positives are students, and of the teachers only the anchor's own. All teachers "
+        "of the class are.": (
+            partial(_csd, positive=lambda y: (_members(y) & ~_teachers(y)) | _own_teacher(y))
         ),
-        (
-            "Your positives are teachers only. The other students of the class are positives, too.",
-            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y)),
+        "You compare with the teachers only. The other students belong to the comparison, "
+        "in numerator and denominator.": (
+            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y), below=_teachers)
         ),
-        (
-            "Your positives are students, and of the teachers only the anchor's own. All teachers "
-            "of the class are.",
-            partial(_csd, positive=lambda y: (_members(y) & ~_teachers(y)) | _own_teacher(y)),
+        "You compare with students only, in numerator and denominator. The teachers belong to "
+        "the comparison.": lambda s, t, y, temp: supcon(s, y, temp),
+        "Your denominator leaves the anchor's own teacher out. Only the anchor itself "
+        "is left out.": partial(_csd, below=lambda y: ~_itself(y) & ~_own_teacher(y)),
+        "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
+        "student features are anchors.": (
+            lambda s, t, y, temp: supcon(torch.cat([s, t]), y.repeat(2), temp)
         ),
-        (
-            "You compare with the teachers only. The other students belong to the comparison, "
-            "in numerator and denominator.",
-            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y), below=_teachers),
+        "You multiply the loss by the temperature, as some SupCon code does. The definition "
+        "has no such factor.": lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp,
+        "You multiply the loss by T / 0.07, as SupCon's code does (`temperature / "
+        "base_temperature`). The definition has no such factor.": (
+            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp / 0.07
         ),
-        (
-            "You compare with students only, in numerator and denominator. The teachers belong to "
-            "the comparison.",
-            lambda s, t, y, temp: supcon(s, y, temp),
+        "You scaled the student's features to length 1, but not the teacher's.": (
+            lambda s, t, y, temp: _csd(unit_length(s), t, y, temp, normalize=False)
         ),
-        (
-            "Your denominator leaves the anchor's own teacher out. Only the anchor itself "
-            "is left out.",
-            partial(_csd, below=lambda y: ~_itself(y) & ~_own_teacher(y)),
+        "You scaled the teacher's features to length 1, but not the student's.": (
+            lambda s, t, y, temp: _csd(s, unit_length(t), y, temp, normalize=False)
         ),
-        (
-            "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
-            "student features are anchors.",
-            lambda s, t, y, temp: supcon(torch.cat([s, t]), y.repeat(2), temp),
+        "Your denominator holds only images of other classes. Everything but the anchor "
+        "itself belongs there, positives too.": partial(_csd, below=lambda y: ~_same_class(y)),
+        "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "
+        "published code.": equation_8,
+        "This is Eq. 8 as printed, without a temperature and with teacher anchors. The "
+        "exercise asks for the form of the published code.": (
+            lambda s, t, y, temp: losses.csd_loss_paper(s, t, y)
         ),
-        (
-            "You multiply the loss by the temperature, as some SupCon code does. The definition "
-            "has no such factor.",
-            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp,
-        ),
-        (
-            "You multiply the loss by T / 0.07, as SupCon's code does (`temperature / "
-            "base_temperature`). The definition has no such factor.",
-            lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * temp / 0.07,
-        ),
-        (
-            "You scaled the student's features to length 1, but not the teacher's.",
-            lambda s, t, y, temp: _csd(unit_length(s), t, y, temp, normalize=False),
-        ),
-        (
-            "You scaled the teacher's features to length 1, but not the student's.",
-            lambda s, t, y, temp: _csd(s, unit_length(t), y, temp, normalize=False),
-        ),
-        (
-            "Your denominator holds only images of other classes. Everything but the anchor "
-            "itself belongs there, positives too.",
-            partial(_csd, below=lambda y: ~_same_class(y)),
-        ),
-        (
-            "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "
-            "published code.",
-            equation_8,
-        ),
-        (
-            "This is Eq. 8 as printed, without a temperature and with teacher anchors. The "
-            "exercise asks for the form of the published code.",
-            lambda s, t, y, temp: losses.csd_loss_paper(s, t, y),
-        ),
-    ]
+    }
     hints = {
         "T = 0.01": "At a low temperature `exp` overflows. Use `logsumexp`, or subtract the "
         "largest similarity of each row first.",
     }
-
-    def check() -> None:
-        compare(csd_loss, losses.csd_loss, cases, [*_CSD_MISTAKES, *mistakes], hints=hints)
-        compare_gradients(csd_loss, losses.csd_loss, (*random, 0.1))
-
-    return verdict("3.2", "this is CSD, value and gradient.", check)
+    compare(csd_loss, losses.csd_loss, cases, {**_CSD_MISTAKES, **mistakes}, hints=hints)
+    compare_gradients(csd_loss, losses.csd_loss, (*random, 0.1))
 
 
-def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
+@exercise("3.3", f"the right loss passes, and all {len(_CSD_MISTAKES)} defects are caught.")
+def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> None:
     """Exercise 3.3: write a test that the right loss passes and every defect fails."""
 
     def accepts(loss: Callable[..., Tensor]) -> bool:
@@ -406,121 +313,109 @@ def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> Verdict:
             raise Mistake(f"It returns a {kind}; return True for a right loss, else False.")
         return bool(result)
 
-    def check() -> None:
-        def rounded(*a: Any) -> Tensor:
-            # The same loss in another order of operations: off by rounding only.
-            return losses.csd_loss(
-                *(x.double() if x.is_floating_point() else x for x in a[:3]), *a[3:]
-            )
+    def rounded(*a: Any) -> Tensor:
+        # The same loss in another order of operations: off by rounding only.
+        return losses.csd_loss(*(x.double() if x.is_floating_point() else x for x in a[:3]), *a[3:])
 
-        if not accepts(losses.csd_loss):
-            raise Mistake("Your test rejects the right loss, `losses.csd_loss`.")
-        if not accepts(lambda *a: rounded(*a).to(a[0].dtype) * (1 + 1e-6)):
-            raise Mistake(
-                "Your test rejects a right loss that differs by rounding, one part in a million. "
-                "Compare with a tolerance."
-            )
-        survivors = [sentence for sentence, loss in _CSD_MISTAKES if accepts(loss)]
-        caught = len(_CSD_MISTAKES) - len(survivors)
-        if survivors:
-            raise Mistake(
-                f"It catches {caught} of {len(_CSD_MISTAKES)} defects. This one passes your test: "
-                f"*{survivors[0]}* On which input would its value differ?"
-            )
-
-    praise = f"the right loss passes, and all {len(_CSD_MISTAKES)} defects are caught."
-    return verdict("3.3", praise, check)
+    if not accepts(losses.csd_loss):
+        raise Mistake("Your test rejects the right loss, `losses.csd_loss`.")
+    if not accepts(lambda *a: rounded(*a).to(a[0].dtype) * (1 + 1e-6)):
+        raise Mistake(
+            "Your test rejects a right loss that differs by rounding, one part in a million. "
+            "Compare with a tolerance."
+        )
+    survivors = [sentence for sentence, loss in _CSD_MISTAKES.items() if accepts(loss)]
+    caught = len(_CSD_MISTAKES) - len(survivors)
+    if survivors:
+        raise Mistake(
+            f"It catches {caught} of {len(_CSD_MISTAKES)} defects. This one passes your test: "
+            f"*{survivors[0]}* On which input would its value differ?"
+        )
 
 
-def check_freeze(freeze: Callable[[nn.Module], nn.Module]) -> Verdict:
+@exercise("3.4", "a copy, in eval mode, without gradients.")
+def check_freeze(freeze: Callable[[nn.Module], nn.Module]) -> None:
     """Exercise 3.4: a teacher that never changes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    model(random_features(32, 4))  # running statistics that are not the default ones
+    before = copy.deepcopy(model.state_dict())
 
-    def check() -> None:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-        model(random_features(32, 4))  # running statistics that are not the default ones
-        before = copy.deepcopy(model.state_dict())
+    def freeze_the_original(_: nn.Module) -> nn.Module:  # `call` would hand out a copy
+        return freeze(model)
 
-        def freeze_the_original(_: nn.Module) -> nn.Module:  # `call` would hand out a copy
-            return freeze(model)
-
-        teacher = call(freeze_the_original, "a small network", model)
-        if not isinstance(teacher, nn.Module):
-            raise Mistake(f"It returns {type(teacher).__name__}, not a network: `return` the copy.")
-        shared = {t.data_ptr() for t in model.state_dict().values()} & {
-            t.data_ptr() for t in teacher.state_dict().values()
-        }
-        if teacher is model or shared:
-            raise Mistake(
-                "Teacher and student are the same network, or share their weights: what the "
-                "student learns, the teacher learns too. Make a copy (`copy.deepcopy`)."
-            )
-        awake = all(module.training for module in model.modules())
-        if not awake or not all(p.requires_grad for p in model.parameters()):
-            raise Mistake("The student was frozen too. Only the copy should be.")
-        if not all(torch.equal(a, before[name]) for name, a in model.state_dict().items()):
-            raise Mistake("The student's weights were changed.")
-        if any(not torch.equal(a, before[name]) for name, a in teacher.state_dict().items()):
-            raise Mistake("The teacher's weights differ from the student's: it knows other things.")
-        if any(module.training for module in teacher.modules()):
-            raise Mistake(
-                "The teacher is in train mode: its batch normalisation uses the new task's "
-                "batches, and its running statistics drift. Call `.eval()`."
-            )
-        if any(p.requires_grad for p in teacher.parameters()):
-            raise Mistake(
-                "The teacher's weights still ask for gradients. They would be computed for "
-                "nothing, and an optimiser could move them: `.requires_grad_(False)`."
-            )
-
-    return verdict("3.4", "a copy, in eval mode, without gradients.", check)
+    teacher = call(freeze_the_original, "a small network", model)
+    if not isinstance(teacher, nn.Module):
+        raise Mistake(f"It returns {type(teacher).__name__}, not a network: `return` the copy.")
+    shared = {t.data_ptr() for t in model.state_dict().values()} & {
+        t.data_ptr() for t in teacher.state_dict().values()
+    }
+    if teacher is model or shared:
+        raise Mistake(
+            "Teacher and student are the same network, or share their weights: what the "
+            "student learns, the teacher learns too. Make a copy (`copy.deepcopy`)."
+        )
+    awake = all(module.training for module in model.modules())
+    if not awake or not all(p.requires_grad for p in model.parameters()):
+        raise Mistake("The student was frozen too. Only the copy should be.")
+    if not all(torch.equal(a, before[name]) for name, a in model.state_dict().items()):
+        raise Mistake("The student's weights were changed.")
+    if any(not torch.equal(a, before[name]) for name, a in teacher.state_dict().items()):
+        raise Mistake("The teacher's weights differ from the student's: it knows other things.")
+    if any(module.training for module in teacher.modules()):
+        raise Mistake(
+            "The teacher is in train mode: its batch normalisation uses the new task's "
+            "batches, and its running statistics drift. Call `.eval()`."
+        )
+    if any(p.requires_grad for p in teacher.parameters()):
+        raise Mistake(
+            "The teacher's weights still ask for gradients. They would be computed for "
+            "nothing, and an optimiser could move them: `.requires_grad_(False)`."
+        )
 
 
-def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdict:
+@exercise("3.5", "it can be trained with. Now measure whether it helps.")
+def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Exercise 3.5: a distillation term of one's own must be usable as a loss."""
-
-    def check() -> None:
-        labels = torch.arange(12) % 3
-        student, teacher = random_features(12, 6), random_features(12, 6, seed=1)
-        value = call(term, "random features", student, teacher, labels)
-        if not isinstance(value, Tensor) or value.ndim:
-            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise Mistake(f"It returns {shape}, but a loss is a tensor with a single number.")
-        if not torch.isfinite(value):
-            raise Mistake(
-                f"It returns {value.item()} for random features with the labels 0, 1 and 2. Is "
-                f"something divided by 0, or does it count on other labels?"
-            )
-        moving, fixed = student.clone().requires_grad_(), teacher.clone().requires_grad_()
-        value = term(moving, fixed, labels)
-        if not value.requires_grad:
-            raise Mistake("Nothing can be learned from it: it does not depend on the student.")
-        pulls, teaches = torch.autograd.grad(value, (moving, fixed), allow_unused=True)
-        if pulls is None or not pulls.abs().sum() > 0:
-            raise Mistake("Nothing can be learned from it: it does not depend on the student.")
-        if teaches is not None and teaches.abs().sum() > 0:
-            raise Mistake(
-                "A gradient flows into the teacher's features: it would be asked to follow the "
-                "student. Use `teacher.detach()`."
-            )
-        if not same(term(student, teacher, labels), term(student, teacher, labels)):
-            raise Mistake(
-                "Called twice with the same features it gives two values: something in it is "
-                "random. The same batch should cost the same."
-            )
-        other_teacher = random_features(12, 6, seed=2)
-        if torch.equal(term(student, teacher, labels), term(student, other_teacher, labels)):
-            raise Mistake("It does not depend on the teacher, so it holds on to nothing.")
-        order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
-        shuffled = term(student[order], teacher[order], labels[order])
-        if not same(shuffled, term(student, teacher, labels)):
-            raise Mistake("Its value changes when the images of the batch are shuffled.")
-        apart = 4 * torch.eye(3, 6)[labels] + 0.1 * student
-        kept, mixed = term(apart, apart, labels), term(student, apart, labels)
-        if not kept < mixed:
-            raise Mistake(
-                f"A student that equals its teacher ({kept.item():.3g}) pays no less than one with "
-                f"random features ({mixed.item():.3g}). Is the sign right?"
-            )
-
-    return verdict("3.5", "it can be trained with. Now measure whether it helps.", check)
+    labels = torch.arange(12) % 3
+    student, teacher = random_features(12, 6), random_features(12, 6, seed=1)
+    value = call(term, "random features", student, teacher, labels)
+    if not isinstance(value, Tensor) or value.ndim:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise Mistake(f"It returns {shape}, but a loss is a tensor with a single number.")
+    if not torch.isfinite(value):
+        raise Mistake(
+            f"It returns {value.item()} for random features with the labels 0, 1 and 2. Is "
+            f"something divided by 0, or does it count on other labels?"
+        )
+    moving, fixed = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+    value = term(moving, fixed, labels)
+    if not value.requires_grad:
+        raise Mistake("Nothing can be learned from it: it does not depend on the student.")
+    pulls, teaches = torch.autograd.grad(value, (moving, fixed), allow_unused=True)
+    if pulls is None or not pulls.abs().sum() > 0:
+        raise Mistake("Nothing can be learned from it: it does not depend on the student.")
+    if teaches is not None and teaches.abs().sum() > 0:
+        raise Mistake(
+            "A gradient flows into the teacher's features: it would be asked to follow the "
+            "student. Use `teacher.detach()`."
+        )
+    if not same(term(student, teacher, labels), term(student, teacher, labels)):
+        raise Mistake(
+            "Called twice with the same features it gives two values: something in it is "
+            "random. The same batch should cost the same."
+        )
+    other_teacher = random_features(12, 6, seed=2)
+    if torch.equal(term(student, teacher, labels), term(student, other_teacher, labels)):
+        raise Mistake("It does not depend on the teacher, so it holds on to nothing.")
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
+    shuffled = term(student[order], teacher[order], labels[order])
+    if not same(shuffled, term(student, teacher, labels)):
+        raise Mistake("Its value changes when the images of the batch are shuffled.")
+    apart = 4 * torch.eye(3, 6)[labels] + 0.1 * student
+    kept, mixed = term(apart, apart, labels), term(student, apart, labels)
+    if not kept < mixed:
+        raise Mistake(
+            f"A student that equals its teacher ({kept.item():.3g}) pays no less than one with "
+            f"random features ({mixed.item():.3g}). Is the sign right?"
+        )

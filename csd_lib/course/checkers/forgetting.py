@@ -20,22 +20,14 @@ from csd_lib.course.checkers.cases import (
     random_features,
     random_labels,
 )
-from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, compare, verdict
+from csd_lib.course.checkers.judge import Mistake, Mistakes, compare, exercise
 from csd_lib.numerics import unit_length
 
 Results = dict[str, dict[int, float]]  # a recipe's value for each seed
-OTHER_TERMS = (
-    "You also compare recipes that differ in other terms. Whatever else has changed is then part "
-    "of your effect."
-)
-SIGN_IS_LOST = "The sign is lost: a term can cost points, and then its effect is negative."
-ZERO_FOR_A_LOSS = (
-    "You put 0 in the place of a negative value. A term can cost points, and then its effect is "
-    "negative."
-)
 
 
-def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Verdict:
+@exercise("4.1", "ties, lengths and lonely queries are treated as the text says.")
+def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> None:
     """Exercise 4.1: Recall@K, with ties."""
 
     def right(features: Tensor, labels: Tensor, k: int) -> float:
@@ -98,7 +90,7 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
         return right(f[kept], y[kept], k)
 
     circle = (on_circle(0, 20, 100, 30, 80, 91), torch.tensor([0, 0, 0, 1, 1, 1]))
-    axes = torch.eye(4)[[0, 0, 0, 1, 1, 2]]
+    axes, twos = torch.eye(4)[[0, 0, 0, 1, 1, 2]], torch.tensor([0, 0, 1, 1])
     random = (random_features(40, 4), random_labels(40, 5))
     lengths = random[0] * torch.linspace(0.2, 5, 40)[:, None]
     cases = {
@@ -117,86 +109,54 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> Ve
             1,
         ),
         "a class with one image only, K = 1": (circle[0], torch.tensor([0, 0, 0, 1, 1, 2]), 1),
-        "right images at more than 90 degrees, K = 1": (
-            on_circle(0, 100, 60, 205),
-            torch.tensor([0, 0, 1, 1]),
-            1,
-        ),
+        "right images at more than 90 degrees, K = 1": (on_circle(0, 100, 60, 205), twos, 1),
         "the nearest image is alone in its class, K = 1": (
             on_circle(0, 20, 12),
             torch.tensor([0, 0, 1]),
             1,
         ),
-        "at 0, 120, 200 and 235 degrees, K = 1": (
-            on_circle(0, 120, 200, 235),
-            torch.tensor([0, 0, 1, 1]),
-            1,
-        ),
+        "at 0, 120, 200 and 235 degrees, K = 1": (on_circle(0, 120, 200, 235), twos, 1),
     }
-    mistakes: Mistakes = [
-        (
-            "Every query finds itself, so you get 100 %. Leave it out of its own search.",
-            partial(variant, itself=True),
+    mistakes: Mistakes = {
+        "Every query finds itself, so you get 100 %. Leave it out of its own search.": (
+            [partial(variant, itself=True), partial(by_rank, itself=True)]
         ),
-        (
-            "Every query finds itself, so you get 100 %. Leave it out of its own search.",
-            partial(by_rank, itself=True),
+        ZERO_FOR_LEFT_OUT: [partial(zeros, of_itself=itself) for itself in (False, True)],
+        "K is off by one: a query is a hit if *fewer than K* wrong images come first.": (
+            lambda f, y, k: variant(f, y, k + 1)
         ),
-        *((ZERO_FOR_LEFT_OUT, partial(zeros, of_itself=itself)) for itself in (False, True)),
-        (
-            "K is off by one: a query is a hit if *fewer than K* wrong images come first.",
-            lambda f, y, k: variant(f, y, k + 1),
+        "This is the share of right images among the K nearest (precision). Recall@K asks "
+        "whether there is at least one.": partial(variant, precision=True),
+        "Only ties are wrong. `topk` and `sort` pick one of equals as they like; count the "
+        "wrong images that are *strictly* more similar than the best right one.": by_rank,
+        "You leave out the first of the K + 1 nearest, as if it were always the query. "
+        "Among equals it need not be: when all features are the same, every query is a hit.": (
+            partial(by_rank, itself=True, dropped=1)
         ),
-        (
-            "This is the share of right images among the K nearest (precision). Recall@K asks "
-            "whether there is at least one.",
-            partial(variant, precision=True),
+        "You count ties as misses. A wrong image must be *strictly* nearer to come first.": (
+            partial(variant, ties_miss=True)
         ),
-        (
-            "Only ties are wrong. `topk` and `sort` pick one of equals as they like; count the "
-            "wrong images that are *strictly* more similar than the best right one.",
-            by_rank,
+        "You did not scale the features to length 1: long ones are found too often.": (
+            partial(variant, scale=False)
         ),
-        (
-            "You leave out the first of the K + 1 nearest, as if it were always the query. "
-            "Among equals it need not be: when all features are the same, every query is a hit.",
-            partial(by_rank, itself=True, dropped=1),
-        ),
-        (
-            "You count ties as misses. A wrong image must be *strictly* nearer to come first.",
-            partial(variant, ties_miss=True),
-        ),
-        (
-            "You did not scale the features to length 1: long ones are found too often.",
-            partial(variant, scale=False),
-        ),
-        (NOT_SCALED_DISTANCE, partial(variant, scale=False, distance=True)),
-        (
-            "You count a query as a miss if its class has no other image. It cannot hit: leave it "
-            "out of the mean.",
-            partial(variant, singletons_miss=True),
-        ),
-        (
-            "An image that is alone in its class is no query, but it stays in the gallery: it can "
-            "come too early.",
-            lone_images_dropped,
-        ),
-        (
-            "This is in percent. A share between 0 and 1 is asked for.",
-            lambda *a: 100 * right(*a),
-        ),
-    ]
+        NOT_SCALED_DISTANCE: partial(variant, scale=False, distance=True),
+        "You count a query as a miss if its class has no other image. It cannot hit: leave it "
+        "out of the mean.": partial(variant, singletons_miss=True),
+        "An image that is alone in its class is no query, but it stays in the gallery: it can "
+        "come too early.": lone_images_dropped,
+        "This is in percent. A share between 0 and 1 is asked for.": lambda *a: 100 * right(*a),
+    }
     hints = {
         "a right and a wrong image equally near, K = 1": "Among equals, `topk` and `sort` "
         "pick as they like. Count what is *strictly* more similar than the best right image.",
         "ten images with one and the same feature, K = 1": "Nothing is strictly more similar than "
         "anything else here, so every query is a hit.",
     }
-    praise = "ties, lengths and lonely queries are treated as the text says."
-    return verdict("4.1", praise, lambda: compare(recall_at_k, right, cases, mistakes, hints=hints))
+    compare(recall_at_k, right, cases, mistakes, hints=hints)
 
 
-def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
+@exercise("4.2", "best earlier value minus the last, old tasks only.")
+def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> None:
     """Exercise 4.2: forgetting from a task x task matrix."""
     rng = np.random.default_rng(0)
     rises = np.array([[0.7, 0.6, 0.2], [0.9, 0.5, 0.3], [0.6, 0.8, 0.95]])
@@ -226,74 +186,44 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> Verdict:
         value = lost.sum() if "sum" in flaws else lost.mean()
         return float(value * (-1 if "sign" in flaws else 1) * (100 if "percent" in flaws else 1))
 
-    flaws = [
-        (
-            "The sign is the wrong way round: forgetting is positive if something was lost.",
-            "sign",
+    flaws = {
+        "The sign is the wrong way round: forgetting is positive if something was lost.": "sign",
+        "This is the negative of backward transfer: you compare the end with the diagonal. "
+        "Forgetting takes the *best* earlier value.": "diagonal",
+        "Your maximum includes the last row, or you clamp at 0, so a gain can never show as "
+        "negative forgetting.": "last row",
+        "Your maximum includes rows from before the task was learned (above the diagonal).": (
+            "above"
         ),
-        (
-            "This is the negative of backward transfer: you compare the end with the diagonal. "
-            "Forgetting takes the *best* earlier value.",
-            "diagonal",
+        "The last task counts too, though nothing came after it; you divide by T. Leave it out "
+        "and divide by T − 1.": "last task",
+        "Rows and columns have changed places: a row is a moment, a column a task.": "transposed",
+        "You add up over the tasks. Take the mean.": "sum",
+        "This is in percent. Keep the unit of the matrix.": "percent",
+    }
+    mistakes = {
+        "This is backward transfer.": retrieval.backward_transfer,
+        "You put 0 in the place of a negative value. If more is gained than lost, forgetting "
+        "is negative.": lambda m: max(0.0, right(m)),
+        "The sign is lost. If more is gained than lost, forgetting is negative.": (
+            lambda m: abs(right(m))
         ),
-        (
-            "Your maximum includes the last row, or you clamp at 0, so a gain can never show as "
-            "negative forgetting.",
-            "last row",
+        "The sign of each task's value is lost. What a task has gained counts as negative.": (
+            lambda m: float(np.abs(lost_of_each(m)).mean())
         ),
-        (
-            "Your maximum includes rows from before the task was learned (above the diagonal).",
-            "above",
-        ),
-        (
-            "The last task counts too, though nothing came after it; you divide by T. Leave it out "
-            "and divide by T − 1.",
-            "last task",
-        ),
-        (
-            "Rows and columns have changed places: a row is a moment, a column a task.",
-            "transposed",
-        ),
-        (
-            "You add up over the tasks. Take the mean.",
-            "sum",
-        ),
-        (
-            "This is in percent. Keep the unit of the matrix.",
-            "percent",
-        ),
-    ]
-    mistakes = [
-        (
-            "This is backward transfer.",
-            retrieval.backward_transfer,
-        ),
-        (
-            "You put 0 in the place of a negative value. If more is gained than lost, forgetting "
-            "is negative.",
-            lambda m: max(0.0, right(m)),
-        ),
-        (
-            "The sign is lost. If more is gained than lost, forgetting is negative.",
-            lambda m: abs(right(m)),
-        ),
-        (
-            "The sign of each task's value is lost. What a task has gained counts as negative.",
-            lambda m: float(np.abs(lost_of_each(m)).mean()),
-        ),
-    ]
-    mistakes += [(sentence, partial(variant, [flaw])) for sentence, flaw in flaws]
-    mistakes += [
-        (f"{one} And a second thing: {other}", partial(variant, [a, b]))
-        for (one, a), (other, b) in combinations(flaws, 2)
-    ]
-    praise = "best earlier value minus the last, old tasks only."
-    return verdict("4.2", praise, lambda: compare(forgetting, right, cases, mistakes))
+    }
+    mistakes |= {sentence: partial(variant, [flaw]) for sentence, flaw in flaws.items()}
+    mistakes |= {
+        f"{one} And a second thing: {other}": partial(variant, [flaws[one], flaws[other]])
+        for one, other in combinations(flaws, 2)
+    }
+    compare(forgetting, right, cases, mistakes)
 
 
+@exercise("4.3", "old queries search everything seen so far, and nothing else.")
 def check_recall_in_gallery(
     recall_in_gallery: Callable[[Tensor, Tensor, int, int, int], float],
-) -> Verdict:
+) -> None:
     """Exercise 4.3: queries of one task, a gallery with all classes seen so far."""
 
     def search(features: Tensor, labels: Tensor, query: Tensor, gallery: Tensor) -> float:
@@ -341,41 +271,33 @@ def check_recall_in_gallery(
         "task 1 after task 3": (features, labels, 0, 2, 6),
         "task 1 after task 1": (features, labels, 0, 2, 2),
     }
-    mistakes: Mistakes = [
-        (
-            "Your gallery holds the query's own task only. All classes seen so far belong into it.",
-            own,
+    mistakes: Mistakes = {
+        "Your gallery holds the query's own task only. All classes seen so far belong into it.": (
+            own
         ),
-        (
-            "Your gallery holds classes that have not arrived yet: use labels below `seen`.",
-            lambda f, y, first, end, seen: right(f, y, first, end, int(y.max()) + 1),
+        "Your gallery holds classes that have not arrived yet: use labels below `seen`.": (
+            lambda f, y, first, end, seen: right(f, y, first, end, int(y.max()) + 1)
         ),
-        (
-            "You let all images be queries. Only those of the task, `first <= label < end`, are.",
-            lambda f, y, first, end, seen: right(f, y, 0, seen, seen),
+        "You let all images be queries. Only those of the task, `first <= label < end`, are.": (
+            lambda f, y, first, end, seen: right(f, y, 0, seen, seen)
         ),
-        (
-            "You did not scale the features to length 1: similarity is the cosine.",
-            partial(unscaled, lambda f: f @ f.T),
+        "You did not scale the features to length 1: similarity is the cosine.": (
+            partial(unscaled, lambda f: f @ f.T)
         ),
-        (NOT_SCALED_DISTANCE, partial(unscaled, lambda f: -torch.cdist(f, f))),
-        (
-            "Every query finds itself: it is part of the gallery and must be left out of its own "
-            "search.",
-            lambda *a: 1.0,
+        NOT_SCALED_DISTANCE: partial(unscaled, lambda f: -torch.cdist(f, f)),
+        "Every query finds itself: it is part of the gallery and must be left out of its own "
+        "search.": lambda *a: 1.0,
+        "Ends are not included: `first <= label < end` and `label < seen`.": (
+            lambda f, y, first, end, seen: right(f, y, first, end + 1, seen + 1)
         ),
-        (
-            "Ends are not included: `first <= label < end` and `label < seen`.",
-            lambda f, y, first, end, seen: right(f, y, first, end + 1, seen + 1),
-        ),
-    ]
-    praise = "old queries search everything seen so far, and nothing else."
-    return verdict("4.3", praise, lambda: compare(answer, right, cases, mistakes))
+    }
+    compare(answer, right, cases, mistakes)
 
 
+@exercise("4.4", "paired by seed, with the spread of the differences.")
 def check_paired_difference(
     paired_difference: Callable[[dict[int, float], dict[int, float]], tuple[float, float, int]],
-) -> Verdict:
+) -> None:
     """Exercise 4.4: compare two methods seed by seed."""
 
     def variant(
@@ -420,48 +342,34 @@ def check_paired_difference(
         "a tie": ({0: 1.0, 1: 2.0, 2: 4.0}, {0: 1.0, 1: 1.0, 2: 2.0}),
         "five seeds": (dict(enumerate([4.0, 6.0, 5.0, 9.0, 3.0])), dict(enumerate([5.0] * 5))),
     }
-    mistakes = [
-        (
-            "You pair the values by their place in the dictionaries. Pair them by *seed*.",
-            lambda a, b: variant(a, b, by_place=True),
+    mistakes = {
+        "You pair the values by their place in the dictionaries. Pair them by *seed*.": (
+            lambda a, b: variant(a, b, by_place=True)
         ),
-        (
-            "Your spread has the divisor n. For a sample use n − 1 (`ddof=1`).",
-            lambda a, b: variant(a, b, ddof=0),
+        "Your spread has the divisor n. For a sample use n − 1 (`ddof=1`).": (
+            lambda a, b: variant(a, b, ddof=0)
         ),
-        (
-            "The difference is the wrong way round: first method minus second.",
-            lambda a, b: variant(a, b, sign=-1),
+        "The difference is the wrong way round: first method minus second.": (
+            lambda a, b: variant(a, b, sign=-1)
         ),
-        (
-            "The last number is a share of the seeds. Asked for is how many.",
-            lambda a, b: variant(a, b, share=True),
+        "The last number is a share of the seeds. Asked for is how many.": (
+            lambda a, b: variant(a, b, share=True)
         ),
-        (
-            "You count a tie as a win.",
-            lambda a, b: variant(a, b, ties_win=True),
+        "You count a tie as a win.": lambda a, b: variant(a, b, ties_win=True),
+        "This is the standard error, which says how well the mean is known. Asked for is the "
+        "standard deviation of the differences.": lambda a, b: variant(a, b, standard_error=True),
+        "You compare two means with two spreads. What the seeds share then hides the "
+        "difference: take the difference for each seed first.": unpaired,
+        "You compare two means with two spreads, over all seeds that each of them has. Take "
+        "the difference for each seed that *both* have first.": (
+            lambda a, b: unpaired(a, b, every_seed=True)
         ),
-        (
-            "This is the standard error, which says how well the mean is known. Asked for is the "
-            "standard deviation of the differences.",
-            lambda a, b: variant(a, b, standard_error=True),
-        ),
-        (
-            "You compare two means with two spreads. What the seeds share then hides the "
-            "difference: take the difference for each seed first.",
-            unpaired,
-        ),
-        (
-            "You compare two means with two spreads, over all seeds that each of them has. Take "
-            "the difference for each seed that *both* have first.",
-            lambda a, b: unpaired(a, b, every_seed=True),
-        ),
-    ]
-    praise = "paired by seed, with the spread of the differences."
-    return verdict("4.4", praise, lambda: compare(paired_difference, variant, cases, mistakes))
+    }
+    compare(paired_difference, variant, cases, mistakes)
 
 
-def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -> Verdict:
+@exercise("4.6", "one effect beside each set of other terms, paired by seed.")
+def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -> None:
     """Exercise 4.6: what one term adds to each recipe that can take it."""
 
     def right(
@@ -535,69 +443,51 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         "the first term: `ce`": ({"triplet": {0: 70.0}, "ce+triplet": {0: 74.0}}, "ce"),
         "no pair": ({"ce": {0: 90.0}, "ce+kd+csd": {0: 93.0}}, "csd"),
     }
-    mistakes: Mistakes = [
-        (
-            "The difference is the wrong way round: with the term minus without it.",
-            lambda r, t: right(r, t, sign=-1),
+    mistakes: Mistakes = {
+        "The difference is the wrong way round: with the term minus without it.": (
+            lambda r, t: right(r, t, sign=-1)
         ),
-        *(
-            (SIGN_IS_LOST, partial(right, reduce=reduce))
+        "The sign is lost: a term can cost points, and then its effect is negative.": [
+            partial(right, reduce=reduce)
             for reduce in (lambda d: abs(np.mean(d)), lambda d: np.abs(d).mean())
-        ),
-        *(
-            (ZERO_FOR_A_LOSS, partial(right, reduce=reduce))
+        ],
+        "You put 0 in the place of a negative value. A term can cost points, and then its effect "
+        "is negative.": [
+            partial(right, reduce=reduce)
             for reduce in (lambda d: max(0.0, np.mean(d)), lambda d: np.maximum(0, d).mean())
+        ],
+        "You name each effect by the recipe *with* the term. Asked for is the one without.": (
+            lambda r, t: right(r, t, name=lambda without, with_it: with_it)
         ),
-        (
-            "You name each effect by the recipe *with* the term. Asked for is the one without.",
-            lambda r, t: right(r, t, name=lambda without, with_it: with_it),
-        ),
-        (
-            "You compare the means of all seeds. Take the difference for each seed that *both* "
-            "recipes have.",
-            lambda r, t: right(r, t, paired=False),
-        ),
-        *(
-            (OTHER_TERMS, lambda r, t, fits=fits: right(r, t, fits=fits))
+        "You compare the means of all seeds. Take the difference for each seed that *both* "
+        "recipes have.": lambda r, t: right(r, t, paired=False),
+        "You also compare recipes that differ in other terms. Whatever else has changed is then "
+        "part of your effect.": [
+            lambda r, t, fits=fits: right(r, t, fits=fits)
             for fits in (
                 lambda added, lost: True,
                 lambda added, lost: lost == 0,
                 lambda added, lost: added == lost + 1,
             )
+        ],
+        "You add up over the seeds. Take their mean.": lambda r, t: right(r, t, reduce=sum),
+        "This is the median over the seeds. Take their mean.": (
+            lambda r, t: right(r, t, reduce=np.median)
         ),
-        (
-            "You add up over the seeds. Take their mean.",
-            lambda r, t: right(r, t, reduce=sum),
+        "You divide by the number of all seeds. Divide by that of the seeds that *both* "
+        "recipes have.": over_all_seeds,
+        "You take 0 for the value of a seed that a recipe does not have. Leave such seeds out.": (
+            lambda r, t: right(r, t, every_seed=True)
         ),
-        (
-            "This is the median over the seeds. Take their mean.",
-            lambda r, t: right(r, t, reduce=np.median),
+        "You compare the recipes as texts, or as lists. The order of their terms has no "
+        "meaning: compare *sets*, `set(recipe.split('+'))`.": (
+            lambda r, t: right(r, t, by_text=True)
         ),
-        (
-            "You divide by the number of all seeds. Divide by that of the seeds that *both* "
-            "recipes have.",
-            over_all_seeds,
-        ),
-        (
-            "You take 0 for the value of a seed that a recipe does not have. Leave such seeds out.",
-            lambda r, t: right(r, t, every_seed=True),
-        ),
-        (
-            "You compare the recipes as texts, or as lists. The order of their terms has no "
-            "meaning: compare *sets*, `set(recipe.split('+'))`.",
-            lambda r, t: right(r, t, by_text=True),
-        ),
-        (
-            "You look for the recipe with the term at its end. It can stand in the middle or in "
-            "front: compare *sets* of terms, `set(recipe.split('+'))`.",
-            at_the_end,
-        ),
-        (
-            "This is one number. A term can do one thing beside some terms and another beside "
-            "others: give one for each recipe.",
-            one_number,
-        ),
-    ]
+        "You look for the recipe with the term at its end. It can stand in the middle or in "
+        "front: compare *sets* of terms, `set(recipe.split('+'))`.": at_the_end,
+        "This is one number. A term can do one thing beside some terms and another beside "
+        "others: give one for each recipe.": one_number,
+    }
     hints = {
         "a term in the middle: `triplet`": "The term need not be the last one: compare *sets* of "
         "terms, `set(recipe.split('+'))`.",
@@ -610,6 +500,4 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         "the first term: `ce`": "The term need not be the last one: compare *sets* of terms, "
         "`set(recipe.split('+'))`.",
     }
-
-    praise = "one effect beside each set of other terms, paired by seed."
-    return verdict("4.6", praise, lambda: compare(term_effect, right, cases, mistakes, hints=hints))
+    compare(term_effect, right, cases, mistakes, hints=hints)

@@ -1,7 +1,7 @@
 """How a learner's function is checked: run it on small cases, and name the mistake in it.
 
-A checker holds a right answer and a list of *known mistakes*, each a wrong answer with a sentence
-that names it. If the learner's results differ from the right ones, they are compared with those of
+A checker holds a right answer and *known mistakes*, each a sentence with the wrong answer that it
+names. If the learner's results differ from the right ones, they are compared with those of
 every mistake; if they agree with one in all cases, that is the mistake. Otherwise the first case
 that differs is shown.
 """
@@ -9,20 +9,22 @@ that differs is shown.
 from __future__ import annotations
 
 import copy
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
 # Arguments by a name that the learner will read.
 Cases = dict[str, tuple[Any, ...]]
-# Sentences that name a mistake, each with a function that makes it.
-Mistakes = Sequence[tuple[str, Callable[..., Any]]]
+# Sentences that name a mistake, each with a function that makes it, or a list of several.
+Mistakes = Mapping[str, Callable[..., Any] | list[Any]]
 
 NOTHING = "It returns nothing yet: put your code in place of the dots, with a `return` at its end."
 
@@ -46,7 +48,8 @@ class Verdict:
         return f"{mark} · Exercise {self.exercise}: {self.message}"
 
 
-# The last verdict on each exercise in this kernel.
+# The checkers by the exercise's number, and the last verdict on each exercise in this kernel.
+CHECKERS: dict[str, Callable[..., Verdict]] = {}
 VERDICTS: dict[str, Verdict] = {}
 
 
@@ -54,20 +57,29 @@ class Mistake(Exception):  # noqa: N818 - it is a finding about somebody's answe
     """Raised inside a checker; its text is what the learner reads."""
 
 
-def verdict(exercise: str, praise: str, check: Callable[[], None]) -> Verdict:
-    """Run a check, which raises ``Mistake`` if it finds one, and keep what came out.
+def exercise(number: str, praise: str) -> Callable[[Callable[P, None]], Callable[P, Verdict]]:
+    """Turn a function that raises ``Mistake`` if it finds one into the checker of an exercise.
 
     An answer can be so far off that the check itself stops; that is no reason for a traceback.
     """
-    try:
-        check()
-        found = Verdict(exercise, True, praise)
-    except Mistake as mistake:
-        found = Verdict(exercise, False, str(mistake))
-    except (Exception, SystemExit) as error:
-        found = Verdict(exercise, False, f"This cannot be checked: {_error(error)}.")
-    VERDICTS[exercise] = found
-    return found
+
+    def decorate(check: Callable[P, None]) -> Callable[P, Verdict]:
+        @functools.wraps(check)
+        def checker(*args: P.args, **kwargs: P.kwargs) -> Verdict:
+            try:
+                check(*args, **kwargs)
+                found = Verdict(number, True, praise)
+            except Mistake as mistake:
+                found = Verdict(number, False, str(mistake))
+            except (Exception, SystemExit) as error:
+                found = Verdict(number, False, f"This cannot be checked: {_error(error)}.")
+            VERDICTS[number] = found
+            return found
+
+        CHECKERS[number] = checker
+        return checker
+
+    return decorate
 
 
 def call(function: Callable[..., Any], case: str, *args: Any) -> Any:
@@ -127,10 +139,11 @@ def compare(
     different = [n for n in cases if not same(results[n], expected[n])]
     if not different:
         return
-    for sentence, wrong in mistakes:
-        outcomes = {name: _outcome(wrong, args) for name, args in cases.items()}
-        if all(same(results[name], outcomes[name]) for name in cases):
-            raise Mistake(f"{sentence} ({_seen(different[0], results, expected)})")
+    for sentence, ways in mistakes.items():
+        for wrong in ways if isinstance(ways, list) else [ways]:
+            outcomes = {name: _outcome(wrong, args) for name, args in cases.items()}
+            if all(same(results[name], outcomes[name]) for name in cases):
+                raise Mistake(f"{sentence} ({_seen(different[0], results, expected)})")
     first = different[0]
     hint = (hints or {}).get(first, "")
     if not hint and not _finite(results[first]) and _finite(expected[first]):

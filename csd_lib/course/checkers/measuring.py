@@ -6,13 +6,14 @@ read from the same runs, in every mode; nothing depends on a quoted value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from csd_lib import drift
-from csd_lib.course.checkers.judge import Mistake, Mistakes, Verdict, numbers_in, same, verdict
+from csd_lib.course.checkers.judge import Mistake, exercise, numbers_in, same
 from csd_lib.numerics import unit_length
 from csd_lib.retrieval import embed, recall_at_k
 
@@ -21,48 +22,40 @@ AS_SHARES = "These are shares between 0 and 1. Points and percent are 100 times 
 
 
 def _judge(
-    exercise: str,
-    praise: str,
     answer: Numbers,
     right: Callable[[], Numbers],
-    mistakes: Mistakes,
+    mistakes: Mapping[str, Callable[[], Numbers]],
     tolerance: float = 0.06,
-) -> Verdict:
+) -> None:
     """Compare filled-in numbers with the right ones; nothing is run before they are filled in.
 
     The right ones are not told, or nobody would have to measure. The default tolerance is rounding
     to a tenth of a percent: one test image of the digits is 0.33.
     """
-
-    def check() -> None:
-        if not isinstance(answer, dict):
-            raise Mistake(f"This is a {type(answer).__name__}; keep the dictionary and fill it.")
-        found = [numbers_in(value) for value in answer.values()]
-        if not found or any(n is None or not n.size or not np.isfinite(n).all() for n in found):
-            raise Mistake("Not all numbers are there yet: put your code in place of the dots.")
-        expected = right()
-        if same(answer, expected, tolerance, relative=0):
-            return
-        for sentence, wrong in mistakes:
-            if same(answer, wrong(), tolerance, relative=0):
-                raise Mistake(sentence)
-        if answer.keys() != expected.keys():
-            raise Mistake(f"It has the keys {list(answer)}, expected {list(expected)}.")
-        far = [
-            str(key)
-            for key in expected
-            if not same(answer[key], expected[key], tolerance, relative=0)
-        ]
-        raise Mistake(f"Not right yet: the runs say something else for {'; '.join(far)}.")
-
-    return verdict(exercise, praise, check)
+    if not isinstance(answer, dict):
+        raise Mistake(f"This is a {type(answer).__name__}; keep the dictionary and fill it.")
+    found = [numbers_in(value) for value in answer.values()]
+    if not found or any(n is None or not n.size or not np.isfinite(n).all() for n in found):
+        raise Mistake("Not all numbers are there yet: put your code in place of the dots.")
+    expected = right()
+    alike = partial(same, tolerance=tolerance, relative=0)
+    if alike(answer, expected):
+        return
+    for sentence, wrong in mistakes.items():
+        if alike(answer, wrong()):
+            raise Mistake(sentence)
+    if answer.keys() != expected.keys():
+        raise Mistake(f"It has the keys {list(answer)}, expected {list(expected)}.")
+    far = [str(key) for key in expected if not alike(answer[key], expected[key])]
+    raise Mistake(f"Not right yet: the runs say something else for {'; '.join(far)}.")
 
 
 def _listed(values: Any) -> Any:
     return list(values) if isinstance(values, tuple | np.ndarray) and np.ndim(values) else values
 
 
-def check_class_orders(session: Any, lost: dict[int, float]) -> Verdict:
+@exercise("4.5", "these are the points lost with each order.")
+def check_class_orders(session: Any, lost: dict[int, float]) -> None:
     """Exercise 4.5: points of Recall@1 that fine-tuning loses on task 1, by seed of the order."""
 
     def points(
@@ -78,32 +71,27 @@ def check_class_orders(session: Any, lost: dict[int, float]) -> Verdict:
             found[order] = percent * (matrix[before] - matrix[after])
         return found
 
-    mistakes = [
-        (AS_SHARES, lambda: points(percent=1)),
-        (
-            "You subtract along a row: task 2 from task 1 at the same moment. Stay in the column "
-            "of task 1 and go down.",
-            lambda: points(after=(0, 1)),
+    mistakes = {
+        AS_SHARES: lambda: points(percent=1),
+        "You subtract along a row: task 2 from task 1 at the same moment. Stay in the column "
+        "of task 1 and go down.": lambda: points(after=(0, 1)),
+        "The difference is the wrong way round: lost is before minus after.": (
+            lambda: points(percent=-100)
         ),
-        (
-            "The difference is the wrong way round: lost is before minus after.",
-            lambda: points(percent=-100),
+        "This is the larger gallery, `.matrix.seen`. Asked for is `.matrix.own`.": (
+            lambda: points(gallery="seen")
         ),
-        (
-            "This is the larger gallery, `.matrix.seen`. Asked for is `.matrix.own`.",
-            lambda: points(gallery="seen"),
+        "This is the column of task 2. Asked for is what was lost on task 1.": (
+            lambda: points((0, 1), (1, 1))
         ),
-        (
-            "This is the column of task 2. Asked for is what was lost on task 1.",
-            lambda: points((0, 1), (1, 1)),
-        ),
-    ]
-    return _judge("4.5", "these are the points lost with each order.", lost, points, mistakes)
+    }
+    _judge(lost, points, mistakes)
 
 
+@exercise("2.4", "every recipe, every seed.")
 def check_recipes(
     session: Any, known: dict[str, Sequence[float]], unknown: dict[str, Sequence[float]]
-) -> Verdict:
+) -> None:
     """Exercise 2.4: Recall@1 on known and unknown classes after task 1, by recipe and seed."""
 
     def recalls(
@@ -123,19 +111,17 @@ def check_recipes(
             for group, by_name in (("known", known), ("unknown", unknown))
             for name, values in by_name.items()
         }
-    mistakes = [
-        (AS_SHARES, lambda: recalls(percent=1)),
-        ("Known and unknown have changed places.", lambda: recalls(columns=(1, 0))),
-        (
-            "This is the network after task 2, which has learned all classes: put `initial-` "
-            "before the recipe.",
-            lambda: recalls(before=""),
-        ),
-    ]
-    return _judge("2.4", "every recipe, every seed.", answer, recalls, mistakes)
+    mistakes = {
+        AS_SHARES: lambda: recalls(percent=1),
+        "Known and unknown have changed places.": lambda: recalls(columns=(1, 0)),
+        "This is the network after task 2, which has learned all classes: put `initial-` "
+        "before the recipe.": lambda: recalls(before=""),
+    }
+    _judge(answer, recalls, mistakes)
 
 
-def check_teacher_statistics(session: Any, average: dict[str, Sequence[float]]) -> Verdict:
+@exercise("3.4b", "both teachers, every seed.")
+def check_teacher_statistics(session: Any, average: dict[str, Sequence[float]]) -> None:
     """Exercise 3.4b: what CSD reaches with each kind of teacher."""
 
     def averages(gallery: str = "seen", percent: int = 100, old_only: bool = False) -> Numbers:
@@ -146,21 +132,20 @@ def check_teacher_statistics(session: Any, average: dict[str, Sequence[float]]) 
             found[kind] = [percent * (row[0] if old_only else row.mean()) for row in rows]
         return found
 
-    mistakes = [
-        (AS_SHARES, lambda: averages(percent=1)),
-        (
-            "This is the gallery with the task's own classes. Asked for is `.matrix.seen`.",
-            lambda: averages("own"),
+    mistakes = {
+        AS_SHARES: lambda: averages(percent=1),
+        "This is the gallery with the task's own classes. Asked for is `.matrix.seen`.": (
+            lambda: averages("own")
         ),
-        (
-            "This is task 1 alone. Asked for is the mean over both tasks.",
-            lambda: averages(old_only=True),
+        "This is task 1 alone. Asked for is the mean over both tasks.": (
+            lambda: averages(old_only=True)
         ),
-    ]
-    return _judge("3.4b", "both teachers, every seed.", average, averages, mistakes)
+    }
+    _judge(average, averages, mistakes)
 
 
-def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence[float]) -> Verdict:
+@exercise("5.4", "found on one half, measured on the other.")
+def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence[float]) -> None:
     """Exercise 5.4: search in the old gallery without and with the best rotation."""
 
     def recalls(
@@ -182,30 +167,22 @@ def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence
         return found
 
     answer = {"before": _listed(before), "after": _listed(after)}
-    mistakes = [
-        (
-            "You found R on all images, so it has seen those that it is measured on. Use the even "
-            "half only.",
-            lambda: recalls(slice(None)),
+    mistakes = {
+        "You found R on all images, so it has seen those that it is measured on. Use the even "
+        "half only.": lambda: recalls(slice(None)),
+        "You found R on the odd half, on which it is measured. Use the even half.": (
+            lambda: recalls(slice(1, None, 2))
         ),
-        (
-            "You found R on the odd half, on which it is measured. Use the even half.",
-            lambda: recalls(slice(1, None, 2)),
+        "R is the wrong way round: it turns old into new.": lambda: recalls(transpose=True),
+        "You did not scale the features to length 1 before you looked for R.": (
+            lambda: recalls(scale=False)
         ),
-        ("R is the wrong way round: it turns old into new.", lambda: recalls(transpose=True)),
-        (
-            "You did not scale the features to length 1 before you looked for R.",
-            lambda: recalls(scale=False),
+        "Without and with R have changed places.": (
+            lambda: dict(zip(("after", "before"), recalls().values(), strict=True))
         ),
-        (
-            "Without and with R have changed places.",
-            lambda: dict(zip(("after", "before"), recalls().values(), strict=True)),
+        "These are percent. Recall@1 is asked for as a share between 0 and 1.": (
+            lambda: {name: [100 * v for v in values] for name, values in recalls().items()}
         ),
-        (
-            "These are percent. Recall@1 is asked for as a share between 0 and 1.",
-            lambda: {name: [100 * v for v in values] for name, values in recalls().items()},
-        ),
-    ]
-    praise = "found on one half, measured on the other."
+    }
     one_query = 0.01  # of 151; another order of operations may turn one
-    return _judge("5.4", praise, answer, recalls, mistakes, one_query)
+    _judge(answer, recalls, mistakes, one_query)

@@ -12,15 +12,11 @@ from torch import Tensor
 
 from csd_lib import data
 from csd_lib.course.checkers.cases import random_labels
-from csd_lib.course.checkers.judge import Cases, Mistake, Mistakes, Verdict, call, compare, verdict
-
-PART_OF_AN_IMAGE = (
-    "You look at a part of each image only. In a copy *every* pixel of every channel is the same."
-)
-SUMS_OF_PIXELS = "You compare sums or means of pixels. Different images can share those."
+from csd_lib.course.checkers.judge import Cases, Mistake, Mistakes, call, compare, exercise
 
 
-def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> Verdict:
+@exercise("1.1", "every class gets its place in the order.")
+def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> None:
     """Exercise 1.1: the position of each class in the class order."""
 
     def right(labels: Tensor, order: Sequence[int]) -> Tensor:
@@ -37,38 +33,25 @@ def check_relabel(relabel: Callable[[Tensor, Sequence[int]], Tensor]) -> Verdict
         "order (0, 1, 2)": (torch.tensor([0, 2, 1]), (0, 1, 2)),
         "a random order of ten classes": (random_labels(40, 10), shuffled),
     }
-    mistakes = [
-        (
-            "You look up which class stands at a position, `class_order[label]`. The other way "
-            "round is asked: at which position does the class stand?",
-            lambda y, o: torch.tensor(o)[y],
+    mistakes = {
+        "You look up which class stands at a position, `class_order[label]`. The other way "
+        "round is asked: at which position does the class stand?": lambda y, o: torch.tensor(o)[y],
+        "These are still the data set's own class numbers.": lambda y, o: y,
+        "You replace one class after the other in the same tensor, so a label that was just "
+        "written is taken for a class and replaced again. Write into a new tensor.": (
+            replace_one_after_the_other
         ),
-        (
-            "These are still the data set's own class numbers.",
-            lambda y, o: y,
+        "Your labels begin at 1. The head's first row is row 0.": lambda y, o: right(y, o) + 1,
+        "You number the classes in the order in which they come up among the images, not in "
+        "the class order.": lambda y, o: torch.tensor(
+            [list(dict.fromkeys(y.tolist())).index(c) for c in y.tolist()]
         ),
-        (
-            "You replace one class after the other in the same tensor, so a label that was just "
-            "written is taken for a class and replaced again. Write into a new tensor.",
-            replace_one_after_the_other,
-        ),
-        (
-            "Your labels begin at 1. The head's first row is row 0.",
-            lambda y, o: right(y, o) + 1,
-        ),
-        (
-            "You number the classes in the order in which they come up among the images, not in "
-            "the class order.",
-            lambda y, o: torch.tensor(
-                [list(dict.fromkeys(y.tolist())).index(c) for c in y.tolist()]
-            ),
-        ),
-    ]
-    praise = "every class gets its place in the order."
-    return verdict("1.1", praise, lambda: compare(relabel, right, cases, mistakes))
+    }
+    compare(relabel, right, cases, mistakes)
 
 
-def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> Verdict:
+@exercise("1.2", "every class is in exactly one task, and the sizes differ by at most one.")
+def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> None:
     """Exercise 1.2: cut the class order into tasks."""
 
     def right(order: Sequence[int], tasks: int) -> list[tuple[int, ...]]:
@@ -107,43 +90,25 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> V
         "3 classes, 3 tasks": ((2, 0, 1), 3),
         "5 classes, 1 task": ((4, 3, 2, 1, 0), 1),
     }
-    mistakes = [
-        (
-            "Some classes are in no task: `len(order) // num_tasks` rounds down, and the rest is "
-            "lost.",
-            lambda o, t: chunks(o, len(o) // t)[:t],
+    mistakes = {
+        "Some classes are in no task: `len(order) // num_tasks` rounds down, and the rest is "
+        "lost.": lambda o, t: chunks(o, len(o) // t)[:t],
+        "The last task gets all the classes that are left over. Tasks should differ by at most "
+        "one class, the first ones being larger.": last_gets_the_rest,
+        "Your last tasks are the larger ones. The first ones get the classes that are left "
+        "over.": last_are_larger,
+        "Your tasks are as large as possible, so the last one is too small, or missing. They "
+        "should differ by at most one class.": lambda o, t: chunks(o, -(-len(o) // t)),
+        "You deal the classes out like cards, one to each task in turn. Neighbours in the "
+        "class order belong into the same task.": lambda o, t: [tuple(o[i::t]) for i in range(t)],
+        "You cut the numbers 0, 1, 2, …, not the class order that was given.": (
+            lambda o, t: right(range(len(o)), t)
         ),
-        (
-            "The last task gets all the classes that are left over. Tasks should differ by at most "
-            "one class, the first ones being larger.",
-            last_gets_the_rest,
+        "You sort the classes. The class order decides, inside a task too.": (
+            lambda o, t: [tuple(sorted(g)) for g in right(o, t)]
         ),
-        (
-            "Your last tasks are the larger ones. The first ones get the classes that are left "
-            "over.",
-            last_are_larger,
-        ),
-        (
-            "Your tasks are as large as possible, so the last one is too small, or missing. They "
-            "should differ by at most one class.",
-            lambda o, t: chunks(o, -(-len(o) // t)),
-        ),
-        (
-            "You deal the classes out like cards, one to each task in turn. Neighbours in the "
-            "class order belong into the same task.",
-            lambda o, t: [tuple(o[i::t]) for i in range(t)],
-        ),
-        (
-            "You cut the numbers 0, 1, 2, …, not the class order that was given.",
-            lambda o, t: right(range(len(o)), t),
-        ),
-        (
-            "You sort the classes. The class order decides, inside a task too.",
-            lambda o, t: [tuple(sorted(g)) for g in right(o, t)],
-        ),
-    ]
-    praise = "every class is in exactly one task, and the sizes differ by at most one."
-    return verdict("1.2", praise, lambda: compare(answer, right, cases, mistakes))
+    }
+    compare(answer, right, cases, mistakes)
 
 
 def _copies_and_near_copies() -> Cases:
@@ -194,7 +159,8 @@ def _copies_and_near_copies() -> Cases:
     }
 
 
-def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict:
+@exercise("1.3", "copies are found wherever they are, and each test image counts once.")
+def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> None:
     """Exercise 1.3: test images that are exact copies of a training image."""
 
     def right(train: Tensor, test: Tensor) -> int:
@@ -216,18 +182,12 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         known = {str(image) for image in train}
         return sum(str(image) in known for image in test)
 
-    mistakes: Mistakes = [
-        (
-            "You count pairs. A test image that equals two training images is still one test "
-            "image.",
-            pairs,
-        ),
-        (
-            "You compare the images at the same place of both lists only.",
-            same_place,
-        ),
-        *(
-            (SUMS_OF_PIXELS, lambda a, b, of=of: right(of(a), of(b)))
+    mistakes: Mistakes = {
+        "You count pairs. A test image that equals two training images is still one test "
+        "image.": pairs,
+        "You compare the images at the same place of both lists only.": same_place,
+        "You compare sums or means of pixels. Different images can share those.": [
+            lambda a, b, of=of: right(of(a), of(b))
             for of in (
                 lambda x: x.sum((1, 2, 3)),
                 lambda x: x.sum(1),
@@ -236,13 +196,13 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
                 lambda x: torch.stack([x[:, 0, 0, 0].long(), x.sum((1, 2, 3))], dim=1),
                 lambda x: torch.cat([x.sum(2), x.sum(3)], dim=2),
             )
+        ],
+        "You compare which values the pixels have, and not where they are.": (
+            lambda a, b: right(a.flatten(1).sort(1).values, b.flatten(1).sort(1).values)
         ),
-        (
-            "You compare which values the pixels have, and not where they are.",
-            lambda a, b: right(a.flatten(1).sort(1).values, b.flatten(1).sort(1).values),
-        ),
-        *(
-            (PART_OF_AN_IMAGE, lambda a, b, part=part: right(a[part], b[part]))
+        "You look at a part of each image only. In a copy *every* pixel of every channel is the "
+        "same.": [
+            lambda a, b, part=part: right(a[part], b[part])
             for part in (
                 np.s_[:, :, :1],
                 np.s_[:, :, -1:],
@@ -255,26 +215,18 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
                 np.s_[:, :, :, ::2],
                 np.s_[:, :, :, 1::2],
             )
+        ],
+        "You compare the texts of images. Above 1,000 values `str` leaves out the middle and "
+        "writes `...` for it, so images that differ there look alike.": as_text,
+        "You take images that are nearly equal for copies. A copy is equal in every pixel.": (
+            nearly_equal
         ),
-        (
-            "You compare the texts of images. Above 1,000 values `str` leaves out the middle and "
-            "writes `...` for it, so images that differ there look alike.",
-            as_text,
+        "You count each copied image once. If it is in the test set twice, both are leaks.": (
+            lambda a, b: right(a, torch.unique(b, dim=0))
         ),
-        (
-            "You take images that are nearly equal for copies. A copy is equal in every pixel.",
-            nearly_equal,
-        ),
-        (
-            "You count each copied image once. If it is in the test set twice, both are leaks.",
-            lambda a, b: right(a, torch.unique(b, dim=0)),
-        ),
-        (
-            "You count training images that have a copy in the test set. The question is about "
-            "test images.",
-            lambda a, b: right(b, a),
-        ),
-    ]
+        "You count training images that have a copy in the test set. The question is about "
+        "test images.": lambda a, b: right(b, a),
+    }
     hints = {
         "images that differ in one pixel of the last row, by 1": "Compare *all* pixels, to the "
         "last row.",
@@ -288,128 +240,119 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> Verdict
         "images of 20 × 20 pixels that differ in one pixel, by 1": "One pixel of 1,200 differs, "
         "so they are no copies. Do you leave it out, or call images equal that differ by little?",
     }
-    praise = "copies are found wherever they are, and each test image counts once."
     cases = _copies_and_near_copies()
-    return verdict(
-        "1.3", praise, lambda: compare(count_copies, right, cases, mistakes, hints=hints)
-    )
+    compare(count_copies, right, cases, mistakes, hints=hints)
 
 
-def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tensor]) -> Verdict:
+@exercise("1.4", "black border, all shifts possible, random numbers for each image, repeatable.")
+def check_random_crop(random_crop: Callable[[Tensor, int, torch.Generator], Tensor]) -> None:
     """Exercise 1.4: shift every image of a batch by its own random amount."""
-
-    def check() -> None:
-        batch, padding = 1000, 2
-        # The first channel numbers the pixels, the two others the images.
-        pixels = (1 + torch.arange(48)).reshape(1, 1, 8, 6).repeat(batch, 1, 1, 1)
-        names = torch.arange(batch).reshape(batch, 1, 1, 1).expand_as(pixels)
-        images = torch.cat([pixels, 1 + names % 200, 1 + names // 200], dim=1).to(torch.uint8)
-        seeded = torch.Generator().manual_seed(0)
-        crops = call(
-            lambda x: random_crop(x, padding, seeded), f"{batch} images of 8 × 6 pixels", images
+    batch, padding = 1000, 2
+    # The first channel numbers the pixels, the two others the images.
+    pixels = (1 + torch.arange(48)).reshape(1, 1, 8, 6).repeat(batch, 1, 1, 1)
+    names = torch.arange(batch).reshape(batch, 1, 1, 1).expand_as(pixels)
+    images = torch.cat([pixels, 1 + names % 200, 1 + names // 200], dim=1).to(torch.uint8)
+    seeded = torch.Generator().manual_seed(0)
+    crops = call(
+        lambda x: random_crop(x, padding, seeded), f"{batch} images of 8 × 6 pixels", images
+    )
+    if not isinstance(crops, Tensor) or crops.shape != images.shape:
+        shape = list(crops.shape) if isinstance(crops, Tensor) else type(crops).__name__
+        raise Mistake(f"The result is {shape}, but {list(images.shape)} is expected.")
+    if crops.dtype != torch.uint8:
+        raise Mistake(f"The result is {crops.dtype}; the images should stay uint8.")
+    padded = F.pad(images[0, 0], (padding,) * 4)
+    size = 2 * padding + 1
+    windows = padded.unfold(0, 8, 1).unfold(1, 6, 1).reshape(-1, 8, 6)
+    match = (crops[:, 0, None] == windows[None]).flatten(2).all(dim=2)
+    if not match.any(dim=1).all():
+        wrong = crops[~match.any(dim=1)][0, 0]
+        if (wrong != 0).all():
+            raise Mistake(
+                "The border is not black. Pad with zeros, before normalisation; `roll` and "
+                "reflection bring pixels back in on the other side."
+            )
+        raise Mistake(
+            "Some results are no window of the padded image: an image was shifted by more than "
+            "the padding, mirrored, or cut in pieces."
         )
-        if not isinstance(crops, Tensor) or crops.shape != images.shape:
-            shape = list(crops.shape) if isinstance(crops, Tensor) else type(crops).__name__
-            raise Mistake(f"The result is {shape}, but {list(images.shape)} is expected.")
-        if crops.dtype != torch.uint8:
-            raise Mistake(f"The result is {crops.dtype}; the images should stay uint8.")
-        padded = F.pad(images[0, 0], (padding,) * 4)
-        size = 2 * padding + 1
-        windows = padded.unfold(0, 8, 1).unfold(1, 6, 1).reshape(-1, 8, 6)
-        match = (crops[:, 0, None] == windows[None]).flatten(2).all(dim=2)
-        if not match.any(dim=1).all():
-            wrong = crops[~match.any(dim=1)][0, 0]
-            if (wrong != 0).all():
-                raise Mistake(
-                    "The border is not black. Pad with zeros, before normalisation; `roll` and "
-                    "reflection bring pixels back in on the other side."
-                )
+    places = match.float().argmax(dim=1)
+    inside = (windows[places] != 0)[:, None]
+    if not torch.equal(crops[:, 1:], images[:, 1:] * inside):
+        raise Mistake(
+            "The three channels of a result do not show one window of one image: cut result i "
+            "from image i, and shift all its channels alike."
+        )
+    rows, columns = places // size, places % size
+    if len(places.unique()) == 1:
+        raise Mistake(
+            "All images of the batch are shifted alike: there is one random number for the "
+            "batch. Take one row and one column for each image."
+        )
+    if len(rows.unique()) == 1 or len(columns.unique()) == 1:
+        raise Mistake(
+            "Images are shifted in one direction only. Each needs a random row *and* a random "
+            "column."
+        )
+    if (rows == columns).all():
+        raise Mistake(
+            "The same random number is used for rows and columns: images move on a diagonal."
+        )
+    if rows.max() <= padding and columns.max() <= padding:
+        raise Mistake(
+            f"Your windows start at rows and columns up to {padding}, the padding. The padded "
+            f"image is larger by twice the padding, so they can start from 0 to {size - 1}."
+        )
+    if rows.max() < size - 1 or columns.max() < size - 1 or min(rows.min(), columns.min()) > 0:
+        raise Mistake(
+            f"With padding {padding} there are {size} possible shifts in each direction, but "
+            f"not all of them come up in {batch} images. `randint` leaves its upper end out."
+        )
+    # How often a right answer is refused by chance, whatever its order of draws: each of the 25
+    # windows is binomial with n = 1000 and p = 1/25. One of them comes up fewer than 10 times
+    # with 25 * P(X <= 9) = 6e-8, and more than 90 times (2.25 * 40) with 25 * P(X > 90) =
+    # 2e-11. Whether image i + step has the window of image i is binomial with p = 1/25 too,
+    # for any step, and `usual` is never below 1/25: with P(X > 0.29 n), added up over the 500
+    # steps, 2e-80. `uneven` has the chi-square distribution with 24 degrees of freedom, which
+    # exceeds 90 with 1e-9. (Of 20,000 right answers none came above 64, and of 2,000 that round
+    # `4 * rand`, so that corners are four times as rare as the middle, none below 139.)
+    counts = places.bincount(minlength=size**2)
+    usual = float((counts / batch).square().sum())
+    for step in range(1, batch // 2 + 1):
+        alike = int((places[step:] == places[:-step]).sum())
+        if alike > (usual + 0.25) * (batch - step):
             raise Mistake(
-                "Some results are no window of the padded image: an image was shifted by more than "
-                "the padding, mirrored, or cut in pieces."
+                f"In {alike} of {batch - step} cases image i + {step} has the same shift as "
+                f"image i, as if draws were used again. Take one row and one column for *each* "
+                f"image."
             )
-        places = match.float().argmax(dim=1)
-        inside = (windows[places] != 0)[:, None]
-        if not torch.equal(crops[:, 1:], images[:, 1:] * inside):
-            raise Mistake(
-                "The three channels of a result do not show one window of one image: cut result i "
-                "from image i, and shift all its channels alike."
-            )
-        rows, columns = places // size, places % size
-        if len(places.unique()) == 1:
-            raise Mistake(
-                "All images of the batch are shifted alike: there is one random number for the "
-                "batch. Take one row and one column for each image."
-            )
-        if len(rows.unique()) == 1 or len(columns.unique()) == 1:
-            raise Mistake(
-                "Images are shifted in one direction only. Each needs a random row *and* a random "
-                "column."
-            )
-        if (rows == columns).all():
-            raise Mistake(
-                "The same random number is used for rows and columns: images move on a diagonal."
-            )
-        if rows.max() <= padding and columns.max() <= padding:
-            raise Mistake(
-                f"Your windows start at rows and columns up to {padding}, the padding. The padded "
-                f"image is larger by twice the padding, so they can start from 0 to {size - 1}."
-            )
-        if rows.max() < size - 1 or columns.max() < size - 1 or min(rows.min(), columns.min()) > 0:
-            raise Mistake(
-                f"With padding {padding} there are {size} possible shifts in each direction, but "
-                f"not all of them come up in {batch} images. `randint` leaves its upper end out."
-            )
-        # How often a right answer is refused by chance, whatever its order of draws: each of the 25
-        # windows is binomial with n = 1000 and p = 1/25. One of them comes up fewer than 10 times
-        # with 25 * P(X <= 9) = 6e-8, and more than 90 times (2.25 * 40) with 25 * P(X > 90) =
-        # 2e-11. Whether image i + step has the window of image i is binomial with p = 1/25 too,
-        # for any step, and `usual` is never below 1/25: with P(X > 0.29 n), added up over the 500
-        # steps, 2e-80. `uneven` has the chi-square distribution with 24 degrees of freedom, which
-        # exceeds 90 with 1e-9. (Of 20,000 right answers none came above 64, and of 2,000 that round
-        # `4 * rand`, so that corners are four times as rare as the middle, none below 139.)
-        counts = places.bincount(minlength=size**2)
-        usual = float((counts / batch).square().sum())
-        for step in range(1, batch // 2 + 1):
-            alike = int((places[step:] == places[:-step]).sum())
-            if alike > (usual + 0.25) * (batch - step):
-                raise Mistake(
-                    f"In {alike} of {batch - step} cases image i + {step} has the same shift as "
-                    f"image i, as if draws were used again. Take one row and one column for *each* "
-                    f"image."
-                )
-        if counts.max() > 2.25 * batch / (counts > 0).sum():
-            raise Mistake(
-                f"One window comes up in {counts.max()} of {batch} images. All {size**2} must be "
-                f"equally likely."
-            )
-        uneven = float(((counts - batch / size**2).square() / (batch / size**2)).sum())
-        if counts.min() > 0 and uneven > 90:  # if one never comes up, the next sentence fits
-            raise Mistake(
-                f"The windows come up from {counts.min()} to {counts.max()} times in {batch} "
-                f"images, less evenly than by chance. All {size**2} must be equally likely: "
-                f"rounding with `round`, for example, halves the share of the first and last place."
-            )
-        if counts.min() < 10:
-            raise Mistake(
-                f"Only {int((counts >= 10).sum())} of the {size**2} windows come up 10 times or "
-                f"more in {batch} images. Draw the row and the column independently of each other, "
-                f"for each image."
-            )
-        closer = F.pad(images[0, 0], (1,) * 4).unfold(0, 8, 1).unfold(1, 6, 1).reshape(-1, 8, 6)
-        near = random_crop(images, 1, seeded)[:, 0, None]
-        if near.shape[2:] != (8, 6) or not (near == closer).flatten(2).all(dim=2).any(dim=1).all():
-            raise Mistake("With padding 1 images are shifted by more: use the argument `padding`.")
-        if torch.equal(crops, random_crop(images, padding, seeded)):
-            raise Mistake(
-                "Every call gives the same crops. The seed belongs outside: draw from `generator` "
-                "as it comes."
-            )
-        again = random_crop(images, padding, torch.Generator().manual_seed(0))
-        if not torch.equal(crops, again):
-            raise Mistake(
-                "The same seed gives other crops: draw your random numbers from `generator`."
-            )
-
-    praise = "black border, all shifts possible, random numbers for each image, repeatable."
-    return verdict("1.4", praise, check)
+    if counts.max() > 2.25 * batch / (counts > 0).sum():
+        raise Mistake(
+            f"One window comes up in {counts.max()} of {batch} images. All {size**2} must be "
+            f"equally likely."
+        )
+    uneven = float(((counts - batch / size**2).square() / (batch / size**2)).sum())
+    if counts.min() > 0 and uneven > 90:  # if one never comes up, the next sentence fits
+        raise Mistake(
+            f"The windows come up from {counts.min()} to {counts.max()} times in {batch} "
+            f"images, less evenly than by chance. All {size**2} must be equally likely: "
+            f"rounding with `round`, for example, halves the share of the first and last place."
+        )
+    if counts.min() < 10:
+        raise Mistake(
+            f"Only {int((counts >= 10).sum())} of the {size**2} windows come up 10 times or "
+            f"more in {batch} images. Draw the row and the column independently of each other, "
+            f"for each image."
+        )
+    closer = F.pad(images[0, 0], (1,) * 4).unfold(0, 8, 1).unfold(1, 6, 1).reshape(-1, 8, 6)
+    near = random_crop(images, 1, seeded)[:, 0, None]
+    if near.shape[2:] != (8, 6) or not (near == closer).flatten(2).all(dim=2).any(dim=1).all():
+        raise Mistake("With padding 1 images are shifted by more: use the argument `padding`.")
+    if torch.equal(crops, random_crop(images, padding, seeded)):
+        raise Mistake(
+            "Every call gives the same crops. The seed belongs outside: draw from `generator` "
+            "as it comes."
+        )
+    again = random_crop(images, padding, torch.Generator().manual_seed(0))
+    if not torch.equal(crops, again):
+        raise Mistake("The same seed gives other crops: draw your random numbers from `generator`.")
