@@ -195,8 +195,7 @@ def terms_table(table: Table) -> list[str]:
 def forgetting_figure(records: Sequence[Record]) -> Figure:
     """Recall@1 on the first task after each of two tasks."""
     shown = {
-        name.replace("+", " + "): 100
-        * np.array([r.matrix.own[:, 0] for r in records if r.config.method == name])
+        name: 100 * np.array([r.matrix.own[:, 0] for r in records if r.config.method == name])
         for name in ("fine-tuning", "lwf", "mmd", "ce+kd", "csd")
     }
     stages = ("after task 1", "after task 2")
@@ -712,7 +711,6 @@ def factors_figure() -> Figure:
     """What each method reaches on held-out images, by the factor of all of its weights."""
     figure, axes = plt.subplots(1, len(SEARCHES), figsize=(16, 5), layout="constrained")
     styles = figures.method_styles(tuned.RECIPES)
-    styles["ce+kd"] = styles["ce+kd"] | {"color": figures.GREEN}  # else MMD + KD's
     for axis, (title, config) in zip(axes, SEARCHES.items(), strict=True):
         tries = tuned.load_tries(config)
         for method, reached in tuned.found(tries).items():

@@ -28,6 +28,7 @@ from csd_lib.record import Record
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, RED = "#CC79A7", "#56B4E9", "#D55E00"
 GREY, BLACK = "#8C8C8C", "#000000"
+WINE = "#882255"  # of Paul Tol's muted colours, for the ninth method
 METHOD_STYLE: dict[str, dict[str, Any]] = {
     "initial": dict(color=BLACK, marker="X", linestyle=":"),
     "fine-tuning": dict(color=ORANGE, marker="s", linestyle="--"),
@@ -37,6 +38,7 @@ METHOD_STYLE: dict[str, dict[str, Any]] = {
     "fecd": dict(color=PURPLE, marker="P", linestyle=(0, (5, 1))),
     "csd": dict(color=BLUE, marker="o", linestyle="-"),
     "joint": dict(color=GREY, marker="D", linestyle=":"),
+    "ce+kd": dict(color=WINE, marker="*", linestyle="-"),
 }
 TERM_STYLE = {
     "ce": dict(color=ORANGE, marker="s"),
@@ -62,8 +64,8 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def method_title(name: str) -> str:
-    """Return what stands in a legend for a method; any other name stands for itself."""
-    return METHODS[name].title if name in METHODS else name
+    """Return what stands in a legend for a method; any other name, or recipe, for itself."""
+    return METHODS[name].title if name in METHODS else name.replace("+", " + ")
 
 
 def term_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
