@@ -120,7 +120,8 @@ def test_every_method_and_every_loss_term_has_a_marker_of_its_own(styles):
 
 
 def test_every_method_has_a_style_and_every_class_a_marker():
-    assert METHODS.keys() == figures.METHOD_STYLE.keys() - {"ce+kd"}  # LwF as first published
+    # One without gets a free one; `ce+kd` is LwF as first published.
+    assert figures.METHOD_STYLE.keys() - {"ce+kd"} <= METHODS.keys()
     assert len(set(plots.CLASS_MARKERS)) == len(set(plots.CLASS_COLORS)) == 10
 
 
