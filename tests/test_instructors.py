@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,8 @@ from test_checkers import WRONG
 from csd_lib import identity, losses, retrieval
 from csd_lib.config import TrainConfig
 from csd_lib.course.checkers import CHECKERS
-from csd_lib.paper import ledger, report
+from csd_lib.methods import LossSettings
+from csd_lib.paper import ledger, report, seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -208,6 +210,21 @@ def test_every_number_of_guide_and_slides_is_one_of_the_kit():
     )
     missing = {n for n in numbers if not re.search(rf"(?<![\d.]){re.escape(n)}(?!\d)", known)}
     assert len(numbers) > 25 and missing == set()
+
+
+def test_csd_keeps_more_than_fine_tuning_wherever_there_are_three_seeds_as_the_pages_say():
+    records = ledger.load_records(ROOT / "data" / "results")
+    old = {r.key(): r.matrix.own[-1, 0] for r in records}  # on the old classes, at the end
+    gains, usual = {}, {"method": "csd", **vars(LossSettings())}.items()
+    for run in (r for r in records if usual <= vars(r.config).items()):
+        rival = replace(run, config=replace(run.config, method="fine-tuning")).key()
+        if rival in old:
+            gains.setdefault(run.key("seed"), []).append(old[run.key()] - old[rival])
+    verdicts = [seeds.paired(found)[2] for found in gains.values() if len(found) >= 3]
+    assert len(verdicts) >= 10 and set(verdicts) == {"holds"}
+    for page in ("README.md", "docs/results.md"):
+        text = (ROOT / page).read_text("utf-8")
+        assert "CSD keeps more of the old classes than fine-tuning" in text, page
 
 
 def test_measured_numbers_are_those_of_the_records():

@@ -612,7 +612,7 @@ def drift_maps(
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
-    """Name what is drawn below the figure, each once, where no name can hide a point."""
+    """Name below the figure what is drawn, each once, where no name can hide a point."""
     marks, names = axis.get_legend_handles_labels()
     named = dict(zip(names, marks, strict=True))
     figure.legend(
