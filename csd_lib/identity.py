@@ -5,7 +5,6 @@ Everything that compares, stores or shares runs asks here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from csd_lib import InputError, checks
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import get_spec, is_path
-from csd_lib.methods import FIRST_TASK, TERMS, Term, get_method
+from csd_lib.methods import FIRST_TASK, TERMS, get_method
 from csd_lib.networks import RANDOM, check_name, init_sha256, weights_sha256
 
 
@@ -162,20 +161,14 @@ def first_task(config: TrainConfig) -> TrainConfig | None:
     in_order = [*learned] == [name for name in TERMS if name in learned]
     if method.joint or not method.learns_later or not in_order:
         return None  # terms in another order add up to other last digits
-    distilling = _read_by(term for term in TERMS.values() if term.distils)
-    names = distilling - _read_by(TERMS[name] for name in learned) | _deciding("later")
+    recipe = "+".join(learned)
+    found = get_method(FIRST_TASK + recipe)  # a method of that name may have been registered
+    names = found.unused_settings() | _deciding("later")
     unset: dict[str, Any] = {
         part.name: part.default for part in fields(config) if part.name in names
     }
-    recipe = "+".join(learned)
     first = replace(config, method=FIRST_TASK + recipe, **unset)
-    found = get_method(first.method)  # a method of that name may have been registered
     return first if found.recipe == recipe and not found.learns_later else None
-
-
-def _read_by(terms: Iterable[Term]) -> set[str]:
-    """Return the names of all settings that some terms read."""
-    return {name for term in terms for name in (term.weight, *term.settings)}
 
 
 def _deciding(what: str) -> set[str]:

@@ -35,6 +35,8 @@ class LossSettings:
     """Weight of the maximum mean discrepancy ("10xMMD" in the name of a run of the authors)."""
     lambda_fecd: float = setting(10.0, checks.number, **_weight)
     """Weight of FECD (its authors' code)."""
+    lambda_own: float = setting(1.0, checks.number, **_weight)
+    """Weight of a term from outside the kit that names this setting as its weight."""
 
     def __post_init__(self) -> None:
         checks.check_settings(self)

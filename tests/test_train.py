@@ -805,6 +805,13 @@ def test_what_cannot_share_a_first_task_does_not():
     with patch.dict(TERMS, mine=read_first):
         warmer = identity.first_task(TrainConfig(method="ce+csd+mine", csd_temperature=0.5))
         assert warmer.csd_temperature == 0.5, "a later term reads it, too"
+    with patch.dict(
+        TERMS, mine=Term("mine", TERMS["csd"].compute, "lambda_own", ("csd_temperature",))
+    ):
+        config = TrainConfig(method="ce+triplet+mine", lambda_own=3.0)
+        assert identity.key(config)["lambda_own"] == 3.0
+        assert identity.first_task(config) == identity.first_task(csd)
+    assert "lambda_own" not in identity.key(csd), "no term of the kit reads it"
     with patch.dict(METHODS, {"initial-ce": Method("Not the first task", "ce+kd")}):
         assert identity.first_task(TrainConfig(method="ce+csd")) is None
     only_ce = [
@@ -906,8 +913,8 @@ def test_a_term_without_a_gradient_or_with_a_weight_that_is_no_setting_is_said(d
         pytest.warns(UserWarning, match="the loss term 'detached' has no gradient"),
     ):
         train(TrainConfig(method="ce+detached", tasks=1, epochs=1, device="cpu"), digits)
-    with pytest.raises(InputError, match="weight='lambda_own': choose one of"):
-        Term("own", detached.compute, "lambda_own")
+    with pytest.raises(InputError, match="weight='lambda_mine': choose one of"):
+        Term("own", detached.compute, "lambda_mine")
 
 
 def test_a_network_that_began_collapsed_is_told_from_a_high_rate():
