@@ -13,9 +13,9 @@ python benchmarks/tuned.py fashion --pairs --seeds 0 1 2 3 4 5 6 7
 python benchmarks/tuned.py kinds --held-out-seeds 100 --seeds 0 1 2
 python benchmarks/tuned.py kinds --held-out-seeds 100 --seeds 0 1 2 --pairs --factors 3 10 30 100 \
     --csd-factors 0.1 0.3 1 3
-python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100
+python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100 \
+    --methods lwf csd --factors 1 3 10 30  # and --methods mmd-kd --factors 0.3 1 3
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --precision amp --held-out-seeds 100
-python benchmarks/tuned.py cifar100 --preset class --precision amp --chosen-at-depth 8
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --held-out-seeds 100 --pairs \
     --factors 3 10 30 100 --csd-factors 0.3 1 3 10 --seeds 3 4
 """
@@ -102,26 +102,30 @@ def best(reached: Mapping[Any, float]) -> Any:
     return max(sorted(reached), key=reached.__getitem__)
 
 
-def main() -> None:
-    """Try all factors on held-out images, then train with the best of each method."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(doc: str) -> argparse.ArgumentParser:
+    """Return a parser of what all runs have in common, and of their seeds."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("dataset")
     parser.add_argument("--preset", default="clean")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--depth", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser
+
+
+def main() -> None:
+    """Try all factors on held-out images, then train with the best of each method."""
+    parser = parser_of(__doc__)
     parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
-    parser.add_argument(
-        "--chosen-at-depth", type=int, help="try nothing: take what this depth's tries chose"
-    )
+    parser.add_argument("--methods", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--pairs", action="store_true", help="CSD only, a factor for each weight")
     parser.add_argument("--factors", type=float, nargs="+", choices=FACTORS, default=FACTORS)
     parser.add_argument("--csd-factors", type=float, nargs="+", choices=FACTORS, default=FACTORS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     settings = {name: getattr(arguments, name) for name in COMMON}
     of_csd = [arguments.csd_factors] if arguments.pairs else []  # KD's factor stands before it
     pairs = [*itertools.product(arguments.factors, *of_csd)]
-    recipes = ("csd",) if arguments.pairs else RECIPES
+    recipes = ("csd",) if arguments.pairs else arguments.methods
     folder = PAIRS if arguments.pairs else FOLDER
     tries = [
         times(TrainConfig(**settings, method=recipe, seed=seed), *factors)
@@ -130,13 +134,8 @@ def main() -> None:
         for recipe in recipes
     ]
     dataset = load_dataset(arguments.dataset)
-    if arguments.chosen_at_depth:
-        tries = [replace(tries[0], depth=arguments.chosen_at_depth)]
-    else:
-        reproduce(tries, folder, dataset=held_out_as_test(dataset, SHARE), progress=False)
+    reproduce(tries, folder, dataset=held_out_as_test(dataset, SHARE), progress=False)
     reached = found(load_tries(tries[0], folder), pair_of if arguments.pairs else factor_of)
-    if not reached:
-        parser.error(f"nothing has been tried with depth {tries[0].depth} in {folder}")
     for method, each in reached.items():
         print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
     chosen = [

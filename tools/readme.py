@@ -70,8 +70,9 @@ Lead = tuple[str, dict[str, Factors], dict[str, list[Record]]]
 
 # The factors of the usual weights; SEARCHES: where others were chosen for each method.
 USUAL: dict[str, Factors] = {"lwf": 1.0, "csd": 1.0}
-SMALL = "CIFAR-100, ResNet-8, 25 + 8 epochs"
+LARGE, SMALL = (f"CIFAR-100, ResNet-{depth}, 25 + 8 epochs" for depth in (32, 8))
 SEARCHES = {
+    LARGE: TrainConfig(dataset="cifar100", preset="class", precision="amp"),
     SMALL: TrainConfig(dataset="cifar100", preset="class", depth=8, precision="amp"),
     "digits": TrainConfig(dataset="digits"),
     "clothes": TrainConfig(dataset="fashion"),
@@ -484,26 +485,29 @@ def said(factors: Factors) -> str:
     return f"× {factors:g}"
 
 
-def rows_with(config: TrainConfig, factors: Mapping[str, Factors]) -> dict[str, list[Record]]:
-    """The runs of each method, in any precision, that change no more than weights, by factors."""
+def rows_with(
+    config: TrainConfig, factors: Mapping[str, Factors], folder: str = "results"
+) -> dict[str, list[Record]]:
+    """The runs of each method, in any precision, that change no more than weights, by factors.
+
+    In the folder ``orders`` the order of the classes is another one, too.
+    """
     found: dict[str, list[Record]] = {method: [] for method in factors}
-    for record in runs_in(f"results/{config.dataset}"):
-        method = record.config.method
-        alike = tuned.common(replace(record.config, precision=config.precision))
+    for record in runs_in(f"{folder}/{config.dataset}"):
+        its, method = record.config, record.config.method
+        if folder == "orders":
+            its = replace(its, class_order_seed=None)
+        alike = tuned.common(replace(its, precision=config.precision))
         if method not in factors or alike != tuned.common(config):
             continue
-        if tuned.is_times(record.config, *np.atleast_1d(factors[method])):
+        if tuned.is_times(its, *np.atleast_1d(factors[method])):
             found[method].append(record)
     return found
 
 
 def leads(protocol: Table) -> list[Lead]:
-    """The main experiments of two tasks with LwF and CSD; ResNet-32 with what ResNet-8 chose."""
-    small = SEARCHES[SMALL]
-    studies = [
-        ("CIFAR-100, ResNet-32, 25 + 8 epochs", replace(small, depth=None), factors)
-        for factors in (USUAL, chosen_factors(small))
-    ]
+    """The main experiments of two tasks with LwF and CSD."""
+    studies = []
     for title, config in SEARCHES.items():
         studies.append((title, replace(config, precision="fp32"), USUAL))
         studies.append((title, config, chosen_factors(config)))
@@ -521,6 +525,20 @@ def leads_table(found: Sequence[Lead]) -> str:
         for title, factors, rows in found
     ]
     return minus_table(["CSD minus LwF", "LwF's weights", "CSD's"], pairs)
+
+
+def orders_table() -> str:
+    """CSD minus fine-tuning and LwF where each seed has an order of the classes of its own."""
+    pairs = []
+    for title, config in SEARCHES.items():
+        base = rows_with(config, {"fine-tuning": 1.0} | USUAL, "orders")
+        if base["csd"]:
+            pairs.append(([title, "fine-tuning", "", "× 1"], base["csd"], base["fine-tuning"]))
+            for factors in (USUAL, chosen_factors(config), chosen_pair(config)):
+                rows = rows_with(config, factors, "orders")
+                weights = map(said, factors.values())
+                pairs.append(([title, "LwF", *weights], rows["csd"], rows["lwf"]))
+    return minus_table(["CSD in random orders", "minus", "its weights", "CSD's"], pairs)
 
 
 # Where first tasks of several lengths were tried: their epochs, and those of the second task.
@@ -613,11 +631,14 @@ def tuned_table(config: TrainConfig) -> str:
     """What methods reach with weights chosen for them: on held-out images, and against CSD."""
     tries = tuned.load_tries(config)
     reached = tuned.found(tries)
+    factors = sorted({factor for each in reached.values() for factor in each})
     lines = []
     for method, each in reached.items():
-        shown = [f"**{v:.1f}**" if f == tuned.best(each) else f"{v:.1f}" for f, v in each.items()]
-        lines.append([get_method(method).title, get_method(method).recipe, *shown])
-    header = ["method", "recipe", *(f"× {factor:g}" for factor in tuned.FACTORS)]
+        shown = {factor: f"{value:.1f}" for factor, value in each.items()}
+        shown[tuned.best(each)] = f"**{shown[tuned.best(each)]}**"
+        values = [shown.get(factor, "–") for factor in factors]
+        lines.append([get_method(method).title, get_method(method).recipe, *values])
+    header = ["method", "recipe", *(f"× {factor:g}" for factor in factors)]
     chosen = {method: tuned.best(each) for method, each in reached.items()}
     rows = rows_with(config, chosen)
     csd = rows.pop("csd")
@@ -718,7 +739,7 @@ def factors_figure() -> Figure:
             axis.plot([*reached], [*reached.values()], label=label, **styles[method])
         axis.set(xscale="log", xlabel="factor of the weights")
         axis.set_xticks([0.1, 1, 10, 100], ["× 0.1", "× 1", "× 10", "× 100"])
-        axis.set_title(title.replace(", ResNet-8, ", ", ResNet-8,\n"))
+        axis.set_title(title.replace(", 25", ",\n25"))
     axes[0].set_ylabel("old and new, mean (%)")
     axes[-1].legend(**figures.BESIDE)
     return figure
@@ -843,6 +864,7 @@ def main() -> None:
         "README.md": {"effect": effect_table(plain)},
         "docs/results.md": {
             "leads": leads_table(leading),
+            "orders": orders_table(),
             "protocol": protocol_table(protocol),
             "protocol claims": claims_table(protocol),
             "claims": claims_table(papers),
@@ -857,6 +879,7 @@ def main() -> None:
             "pairs": pairs_table(papers.group, WEIGHT_PAIRS),
             "head pairs": pairs_table(papers.group, HEAD_PAIRS),
             "tuned": tuned_table(SEARCHES["digits"]),
+            "tuned large": tuned_table(SEARCHES[LARGE]),
             "tuned small": tuned_table(SEARCHES[SMALL]),
             "first length": first_length_table(SMALL),
             "second length": second_length_table(),
