@@ -6,7 +6,7 @@ ones, and those that ``tuned.py`` has chosen for each method in label order.
 
 python benchmarks/orders.py digits --seeds 0 1 2 3 4 5 6 7
 python benchmarks/orders.py fashion --seeds 0 1 2 3 4 5 6 7
-python benchmarks/orders.py kinds --seeds 0 1 2 3 4 5 6 7
+python benchmarks/orders.py kinds --seeds 0 1 2 3 4
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def factors_of(config: TrainConfig) -> dict[str, list[float | tuple[float, float
 
 def main() -> None:
     """Train what is missing, one order after the other."""
-    parser = tuned.parser_of(__doc__)
-    arguments = parser.parse_args()
+    arguments = tuned.parser_of(__doc__).parse_args()
     settings = {name: getattr(arguments, name) for name in tuned.COMMON}
     configs = [
         tuned.times(

@@ -214,14 +214,14 @@ def test_every_number_of_guide_and_slides_is_one_of_the_kit():
 
 def test_csd_keeps_more_than_fine_tuning_wherever_there_are_three_seeds_as_the_pages_say():
     verdicts, usual = {}, {"method": "csd", **vars(LossSettings())}.items()
-    for folder in ("results", "orders"):
+    apart = {"results": ["seed"], "orders": ["seed", "class_order_seed"]}  # what runs differ in
+    for folder, names in apart.items():
         records, gains = ledger.load_records(ROOT / "data" / folder), {}
         old = {r.key(): r.matrix.own[-1, 0] for r in records}  # on the old classes, at the end
         for run in (r for r in records if usual <= vars(r.config).items()):
             rival = replace(run, config=replace(run.config, method="fine-tuning")).key()
             if rival in old:
-                alike = run.key("seed", *["class_order_seed"] * (folder == "orders"))
-                gains.setdefault(alike, []).append(old[run.key()] - old[rival])
+                gains.setdefault(run.key(*names), []).append(old[run.key()] - old[rival])
         verdicts[folder] = [seeds.paired(g)[2] for g in gains.values() if len(g) >= 3]
     assert len(verdicts["results"]) >= 10 and len(verdicts["orders"]) == 3
     assert {*verdicts["results"], *verdicts["orders"]} == {"holds"}
