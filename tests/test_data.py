@@ -281,42 +281,17 @@ def test_csd_data_names_a_folder_or_a_file(arrays, tmp_path, monkeypatch, what):
     assert len(load_dataset("cifar100").test_labels) == 8
 
 
-@pytest.mark.parametrize("keep", [0, 3, 30, 1000, 0.3, 0.9, 0.999])
-def test_truncated_file_is_named(arrays, tmp_path, keep):
+# In the middle of the arrays, and the version, flags and method in the archive's directory.
+@pytest.mark.parametrize("field, bit", [(None, 0xFF), (6, 0x40), (8, 1), (10, 1)])
+def test_flipped_bits_are_noticed(arrays, tmp_path, field, bit):
     path = tmp_path / "cifar100.npz"
     np.savez(path, **arrays)
-    content = path.read_bytes()
-    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02") + field if field else len(content) // 2
+    content[place] ^= bit
+    path.write_bytes(content)
     with pytest.raises(InputError, match=r"cifar100\.npz cannot be read .*move it away"):
         load_dataset("cifar100", root=path)
-
-
-def test_flipped_bits_are_noticed(arrays, tmp_path):
-    path = tmp_path / "cifar100.npz"
-    np.savez(path, **arrays)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"cifar100\.npz"):
-        load_dataset("cifar100", root=path)
-
-
-@pytest.mark.parametrize("field, bit", [(6, 0x40), (8, 1), (10, 1)])  # version, flags, method
-def test_a_damaged_directory_of_the_archive_is_noticed(arrays, tmp_path, field, bit):
-    path = tmp_path / "cifar100.npz"
-    np.savez(path, **arrays)
-    content = bytearray(path.read_bytes())
-    content[content.rindex(b"PK\x01\x02") + field] ^= bit
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"cifar100\.npz"):
-        load_dataset("cifar100", root=path)
-
-
-def test_another_kind_of_file_is_named(tmp_path):
-    with (tmp_path / "cifar100.npz").open("wb") as file:
-        np.save(file, np.zeros(3))
-    with pytest.raises(InputError, match=r"cifar100\.npz"):
-        load_dataset("cifar100", root=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import resource
-import struct
 import tarfile
 import zipfile
 
@@ -51,13 +50,6 @@ def npy(array):
     return buffer.getvalue()
 
 
-def npy_that_claims(shape):
-    """An array file whose header promises more than follows."""
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"12345678"
-
-
 def zipped(path, entries, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as target:
         for name, content in entries.items():
@@ -72,11 +64,12 @@ def one_line(error):
 
 # --- arrays ------------------------------------------------------------------------------------
 
+EIGHT = npy(np.zeros(8, np.uint8))
 STRANGE_ARRAYS = {
-    "a header of 100 GB": ({"a.npy": npy_that_claims("(100000000000,)")}, "should be uint8"),
-    "a header with a negative size": ({"a.npy": npy_that_claims("(-8,)")}, "should be uint8"),
-    "a header that is no shape": ({"a.npy": npy_that_claims("'x'")}, "cannot be read"),
-    "a header that is code": ({"a.npy": npy_that_claims("__import__('os')")}, "cannot be read"),
+    "a header of 10 GB": (
+        {"a.npy": EIGHT.replace(b"(8,), }" + b" " * 10, b"(10000000000,), }")},
+        "should be uint8",
+    ),
     "a path out of its folder": ({"../../a.npy": npy(np.zeros(3))}, r"\.\./\.\./a\.npy is not"),
     "an absolute path": ({"/tmp/a.npy": npy(np.zeros(3))}, "/tmp/a.npy is not"),
     "another kind of file": ({"a.txt": b"text"}, r"a\.txt is not an array"),
