@@ -1,7 +1,6 @@
 """CIFAR-100 arrives whole from any source, goes on after any kill, and executes nothing."""
 
 import hashlib
-import io
 import os
 import pickle
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import warm
+from strange import Evil, link, pack
 
 from csd_lib import InputError, download, fetch, paths
 from csd_lib.datasets import load_dataset
@@ -58,14 +58,9 @@ def old_pickle(value):
 
 
 def write_archive(path, members):
-    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
-        folder = tarfile.TarInfo("cifar-100-python")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        for name, content in members.items():
-            info = tarfile.TarInfo(f"cifar-100-python/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    folder = tarfile.TarInfo("cifar-100-python")
+    folder.type = tarfile.DIRTYPE
+    pack(path, {"": folder, **{f"cifar-100-python/{name}": c for name, c in members.items()}})
 
 
 @pytest.fixture(scope="session")
@@ -277,14 +272,6 @@ def test_a_data_set_is_made_once(official, home, monkeypatch):
     assert len(load_dataset("cifar100").test_labels) == 30
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
-
-
 @pytest.mark.parametrize("name", ["train", "meta"])
 def test_nothing_in_an_archive_is_executed(contents, home, tmp_path, monkeypatch, name):
     evil = pickle.dumps({"fine_label_names": Evil(tmp_path / "pwned")}, protocol=2)
@@ -340,6 +327,20 @@ def test_an_archive_of_other_content_is_named(contents, tmp_path, change):
     with pytest.raises(InputError, match=r"other\.tar\.gz cannot be read") as caught:
         download.read_archive(path)
     assert "\n" not in str(caught.value)
+
+
+def test_paths_and_links_of_an_archive_lead_nowhere(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    ways_out = ("../../made", "cifar-100-python/../../../made", "/made")
+    members = [f"cifar-100-python/{name}" for name in ("train", "test", "meta")]
+    for content in (
+        dict.fromkeys(ways_out, b"x"),
+        {name: link(name, "/etc/passwd") for name in members},
+    ):
+        pack(tmp_path / "a" / "b" / ARCHIVE, content)
+        with pytest.raises(InputError, match="cannot be read"):
+            download.read_archive(tmp_path / "a" / "b" / ARCHIVE)
+        assert not list(tmp_path.rglob("made"))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.999])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from strange import link, pack
 
 from csd_lib import InputError, __main__, fine_grained, paths
 from csd_lib.fine_grained import check_fine_grained, fetch_fine_grained
@@ -24,15 +25,6 @@ def jpeg(number):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
     return file.getvalue()
-
-
-def pack(path, members):
-    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
-        for name, content in members.items():
-            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if not isinstance(content, tarfile.TarInfo):
-                info.size = len(content)
-            tar.addfile(info, None if info is content else io.BytesIO(content))
 
 
 def birds():
@@ -150,12 +142,6 @@ def test_an_archive_of_a_colleague_is_taken_if_it_is_the_official_one(
         fetch_fine_grained("cub200")
     there.write_bytes(content)
     assert fetch_fine_grained("cub200").is_dir()
-
-
-def link(name, target, kind):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
 
 
 FIRST = f"CUB_200_2011/images/{BIRDS[0]}/bird_0.jpg"

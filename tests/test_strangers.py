@@ -2,18 +2,17 @@
 
 import io
 import json
-import os
 import pickle
 import resource
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from stopped import stop_after
+from strange import Evil
 
-from csd_lib import InputError, datasets, download, files, runs
+from csd_lib import InputError, datasets, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.course.widgets import load_recording
 from csd_lib.datasets import read_npz
@@ -24,16 +23,6 @@ from csd_lib.train import train
 
 QUICK = dict(epochs=1)
 GIGABYTE = 2**30
-
-
-class Evil:
-    """Unpickled without care, it makes a folder."""
-
-    def __init__(self, place):
-        self.place = str(place)
-
-    def __reduce__(self):
-        return os.mkdir, (self.place,)
 
 
 @pytest.fixture(autouse=True)
@@ -353,51 +342,6 @@ def test_a_recorded_model_of_a_wrong_kind_is_refused_even_with_the_right_hash(re
     with pytest.raises(InputError, match=r"model\.pt cannot be read"):
         ledger.load_model(record)
     assert not (tmp_path / "made").exists()
-
-
-# --- the archive -------------------------------------------------------------------------------
-
-
-def tarred(path, entries):
-    with tarfile.open(path, "w:gz") as target:
-        for name, content in entries.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            target.addfile(member, io.BytesIO(content))
-    return path
-
-
-def test_nothing_in_an_archive_is_executed_or_written(tmp_path):
-    evil = pickle.dumps(Evil(tmp_path / "made"), protocol=2)
-    folder = tmp_path / "a" / "b"
-    folder.mkdir(parents=True)
-    for entries in (
-        {"cifar-100-python/train": evil},
-        {"../../made": b"x", "cifar-100-python/../../../made": b"x", "/made": b"x"},
-        {"cifar-100-python/train": b"", "cifar-100-python/test": b"text"},
-    ):
-        path = tarred(folder / download.CIFAR100.name, entries)
-        with pytest.raises(InputError, match="cannot be read") as error:
-            download.read_archive(path)
-        one_line(error)
-        assert list(tmp_path.rglob("made")) == []
-
-
-def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
-    path = tarred(tmp_path / "bomb.tar.gz", {"cifar-100-python/train": bytes(GIGABYTE // 4)})
-    with pytest.raises(InputError, match="unpacks to more than 200,000,000 bytes"):
-        download.read_archive(path)
-
-
-def test_a_link_in_an_archive_leads_nowhere(tmp_path):
-    path = tmp_path / download.CIFAR100.name
-    with tarfile.open(path, "w:gz") as target:
-        for name in ("train", "test", "meta"):
-            member = tarfile.TarInfo(f"cifar-100-python/{name}")
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            target.addfile(member)
-    with pytest.raises(InputError, match="cannot be read"):
-        download.read_archive(path)
 
 
 def test_a_run_of_somebody_else_in_my_folder_is_not_taken_for_mine(tmp_path):
