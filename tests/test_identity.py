@@ -111,44 +111,33 @@ def patched(monkeypatch, module, name, change):
     monkeypatch.setattr(module, name, change(getattr(module, name)))
 
 
+# A function's place and name, and what makes another one of it.
 CHANGES = {
-    "a loss": lambda m: patched(m, losses, "csd_loss", lambda f: lambda *a: 1.0001 * f(*a)),
-    "a loss at its core": lambda m: patched(
-        m, losses, "rows_of_length_one", lambda f: lambda x: 1.0001 * f(x)
+    "a loss": (losses, "csd_loss", lambda f: lambda *a: 1.0001 * f(*a)),
+    "a loss at its core": (losses, "rows_of_length_one", lambda f: lambda x: 1.0001 * f(x)),
+    "the first task's": (losses, "cross_entropy", lambda f: lambda *a: 1.0001 * f(*a)),
+    "augmentation": (training, "augment", lambda f: lambda x, *a: f(x, *a).roll(1, dims=3)),
+    "the split": (
+        *(prepare, "class_incremental_split"),
+        lambda f: lambda d, n, **_: f(d, n, seed=5),
     ),
-    "the first task's": lambda m: patched(
-        m, losses, "cross_entropy", lambda f: lambda *a: 1.0001 * f(*a)
+    "the optimiser": (
+        *(training, "make_optimizer"),
+        lambda f: lambda n, s, decay, *a: f(n, s, 1.01 * decay, *a),
     ),
-    "augmentation": lambda m: patched(
-        m, training, "augment", lambda f: lambda images, *a: f(images, *a).roll(1, dims=3)
+    "the schedule": (training, "learning_rate", lambda f: lambda *a: 1.0001 * f(*a)),
+    "the head": (model.NormalizedHead, "normalize_", lambda f: lambda self: None),
+    "initial weights": (
+        *(torch.nn.init, "kaiming_normal_"),
+        lambda f: torch.nn.init.kaiming_uniform_,
     ),
-    "the split": lambda m: patched(
-        m, prepare, "class_incremental_split", lambda f: lambda d, n, **_: f(d, n, seed=5)
+    "the teacher": (training, "freeze", lambda f: lambda network: f(network).train()),
+    "normalisation": (
+        *(model.Network, "normalize_images"),
+        lambda f: lambda self, x: f(self, x) + 1e-4,
     ),
-    "the optimiser": lambda m: patched(
-        m, training, "make_optimizer", lambda f: lambda n, s, decay, *a: f(n, s, 1.01 * decay, *a)
-    ),
-    "the schedule": lambda m: patched(
-        m, training, "learning_rate", lambda f: lambda *a: 1.0001 * f(*a)
-    ),
-    "the head": lambda m: patched(
-        m, model.NormalizedHead, "normalize_", lambda f: lambda self: None
-    ),
-    "initial weights": lambda m: patched(
-        m, torch.nn.init, "kaiming_normal_", lambda f: torch.nn.init.kaiming_uniform_
-    ),
-    "the teacher": lambda m: patched(
-        m, training, "freeze", lambda f: lambda network: f(network).train()
-    ),
-    "normalisation": lambda m: patched(
-        m, model.Network, "normalize_images", lambda f: lambda self, x: f(self, x) + 1e-4
-    ),
-    "the order of the images": lambda m: patched(
-        m, torch, "randperm", lambda f: lambda *a, **k: f(*a, **k).flip(0)
-    ),
-    "recall": lambda m: patched(
-        m, retrieval, "recall_at_k", lambda f: lambda *a, **k: {1: 1 - f(*a, **k)[1]}
-    ),
+    "the order of the images": (torch, "randperm", lambda f: lambda *a, **k: f(*a, **k).flip(0)),
+    "recall": (retrieval, "recall_at_k", lambda f: lambda *a, **k: {1: 1 - f(*a, **k)[1]}),
 }
 
 
@@ -156,7 +145,7 @@ CHANGES = {
 def test_whoever_changes_a_number_never_sees_an_old_result(digits, tmp_path, monkeypatch, change):
     run_experiment(QUICK, digits, folder=tmp_path / "finished", progress=False)
     train(QUICK, digits, folder=tmp_path / "half done", stop_after=1, progress=False)
-    CHANGES[change](monkeypatch)
+    patched(monkeypatch, *CHANGES[change])
     for folder in ("finished", "half done"):
         with pytest.raises(InputError, match="code that computes other numbers: fingerprint"):
             run_experiment(QUICK, digits, folder=tmp_path / folder, progress=False)
@@ -262,7 +251,7 @@ def test_code_that_computes_other_numbers_begins_in_a_folder_of_its_own(
 
     older = run()
     with monkeypatch.context() as changed:
-        CHANGES["a loss"](changed)
+        patched(changed, *CHANGES["a loss"])
         newer = run()
     assert newer.folder != older.folder and newer.record.fingerprint != older.record.fingerprint
     assert trained == [(5, False), (5, True), (5, True)]
