@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import warm
+from stopped import same_bits
 
 import csd_lib.fingerprint as fingerprinting
 import csd_lib.train as training
@@ -650,8 +651,7 @@ def test_a_model_that_is_not_the_one_measured_is_never_loaded(digits, tmp_path, 
         with pytest.raises(InputError, match=f"{name} (is missing|is not|cannot be read)"):
             last_model(Record.read(tmp_path / "results.json"))
     run_experiment(QUICK, digits, folder=tmp_path, progress=False)  # the checkpoint has them all
-    for mine, wanted in zip(load_run(tmp_path, digits).models, made.models, strict=True):
-        assert all(map(torch.equal, mine.state_dict().values(), wanted.state_dict().values()))
+    assert same_bits(load_run(tmp_path, digits), made)
 
 
 def test_models_that_another_run_left_are_not_taken_for_this_ones(digits, tmp_path):
@@ -659,9 +659,7 @@ def test_models_that_another_run_left_are_not_taken_for_this_ones(digits, tmp_pa
     for name in ("checkpoint.pt", "checkpoint.previous.pt", "config.json", "results.json"):
         (tmp_path / name).unlink()
     made = run_experiment(replace(QUICK, seed=1), digits, folder=tmp_path, progress=False)
-    found = load_run(tmp_path, digits).models
-    for mine, wanted in zip(found, made.models, strict=True):
-        assert all(map(torch.equal, mine.state_dict().values(), wanted.state_dict().values()))
+    assert same_bits(load_run(tmp_path, digits), made)
 
 
 def test_a_checkpoint_of_other_models_than_were_measured_is_refused(digits, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stopped import same_bits, stop_after
 from torch import nn
 
 import csd_lib.train as training
@@ -113,8 +114,7 @@ def test_a_slow_backbone_moves_less_and_goes_on_to_the_same_bits(digits, tmp_pat
         moved[rate] = (whole.models[0].layer.weight - start).abs().mean().item()
         train(config, digits, folder=tmp_path / str(rate), stop_after=1, progress=False)
         again = train(config, digits, folder=tmp_path / str(rate), progress=False)
-        ours, theirs = (run.models[-1].state_dict() for run in (whole, again))
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert same_bits(whole, again)
     assert moved[0.01] < 0.1 * moved[1.0]
 
 
@@ -125,15 +125,9 @@ def test_dropout_is_seeded_and_goes_on_to_the_same_bits(digits, tmp_path):
     assert torch.equal(torch.get_rng_state(), random_state), "the user's own numbers were drawn"
     torch.rand(1)  # what is not seeded now goes on elsewhere
 
-    def kill(history, _):
-        if len(history) == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config, digits, folder=tmp_path, on_epoch=kill, progress=False)
-    again = train(config, digits, folder=tmp_path, progress=False)
-    ours, theirs = (run.models[-1].state_dict() for run in (whole, again))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        train(config, digits, folder=tmp_path, on_epoch=stop_after(3), progress=False)
+    assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
     assert len({fingerprint(config, 1, 8) for _ in range(2)}) == 1
 
 
