@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from csd_lib import InputError, __main__, datasets, features, identity, networks, paths
+from csd_lib import InputError, __main__, datasets, features, identity, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
@@ -250,12 +250,6 @@ def test_a_run_with_another_first_task_is_another_run_unless_there_is_one_task()
 def test_a_first_task_that_leaves_too_few_classes_is_refused(value, tasks):
     with pytest.raises(InputError, match=f"first_classes={value}"):
         TrainConfig(dataset="digits", tasks=tasks, first_classes=value)
-
-
-def test_the_name_random_means_the_seeds_weights():
-    assert TrainConfig().weights == networks.RANDOM
-    with pytest.raises(InputError, match="nobody has published any for network='resnet'"):
-        make_network(TrainConfig(weights="published"), (0.5,), (0.5,))
 
 
 def test_what_a_preset_names_later_does_not_change_what_was_written_down():

@@ -20,17 +20,7 @@ from stopped import same_bits
 
 import csd_lib.fingerprint as fingerprinting
 import csd_lib.train as training
-from csd_lib import (
-    InputError,
-    checks,
-    datasets,
-    engine,
-    identity,
-    losses,
-    model,
-    prepare,
-    retrieval,
-)
+from csd_lib import InputError, engine, identity, losses, model, prepare, retrieval
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import last_model, load_run, run_experiment, run_name
 from csd_lib.fingerprint import KEPT_CODES, fingerprint
@@ -102,6 +92,9 @@ def test_it_does_not_depend_on_seed_length_threads_or_the_state_of_torch():
         dict(crop_padding=2),
         dict(flip=True),
         dict(depth=14),
+        dict(embedding=16),
+        dict(backbone_rate=0.1),
+        dict(backbone_rate=0.0),
     ],
 )
 def test_every_setting_that_is_computed_with_shows_in_it(settings):
@@ -757,11 +750,3 @@ def test_what_is_no_stop_is_refused(digits):
         train({})
     with pytest.raises(InputError, match="folder="):
         train(QUICK, digits, folder=3)
-
-
-def test_checks_of_settings_are_declared_with_them():
-    config = TrainConfig()
-    checks.check_settings(config)
-    with pytest.raises(InputError, match="lambda_csd=-1"):
-        replace(config, lambda_csd=-1)
-    assert datasets.DATASETS.keys() >= {"digits", "cifar100"}
