@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import sys
 import tarfile
 from dataclasses import replace
 
@@ -11,8 +10,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 from strange import link, pack
+from typed import csd
 
-from csd_lib import InputError, __main__, fine_grained, paths
+from csd_lib import InputError, fine_grained, paths
 from csd_lib.fine_grained import check_fine_grained, fetch_fine_grained
 from csd_lib.own_images import load_own_images
 
@@ -112,17 +112,14 @@ def test_dogs_are_laid_out_after_their_lists(offer, data):
     assert dataset.test_labels.tolist() == [0, 1, 2] and len(dataset.train_labels) == 6
 
 
-def test_the_command_fetches_and_says_what_to_do_next(offer, data, monkeypatch, capsys):
+def test_the_command_fetches_and_says_what_to_do_next(offer, data):
     offer("cub200", birds(), counts=(6, 2), classes=2)
-    monkeypatch.setattr(sys, "argv", ["csd", "data", "cub200"])
-    __main__.main()
-    out = capsys.readouterr().out
-    assert "--dataset cub200" in out  # by its path it would train with the settings of own images
+    done = csd("data", "cub200")
+    # By its path it would train with the settings of own images.
+    assert "--dataset cub200" in done.stdout
     next((data / "cub200" / "images").rglob("*.jpg")).unlink()
-    monkeypatch.setattr(sys, "argv", ["csd", "data", "cub200", "--check"])
-    with pytest.raises(SystemExit):
-        __main__.main()
-    assert "images instead of" in capsys.readouterr().err
+    done = csd("data", "cub200", "--check")
+    assert done.returncode == 2 and "images instead of" in done.stderr
 
 
 @pytest.mark.parametrize("variable", ["CSD_DATA", "CSD_MIRRORS"])

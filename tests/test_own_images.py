@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from stopped import same_bits
+from typed import csd
 
-from csd_lib import InputError, __main__, identity, own_images, paths
+from csd_lib import InputError, identity, own_images, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import class_incremental_split, hold_out, merge_tasks
 from csd_lib.datasets import DATASETS, DatasetSpec, load_dataset
@@ -322,19 +323,14 @@ def test_a_name_without_a_slash_is_a_known_data_set_or_a_typo(tmp_path, monkeypa
         (["./gone.npz"], "gone.npz cannot be read"),
     ],
 )
-def test_the_command_data_names_what_it_cannot_do(typed, words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["csd", "data", *typed])
-    with pytest.raises(SystemExit) as end:
-        __main__.main()
-    assert end.value.code == 2 and words in capsys.readouterr().err
+def test_the_command_data_names_what_it_cannot_do(typed, words):
+    done = csd("data", *typed)
+    assert done.returncode == 2 and words in done.stderr
 
 
-def test_the_command_data_describes_a_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["csd", "data", str(make(tmp_path / "pets")), "--image-size", "9"]
-    )
-    __main__.main()
-    assert "12 test images of 4 classes, each 9 x 9 x 3" in capsys.readouterr().out
+def test_the_command_data_describes_a_folder(tmp_path):
+    done = csd("data", str(make(tmp_path / "pets")), "--image-size", "9")
+    assert "12 test images of 4 classes, each 9 x 9 x 3" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -346,13 +342,11 @@ def test_the_command_data_describes_a_folder(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_the_command_data_describes_every_data_set_that_is_ready(
-    name, words, tmp_path, monkeypatch, capsys
+    name, words, tmp_path, monkeypatch
 ):
     mine = replace(load_own_images(make(tmp_path / "pets"), 9), name="mine")
     monkeypatch.setitem(DATASETS, "mine", DatasetSpec(lambda root: mine, 4, {}))
-    monkeypatch.setattr(sys, "argv", ["csd", "data", name])
-    __main__.main()
-    out = capsys.readouterr().out
+    out = csd("data", name).stdout
     for part in [*words, f"--dataset {name}"]:
         assert part in out, part
 
