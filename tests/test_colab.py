@@ -8,14 +8,13 @@ import json
 import os
 import shutil
 import sys
-import threading
 import zipfile
 from collections import namedtuple
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
+import servers
 import torch
 import warm
 
@@ -198,49 +197,26 @@ def test_features_come_from_the_release_if_there_is_one(packaged, monkeypatch):
     assert asked == [f"{base}/{place}"]
 
 
-class Answer(BaseHTTPRequestHandler):
-    """A server that sends a good file, a damaged one, half of one, or none."""
-
-    def do_GET(self):
-        kind, _, name = self.path[1:].partition("/")
-        content = (ROOT / "data" / "results" / name).read_bytes()
-        sent = {"good": content, "damaged": content[:-1] + b"?", "half": content[:1000]}.get(kind)
-        self.send_response(200 if sent else 404)
-        self.send_header("Content-Length", str(len(content) if sent else 0))
-        self.end_headers()
-        self.wfile.write(sent or b"")
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize(
-    "kind, message",
+    "answer, message",
     [
-        ("damaged", "cannot be fetched from .*has another SHA-256 .* and is deleted"),
-        ("half", "cannot be fetched from .*bytes arrived"),
-        ("none", "cannot be fetched from .*404"),
+        (servers.wrong, "cannot be fetched from .*has another SHA-256 .* and is deleted"),
+        (servers.half, "cannot be fetched from .*bytes arrived"),
+        (servers.not_found, "cannot be fetched from .*404"),
     ],
 )
 def test_features_that_did_not_arrive_whole_are_refused_and_not_kept(
-    kind, message, packaged, server, monkeypatch
+    answer, message, packaged, serve, monkeypatch
 ):
-    monkeypatch.setenv("CSD_FILES", f"{server}/{kind}/")
+    place = Path("cifar100", packaged.folder.name, "features.npz")
+    server = serve(answer, (ROOT / "data" / "results" / place).read_bytes())
+    monkeypatch.setenv("CSD_FILES", server.url)
     with pytest.raises(InputError, match=message):
         ledger.load_features(packaged)
     assert not list(paths.data_folder().rglob("features.npz"))
-    monkeypatch.setenv("CSD_FILES", f"{server}/good")
+    server.answer = servers.whole
     assert ledger.load_features(packaged)[0].shape == (10_000, 64)
+    assert {path for path, _ in server.asked} == {f"/{place}"}
     (kept,) = paths.data_folder().rglob("features.npz*")
     assert hashlib.sha256(kept.read_bytes()).hexdigest() == packaged.files["features.npz"]
 

@@ -13,12 +13,12 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import warm
+from servers import half, not_found, whole, wrong
 from strange import Evil, link, pack
 
 from csd_lib import InputError, download, fetch, paths
@@ -113,42 +113,6 @@ def files(folder):
 # --- servers, good and bad -------------------------------------------------------------------
 
 
-class Server(ThreadingHTTPServer):
-    """Answers every request with ``answer(handler, content, start)``; keeps what was asked."""
-
-    daemon_threads = True
-
-    def __init__(self, answer, content):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.content = answer, content
-        self.asked = []  # the path and the Range header of each request
-        self.end = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        asked = self.headers["Range"]
-        self.server.asked.append((self.path, asked))
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        self.server.answer(self, self.server.content, start)
-
-    def reply(self, status, body, **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_message(self, *_):
-        pass
-
-
-def whole(handler, content, start):
-    handler.reply(200, content, Content_Length=len(content))
-
-
 def ranges(handler, content, start):
     if not start:
         return whole(handler, content, start)
@@ -164,10 +128,6 @@ def ranges_of_another_part(handler, content, start):
     return handler.reply(206, content, Content_Length=len(content), Content_Range=part)
 
 
-def half(handler, content, start):
-    handler.reply(200, content[: len(content) // 2], Content_Length=len(content))
-
-
 def stalling(handler, content, start):
     half(handler, content, start)
     handler.server.end.wait(10)
@@ -178,10 +138,6 @@ def trickling(handler, content, start):
     for _ in range(300):
         handler.wfile.write(b"\0")
         handler.server.end.wait(0.02)
-
-
-def wrong(handler, content, start):
-    whole(handler, content[:-9] + b"\0" * 9, start)
 
 
 def wrong_half(handler, content, start):
@@ -197,10 +153,6 @@ def page_without_length(handler, content, start):
     handler.reply(200, b"<html>Please log in</html>", Content_Type="text/html")
 
 
-def not_found(handler, content, start):
-    handler.send_error(404)
-
-
 def no_http(handler, content, start):
     handler.wfile.write(b"hello\r\n\r\n")
 
@@ -212,20 +164,8 @@ def moved(handler, content, start):
 
 
 @pytest.fixture
-def serve(official):
-    servers = []
-
-    def start(answer, content=None):
-        server = Server(answer, content or official.read_bytes())
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        return server
-
-    yield start
-    for server in servers:
-        server.end.set()
-        server.shutdown()
-        server.server_close()
+def serve(serve, official):
+    return lambda answer, content=None: serve(answer, content or official.read_bytes())
 
 
 @pytest.fixture
