@@ -228,33 +228,28 @@ RESULTS = {
     "device": "cpu",
     "matrix": {name: [[1.0, 0.5], [0.9, 0.8]] for name in ("own", "seen", "accuracy")},
 }
+CHANGED_RESULTS = {
+    "a matrix of words": {"matrix": {"own": [["high"]]}},
+    "a ragged matrix": {"matrix": {"own": [[1, 2], [3]]}},
+    "an empty matrix": {"matrix": {"own": []}},
+    "a matrix of percentages": {"matrix": {n: [[98.5, 50], [90, 80]] for n in RESULTS["matrix"]}},
+    "a matrix of many tasks": {"matrix": {"own": [[0.5] * 200] * 200}},
+    "images of two sizes": {"image_shape": [1, 8]},
+    "images of no size": {"image_shape": [1, 0, 8]},
+    "images of a size that is text": {"image_shape": [1, "8", 8]},
+    "versions that are a number": {"versions": 3},
+    "a config that is text": {"config": "csd"},
+    "a billion tasks": {"config": {**RESULTS["config"], "tasks": 10**9}},
+    "a setting that no longer exists": {"config": {**RESULTS["config"], "replay": 3}},
+    "a method that is gone": {"config": {**RESULTS["config"], "method": "ce+replay"}},
+    "a method that is a number": {"config": {**RESULTS["config"], "method": 3}},
+}
 STRANGE_RESULTS = {
     "a list": "[]",
     "deeply nested": "[" * 100_000,
     "cut off": json.dumps(RESULTS)[:-9],
     "not text": "\udcff",
-    "a matrix of words": json.dumps({**RESULTS, "matrix": {"own": [["high"]]}}),
-    "a ragged matrix": json.dumps({**RESULTS, "matrix": {"own": [[1, 2], [3]]}}),
-    "an empty matrix": json.dumps({**RESULTS, "matrix": {"own": []}}),
-    "a config that is text": json.dumps({**RESULTS, "config": "csd"}),
-    "a billion tasks": json.dumps({**RESULTS, "config": {**RESULTS["config"], "tasks": 10**9}}),
-    "a matrix of percentages": json.dumps(
-        {**RESULTS, "matrix": {n: [[98.5, 50], [90, 80]] for n in RESULTS["matrix"]}}
-    ),
-    "a matrix of many tasks": json.dumps({**RESULTS, "matrix": {"own": [[0.5] * 200] * 200}}),
-    "images of two sizes": json.dumps({**RESULTS, "image_shape": [1, 8]}),
-    "images of no size": json.dumps({**RESULTS, "image_shape": [1, 0, 8]}),
-    "images of a size that is text": json.dumps({**RESULTS, "image_shape": [1, "8", 8]}),
-    "versions that are a number": json.dumps({**RESULTS, "versions": 3}),
-    "a setting that no longer exists": json.dumps(
-        {**RESULTS, "config": {**RESULTS["config"], "replay": 3}}
-    ),
-    "a method that is gone": json.dumps(
-        {**RESULTS, "config": {**RESULTS["config"], "method": "ce+replay"}}
-    ),
-    "a method that is a number": json.dumps(
-        {**RESULTS, "config": {**RESULTS["config"], "method": 3}}
-    ),
+    **{kind: json.dumps({**RESULTS, **change}) for kind, change in CHANGED_RESULTS.items()},
 }
 
 
