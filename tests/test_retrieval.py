@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_up import on_circle
 
 from csd_lib import InputError, retrieval
 from csd_lib.data import class_incremental_split
@@ -286,8 +287,7 @@ def test_a_network_that_returns_one_tensor_is_refused(count):
 @pytest.mark.parametrize("at_once", [retrieval.MAX_SIMILARITIES, 8, 1])
 def test_the_nearest_images_by_hand(at_once, monkeypatch):
     monkeypatch.setattr(retrieval, "MAX_SIMILARITIES", at_once)
-    angles = torch.tensor([0.0, 10, 50, 90]).deg2rad()
-    points = torch.stack([angles.cos(), angles.sin()], dim=1)
+    points = on_circle(0, 10, 50, 90)
     assert nearest(points, points, k=3).tolist() == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 1]]
     assert nearest(points, points, k=2, same_images=True).tolist() == [
         *([1, 2], [0, 2], [1, 3], [2, 1])  # 50 and 90 degrees are equally far from each other
