@@ -33,9 +33,10 @@ LATER_TERMS = {  # besides ce and triplet; written out, so that no recipe can ch
 }
 
 
-def quick(digits, method="csd", folder=None, **changes):
+def quick(digits, method="csd", folder=None, stop_after=None, on_epoch=None, **changes):
     config = TrainConfig(method=method, **{**QUICK, **changes})
-    return train(config, digits, folder=folder, progress=False)
+    options = dict(folder=folder, stop_after=stop_after, on_epoch=on_epoch)
+    return train(config, digits, **options, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +192,7 @@ def test_learning_rate_follows_task_and_milestones():
 
 
 def test_class_means_start_new_rows_where_the_teacher_sees_the_class(digits):
-    config = TrainConfig(head_init="class_means", later_learning_rate=1e-30, **QUICK)
-    run = train(config, digits, progress=False)
+    run = quick(digits, head_init="class_means", later_learning_rate=1e-30)
     teacher, task = run.models[0], run.tasks[1]
     rows = run.models[1].head.weight[5:]  # the learning rate left them where they started
     features = unit_length(teacher(task.train_images)[0])
@@ -202,10 +202,9 @@ def test_class_means_start_new_rows_where_the_teacher_sees_the_class(digits):
 
 
 def test_stop_after_one_task_and_go_on_later_equals_one_go(digits, undisturbed, tmp_path):
-    config = TrainConfig(**QUICK)
-    half = train(config, digits, folder=tmp_path, stop_after=1, progress=False)
+    half = quick(digits, folder=tmp_path, stop_after=1)
     assert len(half.models) == 1
-    later = train(config, digits, folder=tmp_path, progress=False)
+    later = quick(digits, folder=tmp_path)
     assert same_bits(undisturbed(), later) and len(later.history) == 4
 
 
@@ -213,11 +212,11 @@ def test_stop_after_one_task_and_go_on_later_equals_one_go(digits, undisturbed, 
 def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_bits(
     digits, undisturbed, tmp_path, epochs_before_the_kill
 ):
-    config, whole = TrainConfig(crop_padding=1, **QUICK), undisturbed(crop_padding=1)
+    whole = undisturbed(crop_padding=1)
     stop = stop_after(epochs_before_the_kill + 1)  # that epoch was not saved yet
     with pytest.raises(KeyboardInterrupt):
-        train(config, digits, folder=tmp_path, on_epoch=stop, progress=False)
-    resumed = train(config, digits, folder=tmp_path, progress=False)
+        quick(digits, crop_padding=1, folder=tmp_path, on_epoch=stop)
+    resumed = quick(digits, crop_padding=1, folder=tmp_path)
     assert same_bits(whole, resumed)
     losses = [[r["loss"] for r in run.history] for run in (whole, resumed)]
     assert losses[0] == losses[1]
@@ -225,32 +224,30 @@ def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_bits(
 
 
 def test_checkpoint_of_another_config_is_refused_with_the_difference(digits, tmp_path):
-    train(TrainConfig(**QUICK), digits, folder=tmp_path, stop_after=1, progress=False)
+    quick(digits, folder=tmp_path, stop_after=1)
     with pytest.raises(InputError, match=r"csd_temperature 0\.07 -> 0\.1"):
-        train(TrainConfig(csd_temperature=0.1, **QUICK), digits, folder=tmp_path, progress=False)
+        quick(digits, folder=tmp_path, csd_temperature=0.1)
 
 
 def test_truncated_checkpoint_is_named_and_the_one_before_it_used(digits, undisturbed, tmp_path):
-    config = TrainConfig(**QUICK)
-    train(config, digits, folder=tmp_path, stop_after=1, progress=False)
+    quick(digits, folder=tmp_path, stop_after=1)
     newest = tmp_path / "checkpoint.pt"
     part = newest.read_bytes()[: newest.stat().st_size // 2]
     newest.write_bytes(part)
     with pytest.warns(
         UserWarning, match=r"checkpoint\.pt cannot be read .*the one before it is used"
     ):
-        resumed = train(config, digits, folder=tmp_path, progress=False)
+        resumed = quick(digits, folder=tmp_path)
     assert same_bits(undisturbed(), resumed)
     assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == part, "nothing may be lost"
 
 
 def test_two_damaged_checkpoints_are_named_and_left_alone(digits, tmp_path):
-    config = TrainConfig(**QUICK)
-    train(config, digits, folder=tmp_path, stop_after=1, progress=False)
+    quick(digits, folder=tmp_path, stop_after=1)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read.*move it away"):
-        train(config, digits, folder=tmp_path, progress=False)
+        quick(digits, folder=tmp_path)
     assert (tmp_path / "checkpoint.previous.pt").read_bytes() == b"damaged"
 
 
@@ -389,8 +386,7 @@ def test_healthy_runs_are_not_stopped_not_even_with_one_class_a_task(digits, tas
 
 
 def test_broken_epoch_is_not_saved(digits, tmp_path, monkeypatch):
-    config = TrainConfig(**QUICK)
-    train(config, digits, folder=tmp_path, stop_after=1, progress=False)
+    quick(digits, folder=tmp_path, stop_after=1)
     saved = (tmp_path / "checkpoint.pt").read_bytes()
     original = training.training_step
 
@@ -400,7 +396,7 @@ def test_broken_epoch_is_not_saved(digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "training_step", break_large_batches)
     with pytest.raises(TrainingError):
-        train(config, digits, folder=tmp_path, progress=False)
+        quick(digits, folder=tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == saved
 
 
@@ -604,11 +600,9 @@ def test_features_of_zeros_are_a_collapse_too():
 def test_a_run_with_selection_goes_on_to_the_same_bits(digits, tmp_path, selection, epochs):
     """On test images the first epoch is the first task's best, which is known after a kill too."""
     settings = dict(selection=selection, select_every=1, teacher_statistics="batch")
-    config = TrainConfig(**QUICK, **settings)
-    whole = train(config, digits, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        train(config, digits, folder=tmp_path, on_epoch=stop_after(epochs), progress=False)
-    assert same_bits(whole, train(config, digits, folder=tmp_path, progress=False))
+        quick(digits, folder=tmp_path, on_epoch=stop_after(epochs), **settings)
+    assert same_bits(quick(digits, **settings), quick(digits, folder=tmp_path, **settings))
 
 
 @pytest.mark.filterwarnings("ignore:a task has one class")
@@ -664,12 +658,12 @@ def test_head_rows_at_class_means_do_not_know_the_images_held_out(digits):
 def test_what_is_no_function_is_refused_before_the_first_epoch(digits, monkeypatch):
     monkeypatch.setattr(training, "TaskTraining", None)  # no epoch can begin
     with pytest.raises(InputError, match="on_epoch=3: give a function"):
-        train(TrainConfig(**QUICK), digits, on_epoch=3, progress=False)
+        quick(digits, on_epoch=3)
 
 
 @pytest.mark.parametrize("selection", ["last", "held_out"])
 def test_looking_at_the_student_after_every_epoch_leaves_the_run_the_same_bits(digits, selection):
-    config = TrainConfig(crop_padding=1, teacher_statistics="batch", selection=selection, **QUICK)
+    settings = dict(crop_padding=1, teacher_statistics="batch", selection=selection)
     looked = []
 
     def look(history, student):
@@ -678,8 +672,7 @@ def test_looking_at_the_student_after_every_epoch_leaves_the_run_the_same_bits(d
         looked.append((len(history), features.clone()))
         assert student.training
 
-    alone = train(config, digits, progress=False)
-    watched = train(config, digits, on_epoch=look, progress=False)
+    alone, watched = quick(digits, **settings), quick(digits, on_epoch=look, **settings)
     assert same_bits(alone, watched)
     assert [r["loss"] for r in alone.history] == [r["loss"] for r in watched.history]
     assert [count for count, _ in looked] == [1, 2, 3, 4]
