@@ -462,27 +462,18 @@ def test_the_fingerprint_of_named_data_sets_does_not_know_of_own_images():
     assert fingerprint(replace(config, later_learning_rate=1e-2), 1, 8) == fingerprint(same, 1, 8)
 
 
-def test_a_folder_is_decoded_once(tmp_path, monkeypatch, kept):
+def test_a_folder_is_decoded_once_while_its_pixels_are_there_and_whole(tmp_path, monkeypatch, kept):
     folder = make(tmp_path / "pets")
     first = load_own_images(folder).sha256()
-    assert len(list(kept.glob("*.npy"))) == 1
-    monkeypatch.setattr(own_images, "_pixels", None)  # whoever decodes again fails
-    assert load_own_images(folder).sha256() == first
-
-
-def test_a_damaged_copy_of_the_pixels_is_noticed(tmp_path, kept):
-    load_own_images(make(tmp_path / "pets"))
-    (stored,) = kept.glob("*.npy")
-    stored.write_bytes(stored.read_bytes()[:-1])
-    with pytest.raises(InputError, match=re.escape(stored.name)):
-        load_own_images(tmp_path / "pets")
-
-
-def test_a_copy_of_the_pixels_that_was_moved_away_is_made_anew(tmp_path, kept):
-    first = load_own_images(make(tmp_path / "pets")).sha256()
     (stored,) = kept.glob("*.npy")
     stored.unlink()
-    assert load_own_images(tmp_path / "pets").sha256() == first
+    assert load_own_images(folder).sha256() == first, "they were moved away"
+    assert stored.exists()
+    monkeypatch.setattr(own_images, "_pixels", None)  # whoever decodes again fails
+    assert load_own_images(folder).sha256() == first
+    stored.write_bytes(stored.read_bytes()[:-1])
+    with pytest.raises(InputError, match=re.escape(stored.name)):
+        load_own_images(folder)
 
 
 def test_features_are_never_cropped_or_mirrored(tmp_path):
