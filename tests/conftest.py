@@ -4,11 +4,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+import servers
 import torch
 from filelock import FileLock
 from matplotlib.text import Text
@@ -115,6 +117,13 @@ def tool(monkeypatch):
     """A function that imports one of the tools by name."""
     monkeypatch.syspath_prepend(str(TOOLS))
     return importlib.import_module
+
+
+@pytest.fixture
+def serve():
+    """A function that starts a server of one content; ``servers`` has ways to answer."""
+    with ExitStack() as running:
+        yield lambda answer, content: running.enter_context(servers.running(answer, content))
 
 
 @pytest.fixture(scope="session")

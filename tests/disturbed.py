@@ -5,13 +5,13 @@ A module of its own, because every one of them imports it.
 
 import shutil
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 
 import torch
+from typed import csd
 
 from csd_lib import files, fingerprint
-from csd_lib.__main__ import main
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
 
@@ -60,17 +60,11 @@ def command(connection, arguments, limit=None):
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv = ["csd_lib", *map(str, arguments)]
-    stderr, code = StringIO(), 0
-    with redirect_stderr(stderr), redirect_stdout(StringIO()):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
+    done = csd(*map(str, arguments))
     if connection:
-        connection.send((code, stderr.getvalue()))
-    elif code:
-        raise RuntimeError(f"exit code {code}: {stderr.getvalue()}")
+        connection.send((done.returncode, done.stderr))
+    elif done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")
 
 
 def train_and_say(connection, folder):

@@ -13,6 +13,10 @@ SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 CHECKS = ROOT / "tests" / "notebook_checks"  # what each chapter says, as code for its own kernel
 
 
+def cells(path, kind):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
 def every_cell_passes(notebook, path, mode, runs_folder):
     nbformat.write(notebook, path)
     environment = {**os.environ, "CSD_MODE": mode, "CSD_RUNS": str(runs_folder)}

@@ -1,8 +1,9 @@
-"""Made-up records: chosen or random numbers, of a run that today's code would have made."""
+"""Made-up features and records: chosen or random numbers, of a run of today's code."""
 
 import zlib
 
 import numpy as np
+import torch
 
 from csd_lib.config import TrainConfig
 from csd_lib.fingerprint import fingerprint
@@ -11,6 +12,12 @@ from csd_lib.record import Record
 from csd_lib.retrieval import RetrievalMatrix
 
 SHAPES = {"digits": (1, 8, 8), "cifar100": (3, 32, 32), "kinds": (1280, 1, 1)}
+
+
+def on_circle(*degrees):
+    """Features of length 1 in two dimensions."""
+    angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 def matrix_of(config, first_column=None, last=None):

@@ -9,10 +9,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import packages_distributions, requires
 from importlib.metadata import version as installed
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +18,12 @@ import pytest
 import warm
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typed import csd
 
 from csd_lib import __version__
-from csd_lib.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "csd_lib"]
-
-
-def run_cli(*arguments, runs=None, **environment):
-    """The command in this process."""
-    environment |= {"CSD_RUNS": str(runs)} if runs else {}
-    stdout, stderr, code = StringIO(), StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setattr(sys, "argv", ["csd_lib", *arguments])
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture
@@ -71,7 +54,7 @@ def test_programs_get_a_run_once_that_was_recorded_and_lies_under_runs_too(few_r
     content = json.loads(path.read_text())
     content["matrix"]["own"][0][0] += 0.01  # of the same run on another machine
     path.write_text(json.dumps(content))
-    done = run_cli("report", "--json", runs=tmp_path / "runs", CSD_RESULTS=few_records)
+    done = csd("report", "--json", runs=tmp_path / "runs", CSD_RESULTS=few_records)
     assert [Path(run["folder"]).parent.name for run in json.loads(done.stdout)] == [
         "few",
         "few",
@@ -92,9 +75,9 @@ def test_train_prints_the_matrices_and_keeps_config_history_and_results(tmp_path
     assert {"date", "device", "versions", "data", "fingerprint", "training_seconds"} <= set(results)
     assert len((folder / "history.jsonl").read_text().splitlines()) == 2
 
-    again = run_cli(*command, runs=tmp_path)
+    again = csd(*command, runs=tmp_path)
     assert again.stdout == done.stdout, "a finished run is loaded, not trained again"
-    table = run_cli("report", "--markdown", "--folder", str(tmp_path))
+    table = csd("report", "--markdown", "--folder", str(tmp_path))
     assert "| CSD |" in table.stdout and "seeds 3" in table.stdout
 
 
@@ -103,7 +86,7 @@ def test_help_lists_every_field_of_the_config():
 
     from csd_lib.config import TrainConfig
 
-    text = run_cli("train", "--help").stdout
+    text = csd("train", "--help").stdout
     assert [
         f.name for f in fields(TrainConfig) if f"--{f.name.replace('_', '-')}" not in text
     ] == []
@@ -115,8 +98,6 @@ def test_help_lists_every_field_of_the_config():
         (["train", "--dataset", "mnist"], ["'mnist'", "digits", "cifar100"]),
         (["train", "--method", "replay"], ["'replay'", "fine-tuning"]),
         (["train", "--tasks", "11"], ["tasks=11", "10 classes"]),
-        (["train", "--batch-size", "1"], ["batch_size=1", "from 2 to"]),
-        (["train", "--epochs", "0"], ["epochs=0"]),
         (["train", "--device", "cuda:77"], ["cuda:77"]),
         (["report", "--folder", "nothing-here"], ["no finished run", "nothing-here"]),
         (["report", "--against", "csd"], ["against='csd'", "NAME=VALUE"]),
@@ -131,8 +112,6 @@ def test_help_lists_every_field_of_the_config():
         (["sweep", "grid", "--settings", "tasks=11"], ["tasks=11", "10 classes"]),
         (["sweep", "grid", "--slurm", "partition=gpu"], ["partition=gpu", "--engine slurm"]),
         (["train", "--preset", "class"], ["'class'", "digits"]),
-        (["train", "--folder", ""], ["--folder", "empty"]),
-        (["report", "--figures="], ["--figures", "empty"]),
         (["report", "--csv", "--figures", "f"], ["--figures f", "--csv"]),
         (["train", "--method", "kd+ce"], ["'kd+ce'", "this order"]),
         (["train", "--precision", "tf32", "--device", "cpu"], ["tf32", "fp32"]),
@@ -140,7 +119,7 @@ def test_help_lists_every_field_of_the_config():
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
-    done = run_cli(*arguments, runs=tmp_path)
+    done = csd(*arguments, runs=tmp_path)
     assert done.returncode == 2
     message = only_line(done.stderr)
     assert all(word in message for word in words), message
@@ -149,7 +128,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words)
 
 def test_an_unwritable_folder_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = run_cli("train", "--folder", str(tmp_path / "file" / "run"))
+    done = csd("train", "--folder", str(tmp_path / "file" / "run"))
     assert done.returncode == 2
     assert "cannot write to" in only_line(done.stderr)
 
@@ -158,7 +137,7 @@ def test_an_unwritable_folder_is_refused_before_training(tmp_path):
 def test_a_corrupt_cifar100_file_is_named(tmp_path, content):
     path = tmp_path / "cifar100.npz"
     path.write_bytes(content)
-    done = run_cli("train", "--dataset", "cifar100", runs=tmp_path / "runs", CSD_DATA=str(path))
+    done = csd("train", "--dataset", "cifar100", runs=tmp_path / "runs", CSD_DATA=str(path))
     assert done.returncode == 2
     assert str(path) in only_line(done.stderr)
 
@@ -169,7 +148,7 @@ def test_data_says_where_cifar100_is_and_how_others_get_it(tmp_path):
     arrays |= {f"{part}_labels": labels for part in ("train", "test")}
     np.savez(tmp_path / "cifar100.npz", **arrays, class_names=np.array(["ant", "bee"]))
     for arguments in (["data"], ["data", "--check"]):
-        done = run_cli(*arguments, CSD_DATA=str(tmp_path))
+        done = csd(*arguments, CSD_DATA=str(tmp_path))
         assert done.returncode == 0, done.stderr
         place = f"{tmp_path / 'cifar100.npz'}: 0 MB, 4 training and 4 test images of 2 classes"
         assert place in done.stdout and "CSD_DATA=THAT_FOLDER" in done.stdout
@@ -188,7 +167,7 @@ def test_data_says_where_cifar100_is_and_how_others_get_it(tmp_path):
 def test_data_check_names_what_is_missing_or_damaged_and_writes_nothing(tmp_path, name, words):
     if name:
         (tmp_path / name).write_bytes(b"hello")
-    done = run_cli("data", "--check", CSD_DATA=str(tmp_path))
+    done = csd("data", "--check", CSD_DATA=str(tmp_path))
     assert done.returncode == 2 and words in only_line(done.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ([name] if name else [])
 
@@ -196,7 +175,7 @@ def test_data_check_names_what_is_missing_or_damaged_and_writes_nothing(tmp_path
 def test_a_damaged_result_is_named_and_the_rest_is_reported(tmp_path, few_records):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text('{"config": ')
-    done = run_cli("report", runs=tmp_path, CSD_RESULTS=few_records)
+    done = csd("report", runs=tmp_path, CSD_RESULTS=few_records)
     assert done.returncode == 0 and "left out: " in done.stdout
     assert "run/results.json cannot be read" in done.stdout and "digits" in done.stdout
 
@@ -315,7 +294,7 @@ def test_without_any_output_a_command_still_works():
 
 def test_a_terminal_that_knows_only_ascii_gets_all_numbers(few_records):
     command = ["report", "--folder", few_records]
-    plain, env = run_cli(*command), {**os.environ, "PYTHONIOENCODING": "ascii"}
+    plain, env = csd(*command), {**os.environ, "PYTHONIOENCODING": "ascii"}
     ascii_only = subprocess.run([*CLI, *command], capture_output=True, text=True, env=env)
     assert "±" in plain.stdout and "–" in plain.stdout
     assert ascii_only.returncode == 0, ascii_only.stderr
@@ -331,7 +310,7 @@ def test_a_strangers_file_cannot_command_the_terminal(tmp_path):
     (tmp_path / "record").mkdir()
     (tmp_path / "record" / "results.json").write_text(json.dumps(record))
     for arguments in (["report"], ["report", "--folder", str(tmp_path)]):
-        done = run_cli(*arguments, CSD_RESULTS=str(tmp_path), runs=tmp_path / "none")
+        done = csd(*arguments, CSD_RESULTS=str(tmp_path), runs=tmp_path / "none")
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr)
         assert "Traceback" not in done.stderr
 

@@ -11,12 +11,13 @@ from dataclasses import fields, replace
 
 import limits
 import pytest
+from typed import csd
 
 import csd_lib.datasets
 import csd_lib.experiment
 import csd_lib.prepare
 import csd_lib.train
-from csd_lib import __main__, commands, download, paths
+from csd_lib import commands, download, paths
 from csd_lib.config import TrainConfig
 from csd_lib.paper import ledger
 
@@ -61,7 +62,7 @@ class Started(Exception):  # noqa: N818 - it is no error: the values were accept
 
 
 @pytest.fixture
-def cli(monkeypatch, tmp_path, digits, capsys):
+def cli(monkeypatch, tmp_path, digits):
     """Runs a command in this process up to its first epoch: (exit code or Started, output)."""
 
     def started(*_, **__):
@@ -87,15 +88,11 @@ def cli(monkeypatch, tmp_path, digits, capsys):
     monkeypatch.chdir(tmp_path / "here")
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["csd_lib", *arguments])
-        code = 0
         try:
-            __main__.main()
-        except SystemExit as end:
-            code = end.code or 0
+            done = csd(*arguments)
         except Started:
-            code = Started
-        return code, *capsys.readouterr()
+            return Started, "", ""
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

@@ -8,16 +8,16 @@ import json
 import os
 import shutil
 import sys
-import threading
 import zipfile
 from collections import namedtuple
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
+import servers
 import torch
 import warm
+from stopped import outcome
 
 import csd_lib
 from csd_lib import InputError, course, fetch, files, paths
@@ -198,49 +198,26 @@ def test_features_come_from_the_release_if_there_is_one(packaged, monkeypatch):
     assert asked == [f"{base}/{place}"]
 
 
-class Answer(BaseHTTPRequestHandler):
-    """A server that sends a good file, a damaged one, half of one, or none."""
-
-    def do_GET(self):
-        kind, _, name = self.path[1:].partition("/")
-        content = (ROOT / "data" / "results" / name).read_bytes()
-        sent = {"good": content, "damaged": content[:-1] + b"?", "half": content[:1000]}.get(kind)
-        self.send_response(200 if sent else 404)
-        self.send_header("Content-Length", str(len(content) if sent else 0))
-        self.end_headers()
-        self.wfile.write(sent or b"")
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize(
-    "kind, message",
+    "answer, message",
     [
-        ("damaged", "cannot be fetched from .*has another SHA-256 .* and is deleted"),
-        ("half", "cannot be fetched from .*bytes arrived"),
-        ("none", "cannot be fetched from .*404"),
+        (servers.wrong, "cannot be fetched from .*has another SHA-256 .* and is deleted"),
+        (servers.half, "cannot be fetched from .*bytes arrived"),
+        (servers.not_found, "cannot be fetched from .*404"),
     ],
 )
 def test_features_that_did_not_arrive_whole_are_refused_and_not_kept(
-    kind, message, packaged, server, monkeypatch
+    answer, message, packaged, serve, monkeypatch
 ):
-    monkeypatch.setenv("CSD_FILES", f"{server}/{kind}/")
+    place = Path("cifar100", packaged.folder.name, "features.npz")
+    server = serve(answer, (ROOT / "data" / "results" / place).read_bytes())
+    monkeypatch.setenv("CSD_FILES", server.url)
     with pytest.raises(InputError, match=message):
         ledger.load_features(packaged)
     assert not list(paths.data_folder().rglob("features.npz"))
-    monkeypatch.setenv("CSD_FILES", f"{server}/good")
+    server.answer = servers.whole
     assert ledger.load_features(packaged)[0].shape == (10_000, 64)
+    assert {path for path, _ in server.asked} == {f"/{place}"}
     (kept,) = paths.data_folder().rglob("features.npz*")
     assert hashlib.sha256(kept.read_bytes()).hexdigest() == packaged.files["features.npz"]
 
@@ -413,17 +390,4 @@ def test_after_a_disconnect_a_new_runtime_finishes_the_run_in_drive_bit_for_bit(
     assert after[:4] == before[:4], "with the seconds that each epoch took: not trained again"
 
     whole = run_on_colab(tmp_path / "whole", keep=False)
-    reference = Path(whole.stdout.splitlines()[-1])
-    without_seconds = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "seconds"}
-            for line in text.splitlines()
-        ]
-        for text in ((f / "history.jsonl").read_text() for f in (folder, reference))
-    ]
-    assert without_seconds[0] == without_seconds[1] and len(after) == 8
-    for name in ("model-task1.pt", "model-task2.pt"):
-        one, other = (torch.load(f / name, weights_only=True) for f in (folder, reference))
-        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-    one, other = (files.read_json(f / "results.json") for f in (folder, reference))
-    assert one["matrix"] == other["matrix"]
+    assert outcome(folder) == outcome(Path(whole.stdout.splitlines()[-1])) and len(after) == 8

@@ -1,7 +1,6 @@
 """CIFAR-100 arrives whole from any source, goes on after any kill, and executes nothing."""
 
 import hashlib
-import io
 import os
 import pickle
 import re
@@ -14,12 +13,13 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import warm
+from servers import half, not_found, whole, wrong
+from strange import Evil, link, pack
 
 from csd_lib import InputError, download, fetch, paths
 from csd_lib.datasets import load_dataset
@@ -58,14 +58,9 @@ def old_pickle(value):
 
 
 def write_archive(path, members):
-    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
-        folder = tarfile.TarInfo("cifar-100-python")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        for name, content in members.items():
-            info = tarfile.TarInfo(f"cifar-100-python/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    folder = tarfile.TarInfo("cifar-100-python")
+    folder.type = tarfile.DIRTYPE
+    pack(path, {"": folder, **{f"cifar-100-python/{name}": c for name, c in members.items()}})
 
 
 @pytest.fixture(scope="session")
@@ -118,42 +113,6 @@ def files(folder):
 # --- servers, good and bad -------------------------------------------------------------------
 
 
-class Server(ThreadingHTTPServer):
-    """Answers every request with ``answer(handler, content, start)``; keeps what was asked."""
-
-    daemon_threads = True
-
-    def __init__(self, answer, content):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.content = answer, content
-        self.asked = []  # the path and the Range header of each request
-        self.end = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        asked = self.headers["Range"]
-        self.server.asked.append((self.path, asked))
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        self.server.answer(self, self.server.content, start)
-
-    def reply(self, status, body, **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_message(self, *_):
-        pass
-
-
-def whole(handler, content, start):
-    handler.reply(200, content, Content_Length=len(content))
-
-
 def ranges(handler, content, start):
     if not start:
         return whole(handler, content, start)
@@ -169,10 +128,6 @@ def ranges_of_another_part(handler, content, start):
     return handler.reply(206, content, Content_Length=len(content), Content_Range=part)
 
 
-def half(handler, content, start):
-    handler.reply(200, content[: len(content) // 2], Content_Length=len(content))
-
-
 def stalling(handler, content, start):
     half(handler, content, start)
     handler.server.end.wait(10)
@@ -183,10 +138,6 @@ def trickling(handler, content, start):
     for _ in range(300):
         handler.wfile.write(b"\0")
         handler.server.end.wait(0.02)
-
-
-def wrong(handler, content, start):
-    whole(handler, content[:-9] + b"\0" * 9, start)
 
 
 def wrong_half(handler, content, start):
@@ -202,10 +153,6 @@ def page_without_length(handler, content, start):
     handler.reply(200, b"<html>Please log in</html>", Content_Type="text/html")
 
 
-def not_found(handler, content, start):
-    handler.send_error(404)
-
-
 def no_http(handler, content, start):
     handler.wfile.write(b"hello\r\n\r\n")
 
@@ -217,20 +164,8 @@ def moved(handler, content, start):
 
 
 @pytest.fixture
-def serve(official):
-    servers = []
-
-    def start(answer, content=None):
-        server = Server(answer, content or official.read_bytes())
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        return server
-
-    yield start
-    for server in servers:
-        server.end.set()
-        server.shutdown()
-        server.server_close()
+def serve(serve, official):
+    return lambda answer, content=None: serve(answer, content or official.read_bytes())
 
 
 @pytest.fixture
@@ -275,14 +210,6 @@ def test_a_data_set_is_made_once(official, home, monkeypatch):
     assert dataset.class_names == tuple(NAMES) and dataset.train_images.shape == (90, 3, 32, 32)
     monkeypatch.setattr(download, "read_archive", None)  # not needed a second time
     assert len(load_dataset("cifar100").test_labels) == 30
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
 
 
 @pytest.mark.parametrize("name", ["train", "meta"])
@@ -340,6 +267,20 @@ def test_an_archive_of_other_content_is_named(contents, tmp_path, change):
     with pytest.raises(InputError, match=r"other\.tar\.gz cannot be read") as caught:
         download.read_archive(path)
     assert "\n" not in str(caught.value)
+
+
+def test_paths_and_links_of_an_archive_lead_nowhere(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    ways_out = ("../../made", "cifar-100-python/../../../made", "/made")
+    members = [f"cifar-100-python/{name}" for name in ("train", "test", "meta")]
+    for content in (
+        dict.fromkeys(ways_out, b"x"),
+        {name: link(name, "/etc/passwd") for name in members},
+    ):
+        pack(tmp_path / "a" / "b" / ARCHIVE, content)
+        with pytest.raises(InputError, match="cannot be read"):
+            download.read_archive(tmp_path / "a" / "b" / ARCHIVE)
+        assert not list(tmp_path.rglob("made"))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.999])

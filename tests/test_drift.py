@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from csd_lib import InputError
-from csd_lib.drift import (
-    cosine_drift,
-    linear_cka,
-    neighborhood_overlap,
-)
+from csd_lib.drift import cosine_drift, linear_cka, neighborhood_overlap
 from csd_lib.projection import fit_map, place_on_map
 
 
@@ -46,21 +42,6 @@ def test_cka_equals_its_definition_with_kernel_matrices():
         alignment(kernels[0], kernels[0]) * alignment(kernels[1], kernels[1])
     )
     assert linear_cka(torch.from_numpy(old), torch.from_numpy(new)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("measure", [linear_cka, neighborhood_overlap])
-def test_features_of_different_images_or_with_nan_are_refused(measure):
-    with pytest.raises(InputError, match="same images"):
-        measure(cloud(10), cloud(11))
-    with pytest.raises(InputError, match="new features contain NaN"):
-        measure(cloud(20), cloud(20) * float("nan"))
-
-
-def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(InputError, match="all the same"):
-        linear_cka(torch.ones(5, 3), cloud(5, 3))
-    with pytest.raises(InputError, match="one whole number for each"):
-        cosine_drift(cloud(5), cloud(5), torch.zeros(4))
 
 
 def test_a_map_is_of_directions_and_seeded_and_leaves_torch_its_threads(monkeypatch):

@@ -1,6 +1,5 @@
 """What happens to a run when processes are killed, disks fill up and folders vanish under it."""
 
-import json
 import os
 import random
 import re
@@ -22,7 +21,7 @@ from disturbed import (
 )
 from jupyter_client import KernelManager
 from jupyter_client.provisioning import local_provisioner
-from stopped import stop_after
+from stopped import outcome, stop_after
 from warm import PROCESSES
 
 from csd_lib import InputError, course, files, runs
@@ -81,16 +80,6 @@ def wait_for_epochs(folder, number, process=None):
 
 def finish(folder):
     assert exit_code(start(train_here, folder)) == 0
-
-
-def outcome(folder):
-    """All that a run leaves behind, but for the time it took."""
-    results = files.read_json(folder / "results.json")
-    lines = (folder / "history.jsonl").read_text().splitlines()
-    history = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-    models = [files.read_tensors(folder / f"model-task{n}.pt") for n in (1, 2)]
-    weights = [{name: value.tolist() for name, value in model.items()} for model in models]
-    return results["config"], results["matrix"], history, weights
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from typed import csd
 
-from csd_lib import InputError, __main__, datasets, features, identity, networks, paths
+from csd_lib import InputError, datasets, features, identity, paths
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
@@ -87,36 +88,25 @@ def test_saved_features_are_a_data_set_with_the_same_split_and_labels(tmp_path):
     assert run.models[-1].feature_size == 8 and run.matrix.own.shape == (2, 2)
 
 
-def test_the_command_features_writes_what_train_then_reads(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(
-        datasets.DATASETS, "colours", replace(datasets.DATASETS["digits"], load=lambda root: IMAGES)
-    )
-    typed = "csd features colours small.npz --network efficientnet:lite0 --image-size 32"
-    monkeypatch.setattr(sys, "argv", typed.split())
-    __main__.main()
-    said = capsys.readouterr().out
-    assert "--dataset ./small.npz --network features" in said
+def test_the_command_features_writes_what_train_then_reads(monkeypatch):
+    known = replace(datasets.DATASETS["digits"], load=lambda root: IMAGES)
+    monkeypatch.setitem(datasets.DATASETS, "colours", known)
+    typed = "features colours small.npz --network efficientnet:lite0 --image-size 32"
+    assert "--dataset ./small.npz --network features" in csd(*typed.split()).stdout
     assert find_own_images("./small.npz").train.pixels.shape[1:] == (1280, 1, 1)
-    monkeypatch.setattr(sys, "argv", ["csd", "features", "colours", "small.txt"])
-    with pytest.raises(SystemExit):
-        __main__.main()
-    assert "must end in .npz" in capsys.readouterr().err
+    assert "must end in .npz" in csd("features", "colours", "small.txt").stderr
 
 
 @pytest.mark.parametrize("size", [(), ("--image-size", "32")])
-def test_the_command_features_reads_images_from_a_file(monkeypatch, capsys, tmp_path, size):
+def test_the_command_features_reads_images_from_a_file(tmp_path, size):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(12) % 2)
-    monkeypatch.chdir(tmp_path)
     options = ["--network", "efficientnet:lite0", "--weights", "random", *size]
-    monkeypatch.setattr(sys, "argv", ["csd", "features", "./images.npz", "out.npz", *options])
-    __main__.main()
+    csd("features", "./images.npz", "out.npz", *options)
     assert find_own_images("./out.npz").train.pixels.shape[1:] == (1280, 1, 1)
     before = (tmp_path / "images.npz").read_bytes()
-    monkeypatch.setattr(sys, "argv", ["csd", "features", "./images.npz", "./images.npz", *options])
-    with pytest.raises(SystemExit):
-        __main__.main()
-    assert "images.npz is there already" in capsys.readouterr().err
+    done = csd("features", "./images.npz", "./images.npz", *options)
+    assert "images.npz is there already" in done.stderr
     assert (tmp_path / "images.npz").read_bytes() == before
 
 
@@ -129,16 +119,12 @@ def test_the_command_features_reads_images_from_a_file(monkeypatch, capsys, tmp_
     ],
 )
 def test_features_that_cannot_be_made_are_refused_before_the_first(
-    network, into, words, monkeypatch, capsys, tmp_path
+    network, into, words, monkeypatch, tmp_path
 ):
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "pixels.npz").touch()
     monkeypatch.setattr(features, "features_of", None)
-    options = ["--network", network, "--weights", "random"]
-    monkeypatch.setattr(sys, "argv", ["csd", "features", "digits", into, *options])
-    with pytest.raises(SystemExit):
-        __main__.main()
-    assert re.search(words, capsys.readouterr().err)
+    done = csd("features", "digits", into, "--network", network, "--weights", "random")
+    assert done.returncode == 2 and re.search(words, done.stderr)
 
 
 def test_published_weights_take_the_images_of_a_file_as_they_are(tmp_path):
@@ -250,12 +236,6 @@ def test_a_run_with_another_first_task_is_another_run_unless_there_is_one_task()
 def test_a_first_task_that_leaves_too_few_classes_is_refused(value, tasks):
     with pytest.raises(InputError, match=f"first_classes={value}"):
         TrainConfig(dataset="digits", tasks=tasks, first_classes=value)
-
-
-def test_the_name_random_means_the_seeds_weights():
-    assert TrainConfig().weights == networks.RANDOM
-    with pytest.raises(InputError, match="nobody has published any for network='resnet'"):
-        make_network(TrainConfig(weights="published"), (0.5,), (0.5,))
 
 
 def test_what_a_preset_names_later_does_not_change_what_was_written_down():

@@ -216,6 +216,8 @@ def npy(header, body=b"12345678"):
         b"{'descr': '|u1', 1: False, 'shape': (8,)}",  # keys that cannot be sorted
         b"if x:\n    1\n  2",  # odd indentation
         b"{'descr': '|u1', 'fortran_order': False, 'shape': (-2, -4)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': 'x'}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os')}",
         b"{'descr': '|u1', 'fortran_order': False, 'shape': (8" + b", 1" * 90 + b")}",
         b"{'descr': '|V0', 'fortran_order': False, 'shape': (8,)}",
         b"{'descr': [('a', 'O')], 'fortran_order': False, 'shape': (1,)}",

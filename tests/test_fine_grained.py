@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import sys
 import tarfile
 from dataclasses import replace
 
@@ -10,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from strange import link, pack
+from typed import csd
 
-from csd_lib import InputError, __main__, fine_grained, paths
+from csd_lib import InputError, fine_grained, paths
 from csd_lib.fine_grained import check_fine_grained, fetch_fine_grained
 from csd_lib.own_images import load_own_images
 
@@ -24,15 +25,6 @@ def jpeg(number):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
     return file.getvalue()
-
-
-def pack(path, members):
-    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
-        for name, content in members.items():
-            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if not isinstance(content, tarfile.TarInfo):
-                info.size = len(content)
-            tar.addfile(info, None if info is content else io.BytesIO(content))
 
 
 def birds():
@@ -120,17 +112,14 @@ def test_dogs_are_laid_out_after_their_lists(offer, data):
     assert dataset.test_labels.tolist() == [0, 1, 2] and len(dataset.train_labels) == 6
 
 
-def test_the_command_fetches_and_says_what_to_do_next(offer, data, monkeypatch, capsys):
+def test_the_command_fetches_and_says_what_to_do_next(offer, data):
     offer("cub200", birds(), counts=(6, 2), classes=2)
-    monkeypatch.setattr(sys, "argv", ["csd", "data", "cub200"])
-    __main__.main()
-    out = capsys.readouterr().out
-    assert "--dataset cub200" in out  # by its path it would train with the settings of own images
+    done = csd("data", "cub200")
+    # By its path it would train with the settings of own images.
+    assert "--dataset cub200" in done.stdout
     next((data / "cub200" / "images").rglob("*.jpg")).unlink()
-    monkeypatch.setattr(sys, "argv", ["csd", "data", "cub200", "--check"])
-    with pytest.raises(SystemExit):
-        __main__.main()
-    assert "images instead of" in capsys.readouterr().err
+    done = csd("data", "cub200", "--check")
+    assert done.returncode == 2 and "images instead of" in done.stderr
 
 
 @pytest.mark.parametrize("variable", ["CSD_DATA", "CSD_MIRRORS"])
@@ -150,12 +139,6 @@ def test_an_archive_of_a_colleague_is_taken_if_it_is_the_official_one(
         fetch_fine_grained("cub200")
     there.write_bytes(content)
     assert fetch_fine_grained("cub200").is_dir()
-
-
-def link(name, target, kind):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
 
 
 FIRST = f"CUB_200_2011/images/{BIRDS[0]}/bird_0.jpg"

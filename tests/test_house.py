@@ -240,10 +240,16 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_links_in_documents_lead_somewhere():
-    named = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/*.md")
+    named = ("*.md", "data/README.md", "docs/*.md", "notebooks/*.md")
     for document in (path for name in named for path in ROOT.glob(name)):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+        links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", document.read_text("utf-8"))
+        for target, anchor in links:
+            place = document.parent / target if target else document
+            assert place.exists(), f"{document.name} links to {target}"
+            if anchor:
+                headings = re.findall("^#+ (.+)", place.read_text("utf-8"), re.MULTILINE)
+                found = {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
+                assert anchor in found, f"{document.name} links to {target}#{anchor}"
 
 
 def test_the_readme_is_one_screen_and_leads_to_every_page():

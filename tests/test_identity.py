@@ -16,20 +16,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import warm
+from stopped import same_bits
 
 import csd_lib.fingerprint as fingerprinting
 import csd_lib.train as training
-from csd_lib import (
-    InputError,
-    checks,
-    datasets,
-    engine,
-    identity,
-    losses,
-    model,
-    prepare,
-    retrieval,
-)
+from csd_lib import InputError, engine, identity, losses, model, prepare, retrieval
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import last_model, load_run, run_experiment, run_name
 from csd_lib.fingerprint import KEPT_CODES, fingerprint
@@ -101,6 +92,9 @@ def test_it_does_not_depend_on_seed_length_threads_or_the_state_of_torch():
         dict(crop_padding=2),
         dict(flip=True),
         dict(depth=14),
+        dict(embedding=16),
+        dict(backbone_rate=0.1),
+        dict(backbone_rate=0.0),
     ],
 )
 def test_every_setting_that_is_computed_with_shows_in_it(settings):
@@ -111,44 +105,33 @@ def patched(monkeypatch, module, name, change):
     monkeypatch.setattr(module, name, change(getattr(module, name)))
 
 
+# A function's place and name, and what makes another one of it.
 CHANGES = {
-    "a loss": lambda m: patched(m, losses, "csd_loss", lambda f: lambda *a: 1.0001 * f(*a)),
-    "a loss at its core": lambda m: patched(
-        m, losses, "rows_of_length_one", lambda f: lambda x: 1.0001 * f(x)
+    "a loss": (losses, "csd_loss", lambda f: lambda *a: 1.0001 * f(*a)),
+    "a loss at its core": (losses, "rows_of_length_one", lambda f: lambda x: 1.0001 * f(x)),
+    "the first task's": (losses, "cross_entropy", lambda f: lambda *a: 1.0001 * f(*a)),
+    "augmentation": (training, "augment", lambda f: lambda x, *a: f(x, *a).roll(1, dims=3)),
+    "the split": (
+        *(prepare, "class_incremental_split"),
+        lambda f: lambda d, n, **_: f(d, n, seed=5),
     ),
-    "the first task's": lambda m: patched(
-        m, losses, "cross_entropy", lambda f: lambda *a: 1.0001 * f(*a)
+    "the optimiser": (
+        *(training, "make_optimizer"),
+        lambda f: lambda n, s, decay, *a: f(n, s, 1.01 * decay, *a),
     ),
-    "augmentation": lambda m: patched(
-        m, training, "augment", lambda f: lambda images, *a: f(images, *a).roll(1, dims=3)
+    "the schedule": (training, "learning_rate", lambda f: lambda *a: 1.0001 * f(*a)),
+    "the head": (model.NormalizedHead, "normalize_", lambda f: lambda self: None),
+    "initial weights": (
+        *(torch.nn.init, "kaiming_normal_"),
+        lambda f: torch.nn.init.kaiming_uniform_,
     ),
-    "the split": lambda m: patched(
-        m, prepare, "class_incremental_split", lambda f: lambda d, n, **_: f(d, n, seed=5)
+    "the teacher": (training, "freeze", lambda f: lambda network: f(network).train()),
+    "normalisation": (
+        *(model.Network, "normalize_images"),
+        lambda f: lambda self, x: f(self, x) + 1e-4,
     ),
-    "the optimiser": lambda m: patched(
-        m, training, "make_optimizer", lambda f: lambda n, s, decay, *a: f(n, s, 1.01 * decay, *a)
-    ),
-    "the schedule": lambda m: patched(
-        m, training, "learning_rate", lambda f: lambda *a: 1.0001 * f(*a)
-    ),
-    "the head": lambda m: patched(
-        m, model.NormalizedHead, "normalize_", lambda f: lambda self: None
-    ),
-    "initial weights": lambda m: patched(
-        m, torch.nn.init, "kaiming_normal_", lambda f: torch.nn.init.kaiming_uniform_
-    ),
-    "the teacher": lambda m: patched(
-        m, training, "freeze", lambda f: lambda network: f(network).train()
-    ),
-    "normalisation": lambda m: patched(
-        m, model.Network, "normalize_images", lambda f: lambda self, x: f(self, x) + 1e-4
-    ),
-    "the order of the images": lambda m: patched(
-        m, torch, "randperm", lambda f: lambda *a, **k: f(*a, **k).flip(0)
-    ),
-    "recall": lambda m: patched(
-        m, retrieval, "recall_at_k", lambda f: lambda *a, **k: {1: 1 - f(*a, **k)[1]}
-    ),
+    "the order of the images": (torch, "randperm", lambda f: lambda *a, **k: f(*a, **k).flip(0)),
+    "recall": (retrieval, "recall_at_k", lambda f: lambda *a, **k: {1: 1 - f(*a, **k)[1]}),
 }
 
 
@@ -156,7 +139,7 @@ CHANGES = {
 def test_whoever_changes_a_number_never_sees_an_old_result(digits, tmp_path, monkeypatch, change):
     run_experiment(QUICK, digits, folder=tmp_path / "finished", progress=False)
     train(QUICK, digits, folder=tmp_path / "half done", stop_after=1, progress=False)
-    CHANGES[change](monkeypatch)
+    patched(monkeypatch, *CHANGES[change])
     for folder in ("finished", "half done"):
         with pytest.raises(InputError, match="code that computes other numbers: fingerprint"):
             run_experiment(QUICK, digits, folder=tmp_path / folder, progress=False)
@@ -262,7 +245,7 @@ def test_code_that_computes_other_numbers_begins_in_a_folder_of_its_own(
 
     older = run()
     with monkeypatch.context() as changed:
-        CHANGES["a loss"](changed)
+        patched(changed, *CHANGES["a loss"])
         newer = run()
     assert newer.folder != older.folder and newer.record.fingerprint != older.record.fingerprint
     assert trained == [(5, False), (5, True), (5, True)]
@@ -661,8 +644,7 @@ def test_a_model_that_is_not_the_one_measured_is_never_loaded(digits, tmp_path, 
         with pytest.raises(InputError, match=f"{name} (is missing|is not|cannot be read)"):
             last_model(Record.read(tmp_path / "results.json"))
     run_experiment(QUICK, digits, folder=tmp_path, progress=False)  # the checkpoint has them all
-    for mine, wanted in zip(load_run(tmp_path, digits).models, made.models, strict=True):
-        assert all(map(torch.equal, mine.state_dict().values(), wanted.state_dict().values()))
+    assert same_bits(load_run(tmp_path, digits), made)
 
 
 def test_models_that_another_run_left_are_not_taken_for_this_ones(digits, tmp_path):
@@ -670,9 +652,7 @@ def test_models_that_another_run_left_are_not_taken_for_this_ones(digits, tmp_pa
     for name in ("checkpoint.pt", "checkpoint.previous.pt", "config.json", "results.json"):
         (tmp_path / name).unlink()
     made = run_experiment(replace(QUICK, seed=1), digits, folder=tmp_path, progress=False)
-    found = load_run(tmp_path, digits).models
-    for mine, wanted in zip(found, made.models, strict=True):
-        assert all(map(torch.equal, mine.state_dict().values(), wanted.state_dict().values()))
+    assert same_bits(load_run(tmp_path, digits), made)
 
 
 def test_a_checkpoint_of_other_models_than_were_measured_is_refused(digits, tmp_path):
@@ -770,11 +750,3 @@ def test_what_is_no_stop_is_refused(digits):
         train({})
     with pytest.raises(InputError, match="folder="):
         train(QUICK, digits, folder=3)
-
-
-def test_checks_of_settings_are_declared_with_them():
-    config = TrainConfig()
-    checks.check_settings(config)
-    with pytest.raises(InputError, match="lambda_csd=-1"):
-        replace(config, lambda_csd=-1)
-    assert datasets.DATASETS.keys() >= {"digits", "cifar100"}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from stopped import same_bits, stop_after
+from typed import csd
 
 from csd_lib import InputError, identity, networks
 from csd_lib.config import TrainConfig
@@ -169,27 +170,19 @@ def test_names_that_are_no_text_are_refused(tmp_path):
         train(going_on(tmp_path / "start.pt"), progress=False)
 
 
-def test_a_file_that_is_none_or_another_is_refused_before_any_work(cli_train, tmp_path):
+def test_a_file_that_is_none_or_another_is_refused_before_any_work(own_folders, tmp_path):
     path = tmp_path / "model.pt"
-    assert "there is no such file" in cli_train("--init-from", str(path))
+
+    def refused():
+        done = csd("train", "--init-from", str(path))
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "there is no such file" in refused()
     path.write_bytes(b"no model")
-    assert "model.pt cannot be read" in cli_train("--init-from", str(path))
+    assert "model.pt cannot be read" in refused()
     torch.save([1], path)
-    assert "holds no weights by name" in cli_train("--init-from", str(path))
-
-
-@pytest.fixture
-def cli_train(monkeypatch, capsys, own_folders):
-    from csd_lib.__main__ import main
-
-    def call(*options):
-        monkeypatch.setattr("sys.argv", ["csd", "train", *options])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        return capsys.readouterr().err
-
-    return call
+    assert "holds no weights by name" in refused()
 
 
 def test_safetensors_is_named_with_its_extra_where_it_is_missing(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@ from functools import partial
 from types import ModuleType
 
 import pytest
+from typed import csd
 
 from csd_lib import InputError
-from csd_lib.__main__ import main
 from csd_lib.config import TrainConfig
 from csd_lib.integrations.loggers import epoch_logger
 
@@ -66,14 +66,12 @@ def test_a_tool_that_is_not_installed_is_named(monkeypatch, name):
         pass
 
 
-def test_the_command_line_logs_the_history_that_it_keeps(tool, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
-    options = ["--epochs", "2", "--device", "cpu", "--quiet", "--log", tool.__name__]
-    monkeypatch.setattr(sys, "argv", ["csd", "train", *options])
-    main()
+def test_the_command_line_logs_the_history_that_it_keeps(tool, tmp_path):
+    command = ["train", "--epochs", "2", "--device", "cpu", "--quiet", "--log", tool.__name__]
+    csd(*command, runs=tmp_path)
     sent = [call[1] for call in tool.calls if call[0] == "log"]
     assert [(r["task"], r["epoch"]) for r in sent] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert "csd" in sent[-1] and "csd" not in sent[0]
     tool.calls.clear()
-    main()  # the run is finished: its history is sent all the same
+    csd(*command, runs=tmp_path)  # the run is finished: its history is sent all the same
     assert [call[1] for call in tool.calls if call[0] == "log"] == sent

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made_up import on_circle
 from pytorch_metric_learning import distances, miners, reducers
 from pytorch_metric_learning import losses as pml_losses
 
@@ -84,10 +85,6 @@ def test_triplet_equals_the_published_function_in_value_and_gradient(path):
 
 
 def test_the_pencil_example_of_notebook_3():
-    def on_circle(*degrees):
-        angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
-        return torch.stack([angles.cos(), angles.sin()], dim=1)
-
     s, t = on_circle(0, 60, 120, 180), on_circle(0, 0, 180, 180)
     labels = torch.tensor([0, 0, 1, 1])
     by_hand = {
@@ -177,10 +174,8 @@ def test_value_and_gradient_are_finite_in_every_case(name, case, dtype):
 
 def test_the_triplet_loss_of_a_single_anchor_is_shared_with_nobody():
     """Only the first image is nearer to another class (20 degrees away) than to its own (30)."""
-    angles = torch.tensor([0.0, 30.0, -20.0]).double().deg2rad()
-    features = torch.stack([angles.cos(), angles.sin()], dim=1)
     expected = math.cos(math.radians(20)) - math.cos(math.radians(30))
-    loss = triplet_loss(features, torch.tensor([0, 0, 1]), margin=0.0)
+    loss = triplet_loss(on_circle(0, 30, -20), torch.tensor([0, 0, 1]), margin=0.0)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 

@@ -2,22 +2,46 @@
 
 import os
 import re
+import statistics
 import sys
+from itertools import combinations, pairwise
 
 import nbformat
 import pytest
-from gate import CHECKS, NOTEBOOKS
+from gate import CHECKS, NOTEBOOKS, ROOT, SOLUTIONS, cells
 
 from csd_lib import course, doctor
 from csd_lib.course import session as session_module
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-CHAPTERS = [path for path in NOTEBOOKS if path.stem[:2] not in ("00", "07")]  # with exercises
-each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+STUDENT = sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb"))
+SHORT = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "07")]  # without exercises
+CHAPTERS = [path for path in NOTEBOOKS if path not in SHORT]
 
 
-def cells(path, kind):
-    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+def each(paths):
+    return pytest.mark.parametrize(
+        "path", paths, ids=lambda path: f"{path.parent.name}-{path.stem}"
+    )
+
+
+each_notebook, each_chapter = each(NOTEBOOKS), each(CHAPTERS)
+each_page = each([*NOTEBOOKS, *SOLUTIONS, *STUDENT])
+
+
+def prose(path):
+    """The Markdown of a notebook, without code blocks and formulas."""
+    text = "\n\n".join(cell.source for cell in cells(path, "markdown"))
+    return re.sub(r"```.*?```|\$\$.*?\$\$", "", text, flags=re.DOTALL)
+
+
+def unfolded(text):
+    """What is read by those who open nothing."""
+    return re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+
+
+def code_lines(cell):
+    lines = [line.strip() for line in cell.source.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def images(path):
@@ -37,6 +61,8 @@ def test_the_notebooks_are_those_of_the_course():
         "07_your_own_images",
         "08_what_each_term_buys",
     ]
+    assert [path.name for path in SOLUTIONS] == [path.name for path in STUDENT]
+    assert [path.name[:2] for path in SOLUTIONS] == ["01", "02", "03", "04", "05"]
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +85,10 @@ def test_committed_outputs_are_complete_and_belong_to_this_code(path, fingerprin
 
 
 @each_notebook
-def test_reads_well(path):
-    markdown = "\n".join(cell.source for cell in cells(path, "markdown"))
-    text = re.sub(r"```.*?```|<details>.*?</details>|\$\$.*?\$\$", "", markdown, flags=re.DOTALL)
-    headings = re.findall(r"^(#+) ", text, flags=re.MULTILINE)
-    assert headings.count("#") == 1 and headings[0] == "#" and set(headings) <= {"#", "##", "###"}
+def test_it_says_what_one_learns_and_ends_with_questions(path):
+    text = unfolded(prose(path))
     assert "**You will learn**" in text and "**Time**" in text
     assert re.search(r"## Questions\n.*\n1\. .*\n2\. .*\n3\. ", text, flags=re.DOTALL)
-    assert not re.search(r"\[(here|this|link)\]", text, flags=re.IGNORECASE)
-    assert len(re.findall(r"\w+", text)) <= 2500
 
 
 @each_chapter
@@ -113,13 +134,6 @@ def test_reading_is_counted_in_words_and_cells_and_grows_slower(words, code, min
     assert counted == minutes
 
 
-@each_notebook
-def test_every_figure_has_a_description_and_the_file_stays_small(path):
-    for image in images(path):
-        assert len(image.metadata["image/png"]["alt"]) > 30
-    assert images(path) and path.stat().st_size <= 470_000
-
-
 @each_chapter
 def test_what_a_chapter_says_is_checked(path):
     source = (CHECKS / f"{path.stem}.py").read_text("utf-8")
@@ -127,11 +141,103 @@ def test_what_a_chapter_says_is_checked(path):
     assert "nbval-skip" not in path.read_text() and "raises-exception" not in path.read_text()
 
 
-@each_notebook
-def test_links_between_notebooks_lead_somewhere(path):
-    text = "\n".join(cell.source for cell in cells(path, "markdown"))
-    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
-    assert targets and all((path.parent / target).exists() for target in targets)
+# --- the shape of every page ---------------------------------------------------------------------
+
+
+@each_page
+def test_one_sitting(path):
+    notebook = nbformat.read(path, as_version=4)
+    lines = [len(code_lines(cell)) for cell in cells(path, "code")]
+    if path in SHORT:
+        assert len(notebook.cells) <= 19
+    else:
+        assert 25 <= len(notebook.cells) <= (62 if path in CHAPTERS else 50)
+        assert statistics.median(lines) <= 6
+    assert max(lines) <= 12
+    assert len(re.findall(r"\w+", unfolded(prose(path)))) <= 2500
+    assert path.stat().st_size <= 470_000
+
+
+@each_page
+def test_no_saved_output_shows_photographs_that_may_not_be_passed_on(path):
+    for cell in cells(path, "code"):
+        if 'load_dataset("cifar100")' in cell.source:
+            assert not any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+@each_page
+def test_no_code_is_hidden(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        hiding = {"collapsed", "jupyter", "cellView", "hide_input"} & set(cell.metadata)
+        assert not hiding and "#@title" not in cell.source
+        assert not {"hide-input", "hide-cell", "remove-input"} & set(cell.metadata.get("tags", []))
+
+
+@each_page
+def test_headings_are_in_order(path):
+    levels = [len(h) for h in re.findall(r"^(#+) ", prose(path), flags=re.MULTILINE)]
+    assert levels[0] == 1 and levels.count(1) == 1 and max(levels) <= 3
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+@each_page
+def test_links_say_where_they_lead_and_lead_there(path):
+    for words, target in re.findall(r"(?<!!)\[([^\]]+)\]\(([^)]+)\)", prose(path)):
+        assert len(words) > 4 and not re.fullmatch(r"(click )?(here|this|link)", words.lower())
+        if not target.startswith("https:"):
+            assert (path.parent / target).exists(), f"{words} leads to {target}"
+
+
+@each_page
+def test_every_picture_in_the_text_has_a_description(path):
+    text = prose(path)
+    assert "<img" not in text
+    assert all(len(alt) > 30 for alt in re.findall(r"!\[([^\]]*)\]", text))
+
+
+@each_page
+def test_every_figure_is_described_in_alt_text_and_in_the_line_below_it(path):
+    for cell in cells(path, "code"):
+        texts = [o.get("data", {}).get("text/markdown", "") for o in cell.outputs]
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                alt = output.metadata["image/png"]["alt"]
+                assert len(alt) > 30 and any(alt in text for text in texts)
+
+
+@each(SOLUTIONS)
+def test_every_exercise_is_a_card(path):
+    """Goal, difficulty, minutes, expected value, stub, two hints and a folded solution."""
+    text = prose(path)
+    exercises = re.split(r"^## Exercise ", text, flags=re.MULTILINE)[1:]
+    assert len(exercises) >= 4
+    for exercise in exercises:
+        card = exercise.split("## Discussion")[0]
+        for part in (
+            r"\*\*Goal\*\*: ",
+            r"\*\*Difficulty\*\*: ●",
+            r"\*\*Time\*\*:\s\d+",
+            "Expected",
+        ):
+            assert re.search(part, card), f"{part} is missing in {exercise[:30]}"
+        assert card.count("<summary>Hint 1") == card.count("<summary>Hint 2") >= 1
+        assert card.count("<summary>Solution") == card.count("<summary>Hint 2")
+    assert len(re.findall(r"^\*\*\d-[A-C]\.\*\*", text, flags=re.MULTILINE)) >= 2
+
+
+def test_no_code_is_pasted_from_one_notebook_into_another():
+    """Five neighbouring lines, except in the set-up cell that all notebooks share."""
+    windows = {}
+    for path in (*NOTEBOOKS, *SOLUTIONS):
+        each_cells = map(code_lines, cells(path, "code")[1:])
+        windows[path.name, path.parent.name] = {
+            tuple(lines[i : i + 5]) for lines in each_cells for i in range(len(lines) - 4)
+        }
+    for one, other in combinations(windows, 2):
+        assert not windows[one] & windows[other], (one, other)
+
+
+# --- pages and modes ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -149,7 +255,7 @@ def test_pages_have_alt_text_and_formulas_that_need_no_network(path, make_run, t
     page = (tmp_path / "page.html").read_text()
     formulas = sum(cell.source.count("$$") for cell in cells(path, "markdown")) // 2
     assert page.count("<math") >= formulas and "$$" not in page
-    assert len(re.findall(r'alt="[^"]{30,}"', page)) == len(images(path))
+    assert len(re.findall(r'alt="[^"]{30,}"', page)) == len(images(path)) > 0
     links = re.findall(r'href="(\d\d_\w+)\.(\w+)"', page)
     assert links and {ending for _, ending in links} == {"html"}
     assert not re.findall(r'src="http|<link[^>]*href="http|import\("http', page)

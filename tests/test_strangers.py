@@ -2,19 +2,17 @@
 
 import io
 import json
-import os
 import pickle
 import resource
-import struct
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from stopped import stop_after
+from strange import Evil
 
-from csd_lib import InputError, datasets, download, files, runs
+from csd_lib import InputError, datasets, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.course.widgets import load_recording
 from csd_lib.datasets import read_npz
@@ -25,16 +23,6 @@ from csd_lib.train import train
 
 QUICK = dict(epochs=1)
 GIGABYTE = 2**30
-
-
-class Evil:
-    """Unpickled without care, it makes a folder."""
-
-    def __init__(self, place):
-        self.place = str(place)
-
-    def __reduce__(self):
-        return os.mkdir, (self.place,)
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +39,6 @@ def npy(array):
     return buffer.getvalue()
 
 
-def npy_that_claims(shape):
-    """An array file whose header promises more than follows."""
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"12345678"
-
-
 def zipped(path, entries, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as target:
         for name, content in entries.items():
@@ -72,11 +53,12 @@ def one_line(error):
 
 # --- arrays ------------------------------------------------------------------------------------
 
+EIGHT = npy(np.zeros(8, np.uint8))
 STRANGE_ARRAYS = {
-    "a header of 100 GB": ({"a.npy": npy_that_claims("(100000000000,)")}, "should be uint8"),
-    "a header with a negative size": ({"a.npy": npy_that_claims("(-8,)")}, "should be uint8"),
-    "a header that is no shape": ({"a.npy": npy_that_claims("'x'")}, "cannot be read"),
-    "a header that is code": ({"a.npy": npy_that_claims("__import__('os')")}, "cannot be read"),
+    "a header of 10 GB": (
+        {"a.npy": EIGHT.replace(b"(8,), }" + b" " * 10, b"(10000000000,), }")},
+        "should be uint8",
+    ),
     "a path out of its folder": ({"../../a.npy": npy(np.zeros(3))}, r"\.\./\.\./a\.npy is not"),
     "an absolute path": ({"/tmp/a.npy": npy(np.zeros(3))}, "/tmp/a.npy is not"),
     "another kind of file": ({"a.txt": b"text"}, r"a\.txt is not an array"),
@@ -246,33 +228,28 @@ RESULTS = {
     "device": "cpu",
     "matrix": {name: [[1.0, 0.5], [0.9, 0.8]] for name in ("own", "seen", "accuracy")},
 }
+CHANGED_RESULTS = {
+    "a matrix of words": {"matrix": {"own": [["high"]]}},
+    "a ragged matrix": {"matrix": {"own": [[1, 2], [3]]}},
+    "an empty matrix": {"matrix": {"own": []}},
+    "a matrix of percentages": {"matrix": {n: [[98.5, 50], [90, 80]] for n in RESULTS["matrix"]}},
+    "a matrix of many tasks": {"matrix": {"own": [[0.5] * 200] * 200}},
+    "images of two sizes": {"image_shape": [1, 8]},
+    "images of no size": {"image_shape": [1, 0, 8]},
+    "images of a size that is text": {"image_shape": [1, "8", 8]},
+    "versions that are a number": {"versions": 3},
+    "a config that is text": {"config": "csd"},
+    "a billion tasks": {"config": {**RESULTS["config"], "tasks": 10**9}},
+    "a setting that no longer exists": {"config": {**RESULTS["config"], "replay": 3}},
+    "a method that is gone": {"config": {**RESULTS["config"], "method": "ce+replay"}},
+    "a method that is a number": {"config": {**RESULTS["config"], "method": 3}},
+}
 STRANGE_RESULTS = {
     "a list": "[]",
     "deeply nested": "[" * 100_000,
     "cut off": json.dumps(RESULTS)[:-9],
     "not text": "\udcff",
-    "a matrix of words": json.dumps({**RESULTS, "matrix": {"own": [["high"]]}}),
-    "a ragged matrix": json.dumps({**RESULTS, "matrix": {"own": [[1, 2], [3]]}}),
-    "an empty matrix": json.dumps({**RESULTS, "matrix": {"own": []}}),
-    "a config that is text": json.dumps({**RESULTS, "config": "csd"}),
-    "a billion tasks": json.dumps({**RESULTS, "config": {**RESULTS["config"], "tasks": 10**9}}),
-    "a matrix of percentages": json.dumps(
-        {**RESULTS, "matrix": {n: [[98.5, 50], [90, 80]] for n in RESULTS["matrix"]}}
-    ),
-    "a matrix of many tasks": json.dumps({**RESULTS, "matrix": {"own": [[0.5] * 200] * 200}}),
-    "images of two sizes": json.dumps({**RESULTS, "image_shape": [1, 8]}),
-    "images of no size": json.dumps({**RESULTS, "image_shape": [1, 0, 8]}),
-    "images of a size that is text": json.dumps({**RESULTS, "image_shape": [1, "8", 8]}),
-    "versions that are a number": json.dumps({**RESULTS, "versions": 3}),
-    "a setting that no longer exists": json.dumps(
-        {**RESULTS, "config": {**RESULTS["config"], "replay": 3}}
-    ),
-    "a method that is gone": json.dumps(
-        {**RESULTS, "config": {**RESULTS["config"], "method": "ce+replay"}}
-    ),
-    "a method that is a number": json.dumps(
-        {**RESULTS, "config": {**RESULTS["config"], "method": 3}}
-    ),
+    **{kind: json.dumps({**RESULTS, **change}) for kind, change in CHANGED_RESULTS.items()},
 }
 
 
@@ -360,51 +337,6 @@ def test_a_recorded_model_of_a_wrong_kind_is_refused_even_with_the_right_hash(re
     with pytest.raises(InputError, match=r"model\.pt cannot be read"):
         ledger.load_model(record)
     assert not (tmp_path / "made").exists()
-
-
-# --- the archive -------------------------------------------------------------------------------
-
-
-def tarred(path, entries):
-    with tarfile.open(path, "w:gz") as target:
-        for name, content in entries.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            target.addfile(member, io.BytesIO(content))
-    return path
-
-
-def test_nothing_in_an_archive_is_executed_or_written(tmp_path):
-    evil = pickle.dumps(Evil(tmp_path / "made"), protocol=2)
-    folder = tmp_path / "a" / "b"
-    folder.mkdir(parents=True)
-    for entries in (
-        {"cifar-100-python/train": evil},
-        {"../../made": b"x", "cifar-100-python/../../../made": b"x", "/made": b"x"},
-        {"cifar-100-python/train": b"", "cifar-100-python/test": b"text"},
-    ):
-        path = tarred(folder / download.CIFAR100.name, entries)
-        with pytest.raises(InputError, match="cannot be read") as error:
-            download.read_archive(path)
-        one_line(error)
-        assert list(tmp_path.rglob("made")) == []
-
-
-def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
-    path = tarred(tmp_path / "bomb.tar.gz", {"cifar-100-python/train": bytes(GIGABYTE // 4)})
-    with pytest.raises(InputError, match="unpacks to more than 200,000,000 bytes"):
-        download.read_archive(path)
-
-
-def test_a_link_in_an_archive_leads_nowhere(tmp_path):
-    path = tmp_path / download.CIFAR100.name
-    with tarfile.open(path, "w:gz") as target:
-        for name in ("train", "test", "meta"):
-            member = tarfile.TarInfo(f"cifar-100-python/{name}")
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            target.addfile(member)
-    with pytest.raises(InputError, match="cannot be read"):
-        download.read_archive(path)
 
 
 def test_a_run_of_somebody_else_in_my_folder_is_not_taken_for_mine(tmp_path):

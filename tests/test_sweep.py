@@ -55,6 +55,7 @@ def test_settings_are_read_as_what_they_are(text, values):
         (["seed=1"], "--seeds"),
         (["dataset=digits,fashion"], "one dataset"),
         (["device=cpu,cuda"], "one device"),
+        *(([text], "a value") for text in ("method=,", "epochs= ", "dataset=,")),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(texts, word):
@@ -155,8 +156,7 @@ def test_a_first_task_that_is_no_cell_is_trained_once_and_not_recorded(
     assert all(cell.is_done(again=False) for cell in planned(digits, method=["csd", "lwf"]))
 
 
-def test_a_job_is_put_into_the_queue_again_as_it_is(monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit([]))
+def test_a_job_is_put_into_the_queue_again_as_it_is(submitit):
     job = sweep.Job(configs=(TrainConfig(),))
     assert job.checkpoint() == ("again", job)
 
@@ -195,50 +195,51 @@ def test_a_job_reads_only_the_records_of_its_own_cells(own_folders, digits, monk
 # --- submitit, and what stands for it ----------------------------------------------------------
 
 
-class FakeSubmitit(ModuleType):
-    """Notes what is sent, and with which parameters."""
+@pytest.fixture
+def submitit(monkeypatch):
+    """A stand-in of submitit: what was ``sent``, with which parameters; what goes wrong in it."""
 
-    def __init__(self, sent, refuses=False, is_cluster=True):
-        super().__init__("submitit")
+    class Executor:
+        def __init__(self, folder, **_):
+            self.parameters = {}
+            if not fake.is_cluster:
+                raise RuntimeError("Could not detect srun.")
 
-        class Executor:
-            def __init__(self, folder, **_):
-                self.parameters = {}
-                if not is_cluster:
-                    raise RuntimeError("Could not detect srun.")
+        def update_parameters(self, **changes):
+            self.parameters |= changes
 
-            def update_parameters(self, **changes):
-                self.parameters |= changes
-
-            def submit_array(self, jobs):
-                return [self.submit(job) for job in jobs] if not refuses else self.refuse()
-
-            def submit(self, job):
-                sent.append((job, dict(self.parameters)))
-                number = len(sent)
-                return SimpleNamespace(
-                    job_id=f"{number}",
-                    exception=lambda: sent.append("waited"),
-                    cancel=lambda: sent.append("cancelled"),
-                )
-
-            def refuse(self):
+        def submit_array(self, jobs):
+            if fake.refuses:
                 raise RuntimeError("exit code 1\nsbatch: error: invalid partition specified: gpu\n")
+            return [self.submit(job) for job in jobs]
 
-        self.LocalExecutor = self.SlurmExecutor = Executor
-        self.helpers = SimpleNamespace(DelayedSubmission=lambda job: ("again", job))
+        def submit(self, job):
+            fake.sent.append((job, dict(self.parameters)))
+            end = fake.ends.pop(0) if fake.ends else ""
+            return SimpleNamespace(
+                job_id=f"{len(fake.sent)}",
+                exception=lambda: fake.sent.append("waited") or end or None,
+                stderr=lambda: f"Traceback\n{end}",
+                paths=SimpleNamespace(stderr="0.err"),
+                cancel=lambda: fake.sent.append("cancelled"),
+            )
+
+    fake = ModuleType("submitit")
+    fake.sent, fake.ends, fake.refuses, fake.is_cluster = [], [], False, True
+    fake.LocalExecutor = fake.SlurmExecutor = Executor
+    fake.helpers = SimpleNamespace(DelayedSubmission=lambda job: ("again", job))
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    return fake
 
 
 def test_on_slurm_cells_depend_on_the_job_that_trains_their_first_task(
-    own_folders, digits, monkeypatch
+    own_folders, digits, submitit
 ):
-    sent = []
-    monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit(sent))
     groups = sweep.make_groups(planned(digits, seeds=(0, 1)), sweep.Job(threads=2))
     handles = sweep.send_to_slurm(groups, hours=1.5, gpus=1, options={"partition": "gpu"})
-    assert len(handles) == len(sent) == 12
-    number = {job.configs[0]: str(n) for n, (job, _) in enumerate(sent, start=1)}
-    for job, parameters in sent:
+    assert len(handles) == len(submitit.sent) == 12
+    number = {job.configs[0]: str(n) for n, (job, _) in enumerate(submitit.sent, start=1)}
+    for job, parameters in submitit.sent:
         (config,) = job.configs
         after = None
         if config.method in ("fine-tuning", "csd", "lwf"):
@@ -250,45 +251,24 @@ def test_on_slurm_cells_depend_on_the_job_that_trains_their_first_task(
         assert parameters["additional_parameters"] == {"requeue": True, "partition": "gpu"}
 
 
-def test_what_slurm_refuses_is_one_line(own_folders, digits, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit([], refuses=True))
+def test_what_slurm_refuses_is_one_line(own_folders, digits, submitit):
     groups = sweep.make_groups(planned(digits), sweep.Job())
+    submitit.refuses = True
     with pytest.raises(InputError, match=r"invalid partition specified: gpu .0 jobs"):
         sweep.send_to_slurm(groups)
-    monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit([], is_cluster=False))
+    submitit.is_cluster = False
     with pytest.raises(InputError, match="engine='slurm': Could not detect srun"):
         sweep.send_to_slurm(groups)
 
 
-def test_a_cell_that_breaks_down_in_every_process_is_said_once(own_folders, monkeypatch):
-    ends = iter(["TrainingError: it diverged\n", "TrainingError: it diverged\n", ""])
-
-    class Executor:
-        def __init__(self, folder):
-            pass
-
-        def update_parameters(self, **_):
-            pass
-
-        def submit(self, job):
-            end = next(ends)
-            return SimpleNamespace(
-                exception=lambda: end or None,
-                stderr=lambda: f"Traceback\n{end}",
-                paths=SimpleNamespace(stderr="0.err"),
-                cancel=lambda: None,
-            )
-
-    fake = FakeSubmitit([])
-    fake.LocalExecutor = Executor
-    monkeypatch.setitem(sys.modules, "submitit", fake)
+def test_a_cell_that_breaks_down_in_every_process_is_said_once(own_folders, submitit):
+    submitit.ends = ["TrainingError: it diverged\n", "TrainingError: it diverged\n", ""]
     job = sweep.Job(configs=tuple(TrainConfig(seed=seed) for seed in range(3)), device="cpu")
     assert sweep.run_here(job, 3) == ["0.err: TrainingError: it diverged"]
 
 
-def test_here_each_process_has_all_cells_and_one_gpu_in_turn(own_folders, monkeypatch):
-    sent = []
-    monkeypatch.setitem(sys.modules, "submitit", FakeSubmitit(sent))
+def test_here_each_process_has_all_cells_and_one_gpu_in_turn(own_folders, submitit, monkeypatch):
+    sent = submitit.sent
     monkeypatch.setattr(sweep, "pick_device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     job = sweep.Job(configs=tuple(TrainConfig(seed=seed) for seed in range(3)))
@@ -337,12 +317,6 @@ def test_a_job_knows_what_is_registered_where_it_is_made(own_folders, digits):
         job()
         (record,) = ledger.load_records()
     assert record.config.method == "mine" and "own" in record.history[-1]
-
-
-@pytest.mark.parametrize("text", ["method=,", "epochs= ", "dataset=,"])
-def test_a_setting_without_a_value_is_named(text):
-    with pytest.raises(InputError, match="a value"):
-        grid.read_settings([text])
 
 
 @pytest.mark.parametrize("text", ["", "=1", "--wrap=rm", "a b=1", "a\nb"])
