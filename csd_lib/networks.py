@@ -194,19 +194,18 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 # --- classes of one's own ------------------------------------------------------------------------
 
 
-def import_network(
-    name: str | None, weights: str | None = None, init_from: str | None = None
-) -> None:
-    """Import the module of ``package.module:Class``, also from the current folder.
+def import_network(config: TrainConfig) -> None:
+    """Import the module of a config's ``package.module:Class``, also from the current folder.
 
     InputError if there is no such module or class, or no such file of weights.
     """
-    if weights not in (None, RANDOM, PUBLISHED):
-        _existing("weights", str(weights))
-    if init_from:
-        _existing("init_from", init_from)
-    module = name.partition(":")[0] if name else ""
-    if not name or ":" not in name or module in _LIBRARIES or name in NETWORKS:
+    if config.weights not in (RANDOM, PUBLISHED):
+        _existing("weights", str(config.weights))
+    if config.init_from:
+        _existing("init_from", config.init_from)
+    name = str(config.network)
+    module, is_class, _ = name.partition(":")
+    if not is_class or module in _LIBRARIES or name in NETWORKS:
         return
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
