@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -479,17 +480,12 @@ def _begin_with(network: Network, path: str) -> None:
 
 
 def _existing(setting: str, name: str) -> Path:
-    path = Path(name)
-    try:
-        is_there, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError):  # its name is too long, or no name
-        is_there = is_folder = False
-    if not is_there:
+    if not os.path.isfile(name):  # unlike Path's it answers for a name that is too long, or none
         others = f", or {PUBLISHED}" if setting == "weights" else ""
-        if is_folder:
+        if os.path.isdir(name):
             others += ", such as model-task1.pt in the folder of a run"
         raise InputError(f"{setting}={checks.shown(name)}: there is no such file: give one{others}")
-    return path
+    return Path(name)
 
 
 def _read_state(setting: str, name: str) -> Mapping[str, Tensor]:
