@@ -439,25 +439,18 @@ def data(
     if what == "cifar100":
         _cifar100(check)
     elif what in FINE_GRAINED:
-        _fine_grained(what, check)
+        if not check:
+            fetch_fine_grained(what)
+        print(*check_fine_grained(what), sep="\n")
+        how = f"--dataset {what}, and --preset clean where that is not the default"
+        print(f"\nTrain on it with {how}")
     elif check:
         raise InputError(f"check={check}: {what} has no files that were fetched: leave it out")
     else:
-        _described(what)
-
-
-def _described(name: str) -> None:
-    print(*outline(load_dataset(name)), sep="\n")
-    if source := DATASETS[name].source:
-        print(f"source: {source}")
-    print(f"\nIt is ready: train on it with --dataset {name}")
-
-
-def _fine_grained(name: str, check: bool) -> None:
-    if not check:
-        fetch_fine_grained(name)
-    print(*check_fine_grained(name), sep="\n")
-    print(f"\nTrain on it with --dataset {name}, and --preset clean where that is not the default")
+        print(*outline(load_dataset(what)), sep="\n")
+        if source := DATASETS[what].source:
+            print(f"source: {source}")
+        print(f"\nIt is ready: train on it with --dataset {what}")
 
 
 def _cifar100(check: bool) -> None:
