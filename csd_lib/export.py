@@ -14,7 +14,7 @@ from csd_lib.experiment import last_model
 from csd_lib.files import make_folder, write_atomically
 from csd_lib.methods import get_method
 from csd_lib.model import Network
-from csd_lib.networks import PUBLISHED, RANDOM
+from csd_lib.networks import RANDOM
 from csd_lib.output import printable
 from csd_lib.paper.ledger import SAFETENSORS, load_model, record_folders
 from csd_lib.paper.report import render, render_matrix
@@ -223,8 +223,7 @@ def _limits(record: Record) -> list[str]:
 
 def _without_places(config: TrainConfig) -> TrainConfig:
     """Return a config that names the last part of each path; it is the same run."""
-    weights = str(config.weights)
-    weights = weights if weights in (RANDOM, PUBLISHED) else Path(weights).name
+    weights = Path(str(config.weights)).name  # of a file; the names of others have no folder
     model = Path(config.init_from).name if config.init_from else None
     is_own = identity.data_name(config) == "own"
     dataset = f"./{Path(config.dataset).name}" if is_own else config.dataset
