@@ -162,8 +162,7 @@ def _lay_out(spec: FineGrained, archives: list[Path], into: Path) -> None:
     """Write every listed image to ``train/CLASS/`` or ``test/CLASS/``."""
     lists: dict[str, bytes] = {}
     for path in archives:
-        for name, content in members(path, MAX_UNPACKED, spec.lists.__contains__):
-            lists[name] = content
+        lists |= dict(members(path, MAX_UNPACKED, spec.lists.__contains__))
     if missing := [name for name in spec.lists if name not in lists]:
         raise damaged(archives[0], f"it lacks {missing[0]}")
     parts = spec.split(archives[0], {name: lists[name] for name in spec.lists})
