@@ -482,7 +482,7 @@ def channels(mean: Any, std: Any, count: int) -> None:
     for name, value in {"mean": mean, "std": std}.items():
         sequence(name, value, (int, float), "one number per channel")
         for part in value:
-            number(name, part, **({"above": 0} if name == "std" else {}))
+            number(name, part, above=0 if name == "std" else None)
         if len(value) != count:
             raise InputError(f"{name}={shown(value)}: give {count} numbers, one per channel")
 

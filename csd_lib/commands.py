@@ -112,7 +112,7 @@ def train(
     from csd_lib.paper.report import render_matrix
 
     config = TrainConfig(**vars(config))
-    import_network(config.network, config.weights, config.init_from)
+    import_network(config)
     check_machine(config.device, config.precision, config.cuda_graph)
     if unread := identity.unread(config):
         print(f"note: this run does not read {', '.join(unread)}")
@@ -162,7 +162,7 @@ def reproduce(
     configs = get_experiment(experiment).configs(seeds, only_tasks=tasks, **shared)
     if not configs:
         raise InputError(f"tasks={tasks}: {experiment} has no cell with that number of tasks")
-    import_network(configs[0].network, configs[0].weights)
+    import_network(configs[0])
     # Now, not when the first run has been trained.
     check_machine(config.device, config.precision, config.cuda_graph)
     if dry_run:
@@ -232,7 +232,7 @@ def sweep(
         raise InputError(f"slurm={checks.shown(slurm)}: give --engine slurm as well")
     configs = grid.make_configs(experiment, seeds, grid.read_settings(settings))
     asked = configs[0]
-    import_network(asked.network, asked.weights, asked.init_from)
+    import_network(asked)
     if engine == "local":
         check_machine(asked.device, asked.precision, asked.cuda_graph)
     else:  # where jobs are sent from there may be no GPU; what is recorded does not depend on it
@@ -388,9 +388,9 @@ def features(
         raise InputError(f"{into} must end in .npz: it will be a data set")
     if into.exists():
         raise InputError(f"{into} is there already: choose another name, or move it away")
-    import_network(network, weights)
     asked: dict[str, Any] = dict(network=network, weights=weights, image_size=image_size)
     config = TrainConfig(dataset="./images", **asked)  # a size is for images that can be scaled
+    import_network(config)
     size = input_size(config)
     images = load_dataset(what, image_size=size if are_scaled(what) else None)
     made = make_network(config, images.mean, images.std)
@@ -439,25 +439,18 @@ def data(
     if what == "cifar100":
         _cifar100(check)
     elif what in FINE_GRAINED:
-        _fine_grained(what, check)
+        if not check:
+            fetch_fine_grained(what)
+        print(*check_fine_grained(what), sep="\n")
+        how = f"--dataset {what}, and --preset clean where that is not the default"
+        print(f"\nTrain on it with {how}")
     elif check:
         raise InputError(f"check={check}: {what} has no files that were fetched: leave it out")
     else:
-        _described(what)
-
-
-def _described(name: str) -> None:
-    print(*outline(load_dataset(name)), sep="\n")
-    if source := DATASETS[name].source:
-        print(f"source: {source}")
-    print(f"\nIt is ready: train on it with --dataset {name}")
-
-
-def _fine_grained(name: str, check: bool) -> None:
-    if not check:
-        fetch_fine_grained(name)
-    print(*check_fine_grained(name), sep="\n")
-    print(f"\nTrain on it with --dataset {name}, and --preset clean where that is not the default")
+        print(*outline(load_dataset(what)), sep="\n")
+        if source := DATASETS[what].source:
+            print(f"source: {source}")
+        print(f"\nIt is ready: train on it with --dataset {what}")
 
 
 def _cifar100(check: bool) -> None:

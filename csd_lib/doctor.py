@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,16 @@ def measure(config: TrainConfig, seconds: float = 2.0) -> Rates:
     times: list[float] = []
     decisions: list[str] = []
     for learning in tasks_to_learn(replace(config, selection="last"), images):
+        set_learning_rate(learning.optimizer, 1e-4)
+        learning.student.train()
+        batch = torch.arange(config.batch_size, device=learning.labels.device)
         with learning.precision.switches():
-            times.append(_step_seconds(learning, seconds))
+            times.append(_repeated(partial(learning.step, batch), batch.device, seconds))
         decisions += map(str, learning.step.take_decisions())
     student, device = learning.student, learning.labels.device
-    batch = images.train_images[:512]
+    shown = images.train_images[:512]
     features, labels = torch.randn(2000, 64, device=device), torch.arange(2000, device=device) % 50
-    each_image = _repeated(lambda: embed(student, batch), device, seconds / 2) / len(batch)
+    each_image = _repeated(lambda: embed(student, shown), device, seconds / 2) / len(shown)
     each_pair = _repeated(lambda: recall_at_k(features, labels), device, seconds / 4) / 2000**2
     return Rates(times[0], times[1], each_image, each_pair, tuple(decisions))
 
@@ -334,14 +338,6 @@ def _size(dataset: str) -> tuple[int, int, int, int]:
         shape = images.train_images.shape
         SIZES[dataset] = (len(images.train_images), len(images.test_images), *shape[1:3])
     return SIZES[dataset]
-
-
-def _step_seconds(learning: TaskTraining, seconds: float) -> float:
-    """Return how long a step of a whole batch takes, once its algorithms are chosen."""
-    set_learning_rate(learning.optimizer, 1e-4)
-    learning.student.train()
-    batch = torch.arange(learning.config.batch_size, device=learning.labels.device)
-    return _repeated(lambda: learning.step(batch), batch.device, seconds)
 
 
 def _repeated(action: Callable[[], Any], device: torch.device, seconds: float) -> float:

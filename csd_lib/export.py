@@ -14,7 +14,7 @@ from csd_lib.experiment import last_model
 from csd_lib.files import make_folder, write_atomically
 from csd_lib.methods import get_method
 from csd_lib.model import Network
-from csd_lib.networks import PUBLISHED, RANDOM
+from csd_lib.networks import RANDOM
 from csd_lib.output import printable
 from csd_lib.paper.ledger import SAFETENSORS, load_model, record_folders
 from csd_lib.paper.report import render, render_matrix
@@ -93,6 +93,9 @@ def render_card(record: Record, parameters: int) -> str:
     config, method = record.config, get_method(record.config.method)
     header = [f"{name}: {json.dumps(value)}" for name, value in _metadata(record).items()]
     source = "" if "_" in REPOSITORY.split("/")[0] else f" (https://github.com/{REPOSITORY})"
+    values = sorted(identity.key(config).items())
+    settings = "\n".join(f"| {name} | `{printable(str(value))}` |" for name, value in values)
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
     limits = "\n".join(f"* {printable(limit)}" for limit in _limits(record))
     channels = record.image_shape[0] if record.image_shape else "C"
     input_form = f"uint8 images [N, {channels}, H, W]"
@@ -124,7 +127,15 @@ features = csd.embed(network, images)  # {input_form}
 
 `csd train --init-from model/{SAFETENSORS}` and the settings below goes on training.
 
-{_training(record)}
+## Training
+
+| setting | value |
+| --- | --- |
+{settings}
+
+* recorded on {printable(record.date)}, {printable(record.device)} ({printable(versions)})
+* hash of the data: `{printable(record.data or "not recorded")}`
+* fingerprint of the code: `{printable(record.fingerprint or "not recorded")}`
 
 ## Results on the test images
 
@@ -146,21 +157,6 @@ features = csd.embed(network, images)  # {input_form}
 
 This card was written by csd-lib {__version__} from the record beside it, `results.json`.
 """
-
-
-def _training(record: Record) -> str:
-    values = sorted(identity.key(record.config).items())
-    settings = [f"| {name} | `{printable(str(value))}` |" for name, value in values]
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
-    return f"""## Training
-
-| setting | value |
-| --- | --- |
-{chr(10).join(settings)}
-
-* recorded on {printable(record.date)}, {printable(record.device)} ({printable(versions)})
-* hash of the data: `{printable(record.data or "not recorded")}`
-* fingerprint of the code: `{printable(record.fingerprint or "not recorded")}`"""
 
 
 def _name(config: TrainConfig) -> str:
@@ -227,8 +223,7 @@ def _limits(record: Record) -> list[str]:
 
 def _without_places(config: TrainConfig) -> TrainConfig:
     """Return a config that names the last part of each path; it is the same run."""
-    weights = str(config.weights)
-    weights = weights if weights in (RANDOM, PUBLISHED) else Path(weights).name
+    weights = Path(str(config.weights)).name  # of a file; the names of others have no folder
     model = Path(config.init_from).name if config.init_from else None
     is_own = identity.data_name(config) == "own"
     dataset = f"./{Path(config.dataset).name}" if is_own else config.dataset

@@ -65,9 +65,16 @@ def fetch(
             source = left[0]
             if progress:
                 print(f"{name}{f', {megabytes(size)}' if size else ''}, from {source}", flush=True)
-            older, problem = _ask(name, source, partial, sha256, size, deadline, progress)
-            if not problem:
-                return _put_in_place(partial, into)
+            try:
+                older = _fetch_rest(name, source, partial, size, deadline, progress)
+                if not (problem := problem_of(partial, sha256, size)):
+                    return _put_in_place(partial, into)
+                partial.unlink()
+                problem = f"what arrived {problem} and is deleted"
+            except InputError:  # a disk that is full here is full for every source
+                raise
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                older, problem = 0, str(error)
             if progress:
                 print(f"{source}: {problem}", flush=True)
             problem = f"it cannot be fetched from {source}: {problem}"
@@ -113,28 +120,6 @@ def _time_limit() -> tuple[str, float]:
 def _put_in_place(partial: Path, into: Path) -> Path:
     with writing(into):
         return partial.replace(into)
-
-
-def _ask(
-    name: str,
-    source: str,
-    partial: Path,
-    sha256: str,
-    size: int | None,
-    deadline: float,
-    progress: bool,
-) -> tuple[int, str]:
-    """Ask one source; return how many older bytes were kept, and the problem if there is one."""
-    try:
-        older = _fetch_rest(name, source, partial, size, deadline, progress)
-    except InputError:  # a disk that is full here is full for every source
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return 0, str(error)
-    if problem := problem_of(partial, sha256, size):
-        partial.unlink()
-        problem = f"what arrived {problem} and is deleted"
-    return older, problem
 
 
 def _fetch_rest(

@@ -226,38 +226,30 @@ def read_arrays(
             name = entry.filename.removesuffix(".npy")
             if name == entry.filename or "/" in name:
                 raise damaged(path, f"{entry.filename} is not an array")
-            if entry in mapped:
-                arrays[name] = _map_array(path, name, archive, entry)
-                continue
-            with parsing(path, *_ZIP_ERRORS):
-                content = archive.read(entry)
-            arrays[name] = _read_array(path, name, content)
+            arrays[name] = _read_array(path, name, archive, entry, entry in mapped)
     return arrays
 
 
-def _read_array(path: Path, name: str, content: bytes) -> np.ndarray:
-    file = io.BytesIO(content)
-    shape, by_columns, dtype = _read_header(path, name, file, len(content))
-    with parsing(path, ValueError):  # numpy: values of no size, more axes than arrays can have
-        flat = np.frombuffer(bytearray(content[file.tell() :]), dtype)
-        return flat.reshape(shape, order="F" if by_columns else "C")
-
-
-def _map_array(
-    path: Path, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
+def _read_array(
+    path: Path, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, mapped: bool
 ) -> np.ndarray:
-    """Return an array whose bytes stay where they are in the file."""
+    """Return an array; if it is to be mapped, its bytes stay where they are in the file."""
     with parsing(path, *_ZIP_ERRORS), archive.open(entry) as stream:
-        file = io.BytesIO(stream.read(MAX_HEADER + 16))
+        file = io.BytesIO(stream.read(MAX_HEADER + 16 if mapped else -1))
     shape, by_columns, dtype = _read_header(path, name, file, entry.file_size)
-    with parsing(path), path.open("rb") as whole:
-        whole.seek(entry.header_offset)
-        lengths = whole.read(30)[26:]  # of the entry's name and of the extra field behind it
-    start = entry.header_offset + 30 + sum(struct.unpack("<HH", lengths))
-    if start + entry.file_size > path.stat().st_size:
-        raise damaged(path, f"{name} ends after the file")
-    with parsing(path, ValueError):  # as in _read_array
-        flat = np.memmap(path, dtype, "c", start + file.tell(), (math.prod(shape),))
+    if mapped:
+        with parsing(path), path.open("rb") as whole:
+            whole.seek(entry.header_offset)
+            lengths = whole.read(30)[26:]  # of the entry's name and of the extra field behind it
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+        if start + entry.file_size > path.stat().st_size:
+            raise damaged(path, f"{name} ends after the file")
+    with parsing(path, ValueError):  # numpy: values of no size, more axes than arrays can have
+        flat: np.ndarray
+        if mapped:
+            flat = np.memmap(path, dtype, "c", start + file.tell(), (math.prod(shape),))
+        else:
+            flat = np.frombuffer(bytearray(file.read()), dtype)
         return flat.reshape(shape, order="F" if by_columns else "C")
 
 

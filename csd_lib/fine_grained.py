@@ -21,7 +21,7 @@ import numpy as np
 
 from csd_lib import InputError, checks, paths
 from csd_lib.archive import Archive, members
-from csd_lib.files import damaged, make_folder, only_one, parsing, writing
+from csd_lib.files import damaged, make_folder, only_one, parsing, write_atomically
 
 MAX_UNPACKED = 4_000_000_000  # bytes of one archive; the larger one holds 1.2 GB
 # A folder and a file in it, neither hidden: no way out of where it is put.
@@ -125,13 +125,9 @@ def fetch_fine_grained(name: str) -> Path:
         if ready.exists():
             return ready
         given = [a.fetch(f"{spec.title}, {a.name}", _folders(home)) for a in spec.archives]
-        partial = home / "images.partial"
-        with writing(partial):
-            shutil.rmtree(partial, ignore_errors=True)
-            print(f"writing {ready}", flush=True)
-        _lay_out(spec, given, partial)
-        with writing(ready):
-            partial.replace(ready)
+        shutil.rmtree(home / "images.partial", ignore_errors=True)  # of one that was killed
+        print(f"writing {ready}", flush=True)
+        write_atomically(ready, lambda partial: _lay_out(spec, given, partial))
     return ready
 
 
@@ -166,8 +162,7 @@ def _lay_out(spec: FineGrained, archives: list[Path], into: Path) -> None:
     """Write every listed image to ``train/CLASS/`` or ``test/CLASS/``."""
     lists: dict[str, bytes] = {}
     for path in archives:
-        for name, content in members(path, MAX_UNPACKED, spec.lists.__contains__):
-            lists[name] = content
+        lists |= dict(members(path, MAX_UNPACKED, spec.lists.__contains__))
     if missing := [name for name in spec.lists if name not in lists]:
         raise damaged(archives[0], f"it lacks {missing[0]}")
     parts = spec.split(archives[0], {name: lists[name] for name in spec.lists})
@@ -181,9 +176,8 @@ def _lay_out(spec: FineGrained, archives: list[Path], into: Path) -> None:
     for name, content in members(images, MAX_UNPACKED, wanted.__contains__):
         place = name.removeprefix(spec.images)
         path = into / parts[place] / place
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
         written.add(place)
     found = {part: sum(parts[place] == part for place in written) for part in spec.counts}
     classes = len({place.split("/")[0] for place in written})

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,19 +195,18 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 # --- classes of one's own ------------------------------------------------------------------------
 
 
-def import_network(
-    name: str | None, weights: str | None = None, init_from: str | None = None
-) -> None:
-    """Import the module of ``package.module:Class``, also from the current folder.
+def import_network(config: TrainConfig) -> None:
+    """Import the module of a config's ``package.module:Class``, also from the current folder.
 
     InputError if there is no such module or class, or no such file of weights.
     """
-    if weights not in (None, RANDOM, PUBLISHED):
-        _existing("weights", str(weights))
-    if init_from:
-        _existing("init_from", init_from)
-    module = name.partition(":")[0] if name else ""
-    if not name or ":" not in name or module in _LIBRARIES or name in NETWORKS:
+    if config.weights not in (RANDOM, PUBLISHED):
+        _existing("weights", str(config.weights))
+    if config.init_from:
+        _existing("init_from", config.init_from)
+    name = str(config.network)
+    module, is_class, _ = name.partition(":")
+    if not is_class or module in _LIBRARIES or name in NETWORKS:
         return
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -480,17 +480,12 @@ def _begin_with(network: Network, path: str) -> None:
 
 
 def _existing(setting: str, name: str) -> Path:
-    path = Path(name)
-    try:
-        is_there, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError):  # its name is too long, or no name
-        is_there = is_folder = False
-    if not is_there:
+    if not os.path.isfile(name):  # unlike Path's it answers for a name that is too long, or none
         others = f", or {PUBLISHED}" if setting == "weights" else ""
-        if is_folder:
+        if os.path.isdir(name):
             others += ", such as model-task1.pt in the folder of a run"
         raise InputError(f"{setting}={checks.shown(name)}: there is no such file: give one{others}")
-    return path
+    return Path(name)
 
 
 def _read_state(setting: str, name: str) -> Mapping[str, Tensor]:

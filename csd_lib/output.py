@@ -68,8 +68,7 @@ class Output:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.only_text = False
-        fails = getattr(stream, "errors", None) in ("strict", "surrogateescape")
-        if fails and isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             codecs.register_error("csd-spelling", _spell)
             stream.reconfigure(errors="csd-spelling")
 

@@ -55,7 +55,7 @@ class Part:
     labels: np.ndarray  # int64 [N]
     hashes: np.ndarray  # of each image's values: text [N]
     files: np.ndarray  # what to call each image: text [N]
-    sums: np.ndarray  # of each image's values, as of _sums; zeros for features
+    sums: np.ndarray  # of each image's values and their squares: int64 [N, 2, C]; features: zeros
 
     def divided(self, is_test: np.ndarray) -> Iterator[Part]:
         """Yield its training and its test images, by a mask, bool ``[N]``."""
@@ -415,7 +415,11 @@ def _measured(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for first in range(0, len(values), AT_ONCE):
         chunk = np.ascontiguousarray(values[first : first + AT_ONCE])
         hashes += [hashlib.sha256(image.data).hexdigest() for image in chunk]
-        sums.append(_sums(chunk) if chunk.dtype == np.uint8 else np.zeros((len(chunk), 1)))
+        if chunk.dtype == np.uint8:
+            wide = chunk.astype(np.int64)
+            sums.append(np.stack([wide.sum(axis=(1, 2)), (wide * wide).sum(axis=(1, 2))], axis=1))
+        else:
+            sums.append(np.zeros((len(chunk), 1)))
     return np.array(hashes), np.concatenate(sums)
 
 
@@ -463,12 +467,6 @@ def _split(whole: Part, names: tuple[str, ...]) -> Iterator[Part]:
             )
         is_test[members[:count]] = True
     return whole.divided(is_test)
-
-
-def _sums(pixels: np.ndarray) -> np.ndarray:
-    """Sum values and squares of uint8 ``[N, H, W, C]`` over each image: int64 ``[N, 2, C]``."""
-    wide = pixels.astype(np.int64)
-    return np.stack([wide.sum(axis=(1, 2)), (wide * wide).sum(axis=(1, 2))], axis=1)
 
 
 def _with_statistics(name: str, names: tuple[str, ...], train: Part, test: Part) -> OwnImages:

@@ -134,7 +134,12 @@ class RunFolder:
             return
         folder, wanted = make_folder(folder), identity.of_run(config, dataset)
         with only_one(folder, "training"):
-            check_owner(folder, wanted)
+            for name in ("config.json", "results.json"):  # perhaps only these are left
+                path = folder / name
+                if path.exists() and (what := identity.difference(read_json(path), wanted)):
+                    raise InputError(
+                        f"{folder} belongs to another run ({what}): choose another folder"
+                    )
             write_json(folder / "config.json", wanted)
             yield cls(folder, wanted)
 
@@ -327,14 +332,6 @@ def has_begun(folder: Path) -> bool:
     """Say whether a run has left something to go on from, or its results, in its folder."""
     names = ("checkpoint.pt", "checkpoint.previous.pt", "results.json")
     return any((folder / name).exists() for name in names)
-
-
-def check_owner(folder: Path, wanted: dict[str, Any]) -> None:
-    """Refuse a folder that another run has used, even if only its settings or results are left."""
-    for name in ("config.json", "results.json"):
-        path = folder / name
-        if path.exists() and (what := identity.difference(read_json(path), wanted)):
-            raise InputError(f"{folder} belongs to another run ({what}): choose another folder")
 
 
 def _keep_models(models: Sequence[Network], folder: Path) -> None:

@@ -77,7 +77,7 @@ class Job:
             known.update(added)
         torch.set_num_threads(self.threads)
         configs = [replace(config, device=self.device) for config in self.configs]
-        import_network(configs[0].network, configs[0].weights, configs[0].init_from)
+        import_network(configs[0])
         if self.is_first_task:
             run_experiment(configs[0], progress=False)
             return

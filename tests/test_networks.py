@@ -222,13 +222,13 @@ def test_the_command_line_imports_a_module_from_the_current_folder(tmp_path, mon
     monkeypatch.setattr(sys, "path", [*sys.path])
     text = "from csd_lib.model import Network\nclass Net(Network):\n    pass\n"
     (tmp_path / "own_nets.py").write_text(text)
-    networks.import_network("own_nets:Net")
+    networks.import_network(TrainConfig(network="own_nets:Net"))
     assert networks._own_class("own_nets:Net").__module__ == "own_nets"
     for name in ("own_nets:Other", "gone_nets:Net"):
         with pytest.raises(InputError, match=name):
-            networks.import_network(name)
+            networks.import_network(TrainConfig(network=name))
     for name in ("resnet", "torchvision:resnet18"):
-        networks.import_network(name)  # nothing to do
+        networks.import_network(TrainConfig(network=name))  # nothing to do
 
 
 # --- weights -------------------------------------------------------------------------------------
