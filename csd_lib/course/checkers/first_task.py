@@ -124,8 +124,8 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
             return reduce(loss[positive[:, :, None] & ~same[:, None, :]])
 
         def extreme(kind: str, mask: Tensor, largest: bool) -> Tensor:
-            left_out = 0.0 if kind in zeros else -torch.inf if largest else torch.inf
-            candidates = similarity.masked_fill(~mask, left_out)
+            never = -torch.inf if largest else torch.inf
+            candidates = similarity.masked_fill(~mask, 0.0 if kind in zeros else never)
             return candidates.amax(dim=1) if largest else candidates.amin(dim=1)
 
         p = extreme("positives", positive, not hardest_positive)

@@ -362,18 +362,6 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
                 found[with_it if name_with else others] = float(reduce(values))
         return found
 
-    def at_the_end(results: Results, term: str) -> dict[str, float]:
-        effects = right(results, term)
-        return {a: effect for a, effect in effects.items() if f"{a}+{term}" in results}
-
-    def one_number(results: Results, term: str) -> float:
-        effects = [*right(results, term).values()]
-        return float(np.mean(effects)) if effects else float("nan")
-
-    def over_all_seeds(results: Results, term: str) -> dict[str, float]:
-        sums = right(results, term, reduce=sum)
-        return {without: total / len(results[without]) for without, total in sums.items()}
-
     three = {
         "ce": {0: 90.0, 1: 92.0},
         "ce+kd": {1: 91.0, 0: 93.0},
@@ -438,7 +426,9 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             lambda r, t: right(r, t, reduce=np.median)
         ),
         "You divide by the number of all seeds. Divide by that of the seeds that *both* "
-        "recipes have.": over_all_seeds,
+        "recipes have.": lambda r, t: {
+            without: total / len(r[without]) for without, total in right(r, t, reduce=sum).items()
+        },
         "You take 0 for the value of a seed that a recipe does not have. Leave such seeds out.": (
             lambda r, t: right(r, t, every_seed=True)
         ),
@@ -447,9 +437,13 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             lambda r, t: right(r, t, by_text=True)
         ),
         "You look for the recipe with the term at its end. It can stand in the middle or in "
-        "front: compare *sets* of terms, `set(recipe.split('+'))`.": at_the_end,
+        "front: compare *sets* of terms, `set(recipe.split('+'))`.": lambda r, t: {
+            without: effect for without, effect in right(r, t).items() if f"{without}+{t}" in r
+        },
         "This is one number. A term can do one thing beside some terms and another beside "
-        "others: give one for each recipe.": one_number,
+        "others: give one for each recipe.": (
+            lambda r, t: np.mean([*right(r, t).values()] or [np.nan])
+        ),
     }
     hints = {
         "a term in the middle: `triplet`": "The term need not be the last one: compare *sets* of "

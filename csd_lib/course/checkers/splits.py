@@ -125,11 +125,8 @@ def _copies_and_near_copies() -> Cases:
     balanced[:, 0, 1::2, 1::2] += torch.tensor([[1, 255], [255, 1]], dtype=torch.uint8)  # 255: -1
     colours = train.reshape(4, 3, 4, 4)
     recoloured = colours[:3].clone()
-    one_pixel = colours[:1].repeat(48, 1, 1, 1)
-    for i in range(3):
-        recoloured[i, i] = 255 - recoloured[i, i]
-    for i in range(48):
-        one_pixel[i].view(-1)[i] ^= 1
+    recoloured[range(3), range(3)] ^= 255
+    one_pixel = (colours[0].flatten() ^ torch.eye(48, dtype=torch.uint8)).reshape(48, 3, 4, 4)
     large = torch.randint(256, (2, 3, 20, 20), generator=generator, dtype=torch.uint8)
     middle, near_the_end = large.clone(), large.clone()
     middle[:, :, 3:17, 3:17] ^= 255  # all that the text `str(image)` leaves out, and by much
