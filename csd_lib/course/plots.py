@@ -126,9 +126,7 @@ def task_picture(tasks: Sequence[Task], classes_per_task: int = 5) -> Figure:
 def visibility_picture(num_tasks: int) -> Figure:
     """Which images are there for what: a row per training stage, a column per task."""
     checks.whole("num_tasks", num_tasks, 1, 100)
-    states = np.full((num_tasks, num_tasks), 0)
-    states[np.tril_indices(num_tasks, -1)] = 1
-    np.fill_diagonal(states, 2)
+    states = np.tri(num_tasks, dtype=int) + np.eye(num_tasks, dtype=int)
     words = ["not yet there", "gone; test only", "train"]
     figure, axis = plt.subplots(figsize=(2.6 * num_tasks + 1, 0.9 * num_tasks + 0.8))
     import seaborn as sns  # here, for it is slow to import
@@ -311,13 +309,13 @@ def training_curves(history: Sequence[dict[str, float]]) -> Figure:
     """The loss terms of every epoch, one panel per task."""
     checks.sequence("history", history, dict, "the history of a run, one record an epoch")
     for record in history:
-        missing = [key for key in ("task", "epoch") if not isinstance(record.get(key), int)]
-        missing += [key for key in history[0].keys() - _NO_TERMS if key not in record]
-        if missing or not record.keys() - _NO_TERMS:
+        terms = record.keys() - _NO_TERMS
+        placed = all(isinstance(record.get(key), int) for key in ("task", "epoch"))
+        if not placed or not terms or not terms >= history[0].keys() - _NO_TERMS:
             raise InputError(
                 f"history={checks.shown(record)}: a record has task, epoch and its loss terms"
             )
-        for term in record.keys() - _NO_TERMS:
+        for term in terms:
             checks.instance(term, record[term], (int, float), "a number")
     tasks = sorted({record["task"] for record in history})
     styles = term_styles(key for record in history for key in record if key not in _NO_TERMS)
@@ -493,41 +491,32 @@ def grouped_points(
     checks.text("ylabel", ylabel)
     checks.text("title", title)
     checks.flag("bars", bars)
-    figure, axis = plt.subplots(figsize=(2.6 * len(values) + 2.5, 4.4))
-    methods = list(next(iter(values.values())))
-    styles = method_styles(methods)
-    width = 0.8 / len(methods)
+    styles = method_styles(next(iter(values.values())))
+    alone = len(values) == 1
+    inches = 1.7 * len(styles) + 1.5 if alone else 2.6 * len(values) + 2.5
+    figure, axis = plt.subplots(figsize=(inches, 4.4))
+    width = 0.8 / len(styles)
+    places = width * (np.arange(len(styles)) - (len(styles) - 1) / 2)
     for g, by_method in enumerate(values.values()):
-        for m, name in enumerate(methods):
-            style = styles[name]
-            x = g + width * (m - (len(methods) - 1) / 2)
+        for x, (name, style) in zip(g + places, styles.items(), strict=True):
             runs = np.asarray(by_method[name])
             if bars:
                 axis.bar(x, runs.mean(), width=0.94 * width, color=style["color"], alpha=0.45)
             else:
                 axis.hlines(runs.mean(), x - 0.4 * width, x + 0.4 * width, color=BLACK, lw=3)
             aside = np.linspace(-0.25, 0.25, len(runs)) * width if len(runs) > 1 else 0.0
-            axis.scatter(
-                x + aside,
-                runs,
-                color=style["color"],
-                marker=style["marker"],
-                edgecolors=BLACK,
-                zorder=3,
-                label=method_title(name) if g == 0 else None,
-            )
+            look = dict(color=style["color"], marker=style["marker"], edgecolors=BLACK, zorder=3)
+            axis.scatter(x + aside, runs, label=None if g else method_title(name), **look)
     if bars:
         axis.axhline(0, color=BLACK, lw=1)
     axis.set(ylabel=ylabel, title=title)
     axis.grid(axis="x", visible=False)
-    if len(values) == 1:
-        places = width * (np.arange(len(methods)) - (len(methods) - 1) / 2)
-        axis.set_xticks(places, [method_title(name) for name in methods])
+    if alone:
+        axis.set_xticks(places, [method_title(name) for name in styles])
         axis.set_xlabel(next(iter(values)))
-        figure.set_size_inches(1.7 * len(methods) + 1.5, 4.4)
     else:
         axis.set_xticks(range(len(values)), list(values))
-        if len(methods) > 1:
+        if len(styles) > 1:
             axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 

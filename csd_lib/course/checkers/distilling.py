@@ -83,25 +83,16 @@ def check_kd_loss(kd_loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     compare_gradients(kd_loss, right, cases["16 images, 5 old and 3 new classes"])
 
 
-# Which of the students and, behind them, teachers something counts for, as bool ``[B, 2B]``.
-def _itself(y: Tensor) -> Tensor:
-    return torch.eye(len(y), 2 * len(y), dtype=torch.bool)
+class _Masks:
+    """Which of the students and, behind them, teachers something counts for, bool ``[B, 2B]``."""
 
-
-def _own_teacher(y: Tensor) -> Tensor:
-    return _itself(y).roll(len(y), dims=1)
-
-
-def _same_class(y: Tensor) -> Tensor:
-    return y[:, None] == y.repeat(2)
-
-
-def _members(y: Tensor) -> Tensor:
-    return _same_class(y) & ~_itself(y)
-
-
-def _teachers(y: Tensor) -> Tensor:
-    return (torch.arange(2 * len(y)) >= len(y)).expand(len(y), -1)
+    def __init__(self, labels: Tensor) -> None:
+        batch = len(labels)
+        self.itself = torch.eye(batch, 2 * batch, dtype=torch.bool)
+        self.own_teacher = self.itself.roll(batch, dims=1)
+        self.teachers = (torch.arange(2 * batch) >= batch).expand(batch, -1)
+        self.same_class = labels[:, None] == labels.repeat(2)
+        self.members = self.same_class & ~self.itself
 
 
 def _mean(log_probability: Tensor, positive: Tensor) -> Tensor:
@@ -136,25 +127,26 @@ def _csd(
     y: Tensor,
     temperature: float,
     *,
-    positive: Callable[[Tensor], Tensor] = _members,
-    below: Callable[[Tensor], Tensor] = lambda y: ~_itself(y),
+    positive: Callable[[_Masks], Tensor] = lambda m: m.members,
+    below: Callable[[_Masks], Tensor] = lambda m: ~m.itself,
     **how: Any,
 ) -> Tensor:
     """CSD with one thing or another done wrong: the defects of exercises 3.2 and 3.3."""
-    return _contrast(s, torch.cat([s, t]), positive(y), below(y), temperature, **how)
+    masks = _Masks(y)
+    return _contrast(s, torch.cat([s, t]), positive(masks), below(masks), temperature, **how)
 
 
 # Used to name a mistake (3.2) and as defects that a test must find (3.3).
 _CSD_MISTAKES: dict[str, Callable[..., Tensor]] = {
     "Your denominator still contains the anchor itself. Its similarity with itself is 1, the "
     "largest there is, and drowns the others.": (
-        partial(_csd, below=lambda y: _itself(y) | ~_itself(y))
+        partial(_csd, below=lambda m: m.itself | ~m.itself)
     ),
     "The anchor's own teacher is not among your positives. It is always one.": (
-        partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y), each=_mean_or_zero)
+        partial(_csd, positive=lambda m: m.members & ~m.own_teacher, each=_mean_or_zero)
     ),
     "The teachers are missing in the denominator: the anchor competes with other students "
-    "only.": partial(_csd, below=lambda y: ~_itself(y) & ~_teachers(y)),
+    "only.": partial(_csd, below=lambda m: ~m.itself & ~m.teachers),
     "The temperature is ignored.": lambda s, t, y, temp: _csd(s, t, y, 1.0),
     "You multiply by the temperature instead of dividing by it.": (
         lambda s, t, y, temp: _csd(s, t, y, 1 / temp)
@@ -169,7 +161,7 @@ _CSD_MISTAKES: dict[str, Callable[..., Tensor]] = {
         partial(_csd, each=lambda log_p, positive: _mean(log_p.exp(), positive).log())
     ),
     "Your positives are the images of *other* classes.": (
-        partial(_csd, positive=lambda y: ~_same_class(y), each=_mean_or_zero)
+        partial(_csd, positive=lambda m: ~m.same_class, each=_mean_or_zero)
     ),
     "The minus sign is missing.": lambda *a: -_csd(*a),
     "Student and teacher have changed places: the anchors are student features.": (
@@ -195,12 +187,12 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
     def zero_in_the_softmax(
         s: Tensor, t: Tensor, y: Tensor, temp: float, overflows: bool
     ) -> Tensor:
-        cosines = unit_length(s) @ unit_length(torch.cat([s, t])).T / temp
-        left = cosines * ~_itself(y)
+        masks, cosines = _Masks(y), unit_length(s) @ unit_length(torch.cat([s, t])).T / temp
+        left = cosines * ~masks.itself
         log_below = left.logsumexp(dim=1, keepdim=True)
         if overflows:  # as it does without ``logsumexp``
             log_below = left.exp().sum(dim=1, keepdim=True).log()
-        return -_mean(cosines - log_below, _members(y)).mean()
+        return -_mean(cosines - log_below, masks.members).mean()
 
     def supcon(f: Tensor, y: Tensor, temp: float) -> Tensor:
         others = ~torch.eye(len(y), dtype=torch.bool)
@@ -217,7 +209,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         ],
         "The anchor's own teacher is not among your positives, so an anchor that is alone in "
         "its class has none, and the mean of nothing is NaN.": (
-            partial(_csd, positive=lambda y: _members(y) & ~_own_teacher(y))
+            partial(_csd, positive=lambda m: m.members & ~m.own_teacher)
         ),
         "You average over all pairs at once, so anchors with many positives count more. First "
         "the mean over each anchor's positives, then over the anchors.": (
@@ -227,14 +219,14 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         "It belongs to both.": [
             partial(
                 _csd,
-                positive=lambda y: _members(y) & ~_own_teacher(y),
-                below=lambda y: ~_itself(y) & ~_own_teacher(y),
+                positive=lambda m: m.members & ~m.own_teacher,
+                below=lambda m: ~m.itself & ~m.own_teacher,
                 each=each,
             )
             for each in (_mean, _mean_or_zero)
         ],
         "The anchor is among its own positives, in the numerator. Leave it out there, too.": (
-            partial(_csd, positive=_same_class)
+            partial(_csd, positive=lambda m: m.same_class)
         ),
         "You count the anchor among its positives when you divide by their number.": partial(
             _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
@@ -243,22 +235,22 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y)
         ),
         "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
-        "of the anchor's class are.": partial(_csd, positive=_own_teacher),
+        "of the anchor's class are.": partial(_csd, positive=lambda m: m.own_teacher),
         "Your positives are teachers only. The other students of the class are positives, too.": (
-            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y))
+            partial(_csd, positive=lambda m: m.same_class & m.teachers)
         ),
         "Your positives are students, and of the teachers only the anchor's own. All teachers "
         "of the class are.": (
-            partial(_csd, positive=lambda y: (_members(y) & ~_teachers(y)) | _own_teacher(y))
+            partial(_csd, positive=lambda m: (m.members & ~m.teachers) | m.own_teacher)
         ),
         "You compare with the teachers only. The other students belong to the comparison, "
         "in numerator and denominator.": (
-            partial(_csd, positive=lambda y: _same_class(y) & _teachers(y), below=_teachers)
+            partial(_csd, positive=lambda m: m.same_class & m.teachers, below=lambda m: m.teachers)
         ),
         "You compare with students only, in numerator and denominator. The teachers belong to "
         "the comparison.": lambda s, t, y, temp: supcon(s, y, temp),
         "Your denominator leaves the anchor's own teacher out. Only the anchor itself "
-        "is left out.": partial(_csd, below=lambda y: ~_itself(y) & ~_own_teacher(y)),
+        "is left out.": partial(_csd, below=lambda m: ~m.itself & ~m.own_teacher),
         "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
         "student features are anchors.": (
             lambda s, t, y, temp: supcon(torch.cat([s, t]), y.repeat(2), temp)
@@ -276,7 +268,7 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             lambda s, t, y, temp: _csd(s, unit_length(t), y, temp, normalize=False)
         ),
         "Your denominator holds only images of other classes. Everything but the anchor "
-        "itself belongs there, positives too.": partial(_csd, below=lambda y: ~_same_class(y)),
+        "itself belongs there, positives too.": partial(_csd, below=lambda m: ~m.same_class),
         "This is Eq. 8 as printed, with teacher anchors. The exercise asks for the form of the "
         "published code.": equation_8,
         "This is Eq. 8 as printed, without a temperature and with teacher anchors. The "
@@ -309,17 +301,19 @@ def check_csd_test(test: Callable[[Callable[..., Tensor]], bool]) -> None:
                 return False
             raise
         if not isinstance(result, bool | np.bool_ | Tensor):
-            kind = type(result).__name__
-            raise Mistake(f"It returns a {kind}; return True for a right loss, else False.")
+            raise Mistake(
+                f"It returns a {type(result).__name__}; return True for a right loss, else False."
+            )
         return bool(result)
 
-    def rounded(*a: Any) -> Tensor:
+    def rounded(s: Tensor, t: Tensor, y: Tensor, temperature: float) -> Tensor:
         # The same loss in another order of operations: off by rounding only.
-        return losses.csd_loss(*(x.double() if x.is_floating_point() else x for x in a[:3]), *a[3:])
+        loss = losses.csd_loss(s.double(), t.double(), y, temperature)
+        return loss.to(s.dtype) * (1 + 1e-6)
 
     if not accepts(losses.csd_loss):
         raise Mistake("Your test rejects the right loss, `losses.csd_loss`.")
-    if not accepts(lambda *a: rounded(*a).to(a[0].dtype) * (1 + 1e-6)):
+    if not accepts(rounded):
         raise Mistake(
             "Your test rejects a right loss that differs by rounding, one part in a million. "
             "Compare with a tolerance."
@@ -390,9 +384,9 @@ def check_distillation_term(term: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
         )
     moving, fixed = student.clone().requires_grad_(), teacher.clone().requires_grad_()
     value = term(moving, fixed, labels)
-    if not value.requires_grad:
-        raise Mistake("Nothing can be learned from it: it does not depend on the student.")
-    pulls, teaches = torch.autograd.grad(value, (moving, fixed), allow_unused=True)
+    pulls = teaches = None
+    if value.requires_grad:
+        pulls, teaches = torch.autograd.grad(value, (moving, fixed), allow_unused=True)
     if pulls is None or not pulls.abs().sum() > 0:
         raise Mistake("Nothing can be learned from it: it does not depend on the student.")
     if teaches is not None and teaches.abs().sum() > 0:

@@ -28,14 +28,11 @@ def check_cosine_drift(cosine_drift: Callable[[Tensor, Tensor], Tensor]) -> None
     def right(old: Tensor, new: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(old, new, dim=1)
 
-    old, new = random_features(9, 6), random_features(9, 6, seed=1)
+    short = torch.tensor([[3.0, 4.0]])
     cases = {
         "0, 90 and 180 degrees": (on_circle(0, 0, 0), on_circle(0, 90, 180)),
-        "a feature that only became longer": (
-            torch.tensor([[3.0, 4.0]]),
-            torch.tensor([[6.0, 8.0]]),
-        ),
-        "nine random features": (old, new),
+        "a feature that only became longer": (short, 2 * short),
+        "nine random features": (random_features(9, 6), random_features(9, 6, seed=1)),
     }
     mistakes = {
         "This is the cosine itself, 1 for an image that did not move. Drift is 1 minus it.": (
@@ -87,16 +84,13 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
     old = random_features(30, 6)
     new = old + 0.8 * random_features(30, 6, seed=1)
     turn = torch.linalg.qr(random_features(6, 6, seed=2))[0]
+    few = (random_features(8, 3), random_features(8, 3, seed=1))
     cases = {
         "30 features that moved a little, k = 5": (old, new, 5),
         "a rotation, k = 3": (old, old @ turn, 3),
         "features of other lengths, k = 4": (old * torch.linspace(0.2, 5, 30)[:, None], new, 4),
         "k = 1": (old, new, 1),
-        "8 features in 3 dimensions, k = 5": (
-            random_features(8, 3),
-            random_features(8, 3, seed=1),
-            5,
-        ),
+        "8 features in 3 dimensions, k = 5": (*few, 5),
     }
     mistakes: Mistakes = {
         "Every image counts itself as a neighbour, which is always kept.": (
@@ -144,9 +138,9 @@ def check_best_rotation(best_rotation: Callable[[Tensor, Tensor], Tensor]) -> No
                 f"least-squares fit may stretch; keep the two orthogonal factors of the SVD."
             )
         best = (new @ drift.best_rotation(old, new) - old).norm()
-        distance = (new @ found - old).norm()
-        if distance > best * (1 + 1e-3) + 1e-3:
-            if (new @ found.T - old).norm() <= best * (1 + 1e-3) + 1e-3:
+        distance, enough = (new @ found - old).norm(), best * (1 + 1e-3) + 1e-3
+        if distance > enough:
+            if (new @ found.T - old).norm() <= enough:
                 raise Mistake(
                     "This turns the old features into the new ones. Asked for is the way back: "
                     "`new @ R` should be close to `old`. Transpose it."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from csd_lib import losses
-from csd_lib.course.checkers.cases import (
-    on_circle,
-    random_features,
-    random_labels,
-)
+from csd_lib.course.checkers.cases import on_circle, random_features, random_labels
 from csd_lib.course.checkers.judge import Mistake, Mistakes, compare, compare_gradients, exercise
 from csd_lib.numerics import unit_length
 
@@ -47,15 +43,13 @@ def check_cross_entropy(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> No
     def chosen(log_p: Tensor, labels: Tensor) -> Tensor:
         return log_p[torch.arange(len(labels)), labels]
 
+    two, large_and_small = torch.tensor([0, 1]), torch.tensor([[1000.0, 0, 0], [0, 1, 2]])
     cases = {
         "logits 2, 1, 0 and class 0": (torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])),
-        "two images": (torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]), torch.tensor([0, 1])),
+        "two images": (torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]), two),
         "twenty images": (3 * random_features(20, 7), random_labels(20, 7)),
         "logits of 1,000": (1000 * torch.eye(3), torch.tensor([0, 1, 0])),
-        "a row with logits of 1,000 and one with small ones": (
-            torch.tensor([[1000.0, 0.0, 0.0], [0.0, 1.0, 2.0]]),
-            torch.tensor([0, 1]),
-        ),
+        "a row with logits of 1,000 and one with small ones": (large_and_small, two),
     }
     mistakes = {
         "The minus sign is missing: logarithms of probabilities are negative, and the loss "
@@ -113,64 +107,39 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         normalize: bool = True,
         hardest_positive: bool = True,
         hardest_negative: bool = True,
+        every_triplet: bool = False,
         sign: int = 1,
         reduce: Callable[[Tensor], Tensor] = above_0,
         power: float = 0,
+        zeros: Sequence[str] = (),
+        lonely: bool = False,
     ) -> Tensor:
-        scaled = unit_length(features) if normalize else features
-        similarity = scaled @ scaled.T
+        f = unit_length(features) if normalize else features
+        similarity, same = f @ f.T, labels[:, None] == labels
         if power:  # of the distance between features of length 1
             similarity = -((2 - 2 * similarity).clamp_min(0) ** (power / 2))
-        found = []
-        for i in range(len(labels)):
-            others = torch.arange(len(labels)) != i
-            positive = similarity[i][(labels == labels[i]) & others]
-            negative = similarity[i][labels != labels[i]]
-            if len(positive) and len(negative):
-                p = positive.min() if hardest_positive else positive.max()
-                n = negative.max() if hardest_negative else negative.min()
-                found.append(F.relu(sign * (n - p) + margin))
-        return reduce(torch.stack(found)) if found else torch.zeros(())
+        positive = same & ~torch.eye(len(labels), dtype=torch.bool)
+        if every_triplet:
+            loss = F.relu(similarity[:, None, :] - similarity[:, :, None] + margin)
+            return reduce(loss[positive[:, :, None] & ~same[:, None, :]])
 
-    def over_triplets(
-        f: Tensor, y: Tensor, margin: float, reduce: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        similarity = unit_length(f) @ unit_length(f).T
-        same = y[:, None] == y
-        positive = same & ~torch.eye(len(y), dtype=torch.bool)
-        loss = F.relu(similarity[:, None, :] - similarity[:, :, None] + margin)
-        return reduce(loss[positive[:, :, None] & ~same[:, None, :]])
+        def extreme(kind: str, mask: Tensor, largest: bool) -> Tensor:
+            never = -torch.inf if largest else torch.inf
+            candidates = similarity.masked_fill(~mask, 0.0 if kind in zeros else never)
+            return candidates.amax(dim=1) if largest else candidates.amin(dim=1)
 
-    def with_zeros(
-        f: Tensor,
-        y: Tensor,
-        margin: float,
-        where: str,
-        lonely: bool,
-        reduce: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """Multiply by masks: ``where`` says of which one the zeros compete."""
-        similarity, same = unit_length(f) @ unit_length(f).T, y[:, None] == y
-        positive = same & ~torch.eye(len(y), dtype=torch.bool)
-        lowest = similarity.masked_fill(~positive, torch.inf).amin(1)
-        highest = similarity.masked_fill(same, -torch.inf).amax(1)
-        if where != "negatives":
-            lowest = (similarity * positive).amin(1)
-        if where != "positives":
-            highest = (similarity * ~same).amax(1)
-        loss = F.relu(highest - lowest + margin)
-        return reduce(loss if lonely else loss[positive.any(1) & ~same.all(1)])
+        p = extreme("positives", positive, not hardest_positive)
+        n = extreme("negatives", ~same, hardest_negative)
+        loss = F.relu(sign * (n - p) + margin)
+        return reduce(loss if lonely else loss[positive.any(dim=1) & ~same.all(dim=1)])
 
     pencil = (on_circle(0, 60, 90, 180), torch.tensor([0, 0, 1, 1]))
+    longer = pencil[0] * torch.tensor([[1.0], [3.0], [0.5], [2.0]])
     alone = (on_circle(0, 30, 70, 150, 200), torch.tensor([0, 0, 1, 1, 2]))
     cases = {
         "the four points of chapter 2, margin 1": (*pencil, 1.0),
         "the four points, margin 0.2": (*pencil, 0.2),
-        "features of other lengths": (
-            pencil[0] * torch.tensor([[1.0], [3.0], [0.5], [2.0]]),
-            pencil[1],
-            1.0,
-        ),
+        "features of other lengths": (longer, pencil[1], 1.0),
         "an image that is alone in its class": (*alone, 1.0),
         "classes so far apart that every loss is 0": (on_circle(0, 5, 180, 185), pencil[1], 0.1),
         "24 images of four classes": (random_features(24, 8), random_labels(24, 4), 0.4),
@@ -182,8 +151,8 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         "Multiplying by a mask puts 0 in the place of what is left out, and 0 may be the smallest "
         "cosine of a row, or the largest. Before a minimum use plus infinity, before a maximum "
         "minus infinity: `masked_fill(…, torch.inf)`.": [
-            partial(with_zeros, where=where, lonely=lonely, reduce=reduce)
-            for where in ("both", "positives", "negatives")
+            partial(variant, zeros=zeros, lonely=lonely, reduce=reduce)
+            for zeros in (("positives", "negatives"), ("positives",), ("negatives",))
             for lonely in (False, True)
             for reduce in (above_0, torch.mean)
         ],
@@ -196,10 +165,10 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
             partial(variant, hardest_positive=False, hardest_negative=False)
         ),
         "You average over *all* triplets. Each anchor has one only: its hardest positive and "
-        "its hardest negative.": partial(over_triplets, reduce=above_0),
+        "its hardest negative.": partial(variant, every_triplet=True),
         "You average over *all* triplets, and over those with loss 0. Each anchor has one "
         "only, with its hardest pair, and losses of 0 are left out of the mean.": (
-            partial(over_triplets, reduce=torch.mean)
+            partial(variant, every_triplet=True, reduce=torch.mean)
         ),
         "You add up over the anchors. Take the mean over those with a loss above 0.": (
             partial(variant, reduce=torch.sum)
@@ -241,10 +210,7 @@ def check_head(head: Callable[[Tensor, Tensor], Tensor]) -> None:
         return features @ unit_length(weights).T
 
     cases = {
-        "one feature, two rows": (
-            torch.tensor([[3.0, 4.0]]),
-            torch.tensor([[2.0, 0.0], [0.0, 0.5]]),
-        ),
+        "one feature, two rows": (torch.tensor([[3.0, 4.0]]), torch.tensor([2, 0.5]).diag()),
         "random features and rows": (random_features(6, 5), 3 * random_features(4, 5, seed=1)),
     }
     mistakes = {

@@ -43,22 +43,23 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> No
         singletons_miss: bool = False,
         precision: bool = False,
         distance: bool = False,
+        itself_at: float = -torch.inf,  # the query's similarity with itself
+        wrong_at: float = -torch.inf,  # that of wrong images, where the best right one is sought
     ) -> float:
         f = unit_length(features.double()) if scale else features.double()
         similarity = ((-torch.cdist(f, f) if distance else f @ f.T) * 2**24).round()
         same_class = labels[:, None] == labels[None]
         if not itself:
-            similarity.fill_diagonal_(-torch.inf)
+            similarity.fill_diagonal_(itself_at)
             same_class = same_class & ~torch.eye(len(labels), dtype=torch.bool)
+        can_hit = same_class.any(dim=1)
         if precision:
             found = similarity.argsort(dim=1, descending=True, stable=True)[:, :k]
-            can_hit = same_class.any(dim=1)
             return same_class.gather(1, found)[can_hit].double().mean().item()
-        best = similarity.masked_fill(~same_class, -torch.inf).amax(dim=1, keepdim=True)
+        best = similarity.masked_fill(~same_class, wrong_at).amax(dim=1, keepdim=True)
         sooner = (similarity >= best if ties_miss else similarity > best) & ~same_class
-        hit = (sooner.sum(dim=1) < k) & same_class.any(dim=1)
-        counted = torch.ones_like(hit) if singletons_miss else same_class.any(dim=1)
-        return hit[counted].double().mean().item()
+        hit = (sooner.sum(dim=1) < k) & can_hit
+        return (hit if singletons_miss else hit[can_hit]).double().mean().item()
 
     def by_rank(
         features: Tensor, labels: Tensor, k: int, itself: bool = False, dropped: int = 0
@@ -72,25 +73,13 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> No
         counted = (labels[:, None] == labels[None]).sum(dim=1) > 1
         return hit[counted].double().mean().item()
 
-    def zeros(features: Tensor, labels: Tensor, k: int, of_itself: bool) -> float:
-        f = unit_length(features.double())
-        similarity = (f @ f.T * 2**24).round().fill_diagonal_(0)
-        same_class = labels[:, None] == labels[None]
-        others = same_class & ~torch.eye(len(labels), dtype=torch.bool)
-        if of_itself:  # in the row in which wrong images are counted
-            best = similarity.masked_fill(~others, -torch.inf).amax(dim=1, keepdim=True)
-            sooner = similarity > best
-        else:  # where the best right image is looked for
-            best = (similarity * others).amax(dim=1, keepdim=True)
-            sooner = (similarity > best) & ~same_class
-        return (sooner.sum(dim=1) < k)[others.any(dim=1)].double().mean().item()
-
     def lone_images_dropped(f: Tensor, y: Tensor, k: int) -> float:
         kept = (y[:, None] == y[None]).sum(dim=1) > 1
         return right(f[kept], y[kept], k)
 
     circle = (on_circle(0, 20, 100, 30, 80, 91), torch.tensor([0, 0, 0, 1, 1, 1]))
-    axes, twos = torch.eye(4)[[0, 0, 0, 1, 1, 2]], torch.tensor([0, 0, 1, 1])
+    axes, pairs = torch.eye(4)[[0, 0, 0, 1, 1, 2]], torch.tensor([0, 0, 1, 1, 2, 2])
+    equal = (torch.ones(10, 3), torch.arange(10) % 5)
     random = (random_features(40, 4), random_labels(40, 5))
     lengths = random[0] * torch.linspace(0.2, 5, 40)[:, None]
     cases = {
@@ -98,30 +87,18 @@ def check_recall_at_k(recall_at_k: Callable[[Tensor, Tensor, int], float]) -> No
         "six features on a circle, K = 2": (*circle, 2),
         "40 random features, K = 3": (*random, 3),
         "features of other lengths, K = 1": (lengths, random[1], 1),
-        "a right and a wrong image equally near, K = 1": (
-            axes,
-            torch.tensor([0, 0, 1, 1, 2, 2]),
-            1,
-        ),
-        "ten images with one and the same feature, K = 1": (
-            torch.ones(10, 3),
-            torch.arange(10) % 5,
-            1,
-        ),
+        "a right and a wrong image equally near, K = 1": (axes, pairs, 1),
+        "ten images with one and the same feature, K = 1": (*equal, 1),
         "a class with one image only, K = 1": (circle[0], torch.tensor([0, 0, 0, 1, 1, 2]), 1),
-        "right images at more than 90 degrees, K = 1": (on_circle(0, 100, 60, 205), twos, 1),
-        "the nearest image is alone in its class, K = 1": (
-            on_circle(0, 20, 12),
-            torch.tensor([0, 0, 1]),
-            1,
-        ),
-        "at 0, 120, 200 and 235 degrees, K = 1": (on_circle(0, 120, 200, 235), twos, 1),
+        "right images at more than 90 degrees, K = 1": (on_circle(0, 100, 60, 205), pairs[:4], 1),
+        "the nearest image is alone in its class, K = 1": (on_circle(0, 20, 12), pairs[:3], 1),
+        "at 0, 120, 200 and 235 degrees, K = 1": (on_circle(0, 120, 200, 235), pairs[:4], 1),
     }
     mistakes: Mistakes = {
         "Every query finds itself, so you get 100 %. Leave it out of its own search.": (
             [partial(variant, itself=True), partial(by_rank, itself=True)]
         ),
-        ZERO_FOR_LEFT_OUT: [partial(zeros, of_itself=itself) for itself in (False, True)],
+        ZERO_FOR_LEFT_OUT: [partial(variant, wrong_at=0.0), partial(variant, itself_at=0.0)],
         "K is off by one: a query is a hit if *fewer than K* wrong images come first.": (
             lambda f, y, k: variant(f, y, k + 1)
         ),
@@ -170,20 +147,16 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> None:
     }
     right = retrieval.forgetting
 
-    def lost_of_each(m: np.ndarray) -> np.ndarray:
-        return np.array([m[j:-1, j].max() - m[-1, j] for j in range(len(m) - 1)])
-
     def variant(flaws: Sequence[str], m: np.ndarray) -> float:
         m = m.T if "transposed" in flaws else m
         tasks = len(m) if "last task" in flaws else len(m) - 1
-        rows = []
+        lost = []
         for j in range(tasks):
             first = 0 if "above" in flaws else j
-            to_the_end = "last row" in flaws or first == len(m) - 1
-            rows.append(slice(first, None if to_the_end else len(m) - 1))
-        best = [m[j, j] if "diagonal" in flaws else m[rows[j], j].max() for j in range(tasks)]
-        lost = np.array(best) - m[-1, :tasks]
-        value = lost.sum() if "sum" in flaws else lost.mean()
+            end = len(m) if "last row" in flaws or first == len(m) - 1 else len(m) - 1
+            best = m[j, j] if "diagonal" in flaws else m[first:end, j].max()
+            lost.append(best - m[-1, j])
+        value = np.sum(lost) if "sum" in flaws else np.mean(lost)
         return float(value * (-1 if "sign" in flaws else 1) * (100 if "percent" in flaws else 1))
 
     flaws = {
@@ -209,7 +182,7 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> None:
             lambda m: abs(right(m))
         ),
         "The sign of each task's value is lost. What a task has gained counts as negative.": (
-            lambda m: float(np.abs(lost_of_each(m)).mean())
+            lambda m: np.mean([abs(m[j:-1, j].max() - m[-1, j]) for j in range(len(m) - 1)])
         ),
     }
     mistakes |= {sentence: partial(variant, [flaw]) for sentence, flaw in flaws.items()}
@@ -226,29 +199,23 @@ def check_recall_in_gallery(
 ) -> None:
     """Exercise 4.3: queries of one task, a gallery with all classes seen so far."""
 
-    def search(features: Tensor, labels: Tensor, query: Tensor, gallery: Tensor) -> float:
-        counts = retrieval.wrong_before_right(features[gallery], labels[gallery])
-        counts = counts[query[gallery]]
-        return (counts[counts >= 0] < 1).double().mean().item()
-
-    def right(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
-        return search(features, labels, (labels >= first) & (labels < end), labels < seen)
-
-    def own(features: Tensor, labels: Tensor, first: int, end: int, seen: int) -> float:
-        chosen = (labels >= first) & (labels < end)
-        return search(features, labels, chosen, chosen)
-
-    def unscaled(
-        similarity: Callable[[Tensor], Tensor],
+    def variant(
         features: Tensor,
         labels: Tensor,
         first: int,
         end: int,
         seen: int,
+        own: bool = False,
+        scale: bool = True,
+        distance: bool = False,
     ) -> float:
-        f, y = features[labels < seen], labels[labels < seen]
-        found = similarity(f).fill_diagonal_(-torch.inf).argmax(dim=1)
-        return (y[found] == y)[(y >= first) & (y < end)].double().mean().item()
+        is_query = (labels >= first) & (labels < end)
+        in_gallery = is_query if own else labels < seen
+        f, y = features[in_gallery], labels[in_gallery]
+        f = unit_length(f) if scale else f
+        similarity = -torch.cdist(f, f) if distance else f @ f.T
+        found = similarity.fill_diagonal_(-torch.inf).argmax(dim=1)
+        return (y[found] == y)[is_query[in_gallery]].double().mean().item()
 
     def answer(*case: Any) -> float:
         try:
@@ -273,25 +240,25 @@ def check_recall_in_gallery(
     }
     mistakes: Mistakes = {
         "Your gallery holds the query's own task only. All classes seen so far belong into it.": (
-            own
+            partial(variant, own=True)
         ),
         "Your gallery holds classes that have not arrived yet: use labels below `seen`.": (
-            lambda f, y, first, end, seen: right(f, y, first, end, int(y.max()) + 1)
+            lambda f, y, first, end, seen: variant(f, y, first, end, int(y.max()) + 1)
         ),
         "You let all images be queries. Only those of the task, `first <= label < end`, are.": (
-            lambda f, y, first, end, seen: right(f, y, 0, seen, seen)
+            lambda f, y, first, end, seen: variant(f, y, 0, seen, seen)
         ),
         "You did not scale the features to length 1: similarity is the cosine.": (
-            partial(unscaled, lambda f: f @ f.T)
+            partial(variant, scale=False)
         ),
-        NOT_SCALED_DISTANCE: partial(unscaled, lambda f: -torch.cdist(f, f)),
+        NOT_SCALED_DISTANCE: partial(variant, scale=False, distance=True),
         "Every query finds itself: it is part of the gallery and must be left out of its own "
         "search.": lambda *a: 1.0,
         "Ends are not included: `first <= label < end` and `label < seen`.": (
-            lambda f, y, first, end, seen: right(f, y, first, end + 1, seen + 1)
+            lambda f, y, first, end, seen: variant(f, y, first, end + 1, seen + 1)
         ),
     }
-    compare(answer, right, cases, mistakes)
+    compare(answer, variant, cases, mistakes)
 
 
 @exercise("4.4", "paired by seed, with the spread of the differences.")
@@ -311,11 +278,9 @@ def check_paired_difference(
         share: bool = False,
     ) -> tuple[float, float, float]:
         seeds = sorted(a.keys() & b.keys())
-        pairs = (
-            list(zip(a.values(), b.values(), strict=False))
-            if by_place
-            else [(a[s], b[s]) for s in seeds]
-        )
+        pairs = [(a[s], b[s]) for s in seeds]
+        if by_place:
+            pairs = list(zip(a.values(), b.values(), strict=False))
         d = sign * np.array([x - y for x, y in pairs])
         sd = d.std(ddof=ddof) / (np.sqrt(len(d)) if standard_error else 1)
         wins = (d >= 0) if ties_win else (d > 0)
@@ -329,12 +294,10 @@ def check_paired_difference(
         sd = np.sqrt(x.var(ddof=1) + y.var(ddof=1))
         return float(x.mean() - y.mean()), float(sd), float(sum(a[s] > b[s] for s in seeds))
 
+    three = {0: 90.0, 1: 94.0, 2: 91.0}
     cases = {
-        "three seeds": ({0: 90.0, 1: 94.0, 2: 91.0}, {0: 88.0, 1: 93.0, 2: 92.0}),
-        "the same seeds in another order": (
-            {0: 90.0, 1: 94.0, 2: 91.0},
-            {2: 92.0, 0: 88.0, 1: 93.0},
-        ),
+        "three seeds": (three, {0: 88.0, 1: 93.0, 2: 92.0}),
+        "the same seeds in another order": (three, {2: 92.0, 0: 88.0, 1: 93.0}),
         "a seed that only one of them has": (
             {0: 5.0, 1: 7.0, 3: 4.0, 4: 9.0},
             {4: 7.0, 0: 6.0, 1: 3.0, 9: 1.0},
@@ -377,7 +340,7 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
         term: str,
         sign: int = 1,
         paired: bool = True,
-        name: Callable[[str, str], str] = lambda without, with_it: without,
+        name_with: bool = False,
         fits: Callable[[int, int], bool] = lambda added, lost: added == 1 and lost == 0,
         by_text: bool = False,
         every_seed: bool = False,
@@ -396,20 +359,8 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             if not paired:
                 values = [sign * float(np.mean([*first.values()]) - np.mean([*second.values()]))]
             if values:
-                found[name(others, with_it)] = float(reduce(values))
+                found[with_it if name_with else others] = float(reduce(values))
         return found
-
-    def at_the_end(results: Results, term: str) -> dict[str, float]:
-        effects = right(results, term)
-        return {a: effect for a, effect in effects.items() if f"{a}+{term}" in results}
-
-    def one_number(results: Results, term: str) -> float:
-        effects = [*right(results, term).values()]
-        return float(np.mean(effects)) if effects else float("nan")
-
-    def over_all_seeds(results: Results, term: str) -> dict[str, float]:
-        sums = right(results, term, reduce=sum)
-        return {without: total / len(results[without]) for without, total in sums.items()}
 
     three = {
         "ce": {0: 90.0, 1: 92.0},
@@ -457,7 +408,7 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             for reduce in (lambda d: max(0.0, np.mean(d)), lambda d: np.maximum(0, d).mean())
         ],
         "You name each effect by the recipe *with* the term. Asked for is the one without.": (
-            lambda r, t: right(r, t, name=lambda without, with_it: with_it)
+            lambda r, t: right(r, t, name_with=True)
         ),
         "You compare the means of all seeds. Take the difference for each seed that *both* "
         "recipes have.": lambda r, t: right(r, t, paired=False),
@@ -475,7 +426,9 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             lambda r, t: right(r, t, reduce=np.median)
         ),
         "You divide by the number of all seeds. Divide by that of the seeds that *both* "
-        "recipes have.": over_all_seeds,
+        "recipes have.": lambda r, t: {
+            without: total / len(r[without]) for without, total in right(r, t, reduce=sum).items()
+        },
         "You take 0 for the value of a seed that a recipe does not have. Leave such seeds out.": (
             lambda r, t: right(r, t, every_seed=True)
         ),
@@ -484,9 +437,13 @@ def check_term_effect(term_effect: Callable[[Results, str], dict[str, float]]) -
             lambda r, t: right(r, t, by_text=True)
         ),
         "You look for the recipe with the term at its end. It can stand in the middle or in "
-        "front: compare *sets* of terms, `set(recipe.split('+'))`.": at_the_end,
+        "front: compare *sets* of terms, `set(recipe.split('+'))`.": lambda r, t: {
+            without: effect for without, effect in right(r, t).items() if f"{without}+{t}" in r
+        },
         "This is one number. A term can do one thing beside some terms and another beside "
-        "others: give one for each recipe.": one_number,
+        "others: give one for each recipe.": (
+            lambda r, t: np.mean([*right(r, t).values()] or [np.nan])
+        ),
     }
     hints = {
         "a term in the middle: `triplet`": "The term need not be the last one: compare *sets* of "

@@ -50,10 +50,6 @@ def _judge(
     raise Mistake(f"Not right yet: the runs say something else for {'; '.join(far)}.")
 
 
-def _listed(values: Any) -> Any:
-    return list(values) if isinstance(values, tuple | np.ndarray) and np.ndim(values) else values
-
-
 @exercise("4.5", "these are the points lost with each order.")
 def check_class_orders(session: Any, lost: dict[int, float]) -> None:
     """Exercise 4.5: points of Recall@1 that fine-tuning loses on task 1, by seed of the order."""
@@ -107,7 +103,7 @@ def check_recipes(
     answer = known if isinstance(unknown, dict) else unknown
     if isinstance(answer, dict):
         answer = {
-            f"{group}, {name}": _listed(values)
+            f"{group}, {name}": values
             for group, by_name in (("known", known), ("unknown", unknown))
             for name, values in by_name.items()
         }
@@ -166,7 +162,6 @@ def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence
             found["after"].append(recall_at_k(turned, labels, *gallery)[1])
         return found
 
-    answer = {"before": _listed(before), "after": _listed(after)}
     mistakes = {
         "You found R on all images, so it has seen those that it is measured on. Use the even "
         "half only.": lambda: recalls(slice(None)),
@@ -185,4 +180,4 @@ def check_undone_rotation(session: Any, before: Sequence[float], after: Sequence
         ),
     }
     one_query = 0.01  # of 151; another order of operations may turn one
-    _judge(answer, recalls, mistakes, one_query)
+    _judge({"before": before, "after": after}, recalls, mistakes, one_query)

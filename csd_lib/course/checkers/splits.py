@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,15 +74,6 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> N
     def chunks(order: Sequence[int], size: int) -> list[tuple[int, ...]]:
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
-    def last_gets_the_rest(order: Sequence[int], tasks: int) -> list[tuple[int, ...]]:
-        groups = chunks(order, len(order) // tasks)
-        return [*groups[: tasks - 1], sum(groups[tasks - 1 :], ())]
-
-    def last_are_larger(order: Sequence[int], tasks: int) -> list[tuple[int, ...]]:
-        sizes = [len(group) for group in right(order, tasks)][::-1]
-        ends = np.cumsum(sizes).tolist()
-        return [tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
-
     shuffled = data.class_order_from_seed(10, 3)
     cases = {
         "6 classes, 2 tasks": ((3, 0, 5, 1, 4, 2), 2),
@@ -94,9 +86,11 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> N
         "Some classes are in no task: `len(order) // num_tasks` rounds down, and the rest is "
         "lost.": lambda o, t: chunks(o, len(o) // t)[:t],
         "The last task gets all the classes that are left over. Tasks should differ by at most "
-        "one class, the first ones being larger.": last_gets_the_rest,
+        "one class, the first ones being larger.": (
+            lambda o, t: [*chunks(o, len(o) // t)[: t - 1], o[(t - 1) * (len(o) // t) :]]
+        ),
         "Your last tasks are the larger ones. The first ones get the classes that are left "
-        "over.": last_are_larger,
+        "over.": lambda o, t: [g[::-1] for g in right(o[::-1], t)[::-1]],  # right, but from the end
         "Your tasks are as large as possible, so the last one is too small, or missing. They "
         "should differ by at most one class.": lambda o, t: chunks(o, -(-len(o) // t)),
         "You deal the classes out like cards, one to each task in turn. Neighbours in the "
@@ -131,11 +125,8 @@ def _copies_and_near_copies() -> Cases:
     balanced[:, 0, 1::2, 1::2] += torch.tensor([[1, 255], [255, 1]], dtype=torch.uint8)  # 255: -1
     colours = train.reshape(4, 3, 4, 4)
     recoloured = colours[:3].clone()
-    one_pixel = colours[:1].repeat(48, 1, 1, 1)
-    for i in range(3):
-        recoloured[i, i] = 255 - recoloured[i, i]
-    for i in range(48):
-        one_pixel[i].view(-1)[i] ^= 1
+    recoloured[range(3), range(3)] ^= 255
+    one_pixel = (colours[0].flatten() ^ torch.eye(48, dtype=torch.uint8)).reshape(48, 3, 4, 4)
     large = torch.randint(256, (2, 3, 20, 20), generator=generator, dtype=torch.uint8)
     middle, near_the_end = large.clone(), large.clone()
     middle[:, :, 3:17, 3:17] ^= 255  # all that the text `str(image)` leaves out, and by much
@@ -163,9 +154,11 @@ def _copies_and_near_copies() -> Cases:
 def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> None:
     """Exercise 1.3: test images that are exact copies of a training image."""
 
-    def right(train: Tensor, test: Tensor) -> int:
-        known = {image.numpy().tobytes() for image in train}
-        return sum(image.numpy().tobytes() in known for image in test)
+    def right(
+        train: Tensor, test: Tensor, key: Callable[[Tensor], Any] = lambda x: x.numpy().tobytes()
+    ) -> int:
+        known = {key(image) for image in train}
+        return sum(key(image) in known for image in test)
 
     def pairs(train: Tensor, test: Tensor) -> int:
         return int((train.flatten(1)[:, None] == test.flatten(1)[None]).all(dim=2).sum())
@@ -177,10 +170,6 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> None:
     def nearly_equal(train: Tensor, test: Tensor) -> int:
         apart = (train.flatten(1).double()[:, None] - test.flatten(1).double()[None]).abs()
         return int((apart.mean(dim=2) < 5).any(dim=0).sum())
-
-    def as_text(train: Tensor, test: Tensor) -> int:
-        known = {str(image) for image in train}
-        return sum(str(image) in known for image in test)
 
     mistakes: Mistakes = {
         "You count pairs. A test image that equals two training images is still one test "
@@ -217,7 +206,7 @@ def check_count_copies(count_copies: Callable[[Tensor, Tensor], int]) -> None:
             )
         ],
         "You compare the texts of images. Above 1,000 values `str` leaves out the middle and "
-        "writes `...` for it, so images that differ there look alike.": as_text,
+        "writes `...` for it, so images that differ there look alike.": partial(right, key=str),
         "You take images that are nearly equal for copies. A copy is equal in every pixel.": (
             nearly_equal
         ),
