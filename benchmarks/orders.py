@@ -21,17 +21,6 @@ from csd_lib.paper.ledger import reproduce
 FOLDER = tuned.FOLDER.parent.parent / "orders"
 
 
-def factors_of(config: TrainConfig) -> dict[str, list[float | tuple[float, float]]]:
-    """Return the factors of each method's weights: the usual ones, then those chosen for it."""
-    one = tuned.found(tuned.load_tries(config))
-    each = tuned.found(tuned.load_tries(config, tuned.PAIRS), tuned.pair_of)
-    return {
-        "fine-tuning": [1.0],
-        "lwf": [1.0, tuned.best(one["lwf"])],
-        "csd": [1.0, tuned.best(one["csd"]), tuned.best(each["csd"])],
-    }
-
-
 def main() -> None:
     """Train what is missing, one order after the other."""
     arguments = tuned.parser_of(__doc__).parse_args()
@@ -39,12 +28,13 @@ def main() -> None:
     configs = [
         tuned.times(
             TrainConfig(**settings, method=method, seed=seed, class_order_seed=seed),
-            *np.atleast_1d(factors),
+            *np.atleast_1d(factor),
         )
         for seed in arguments.seeds
-        for method, tries in factors_of(TrainConfig(**settings)).items()
-        for factors in tries
+        for factors in ({"fine-tuning": 1.0}, *tuned.all_factors(TrainConfig(**settings)))
+        for method, factor in factors.items()
     ]
+    configs = list(dict.fromkeys(configs))  # with a pair of CSD's, LwF's factor is the same
     reproduce(configs, FOLDER, dataset=load_dataset(arguments.dataset), progress=False)
 
 

@@ -46,6 +46,8 @@ RECIPES = ("ce+kd", "lwf", "mmd-kd", "csd")
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SHARE = 0.2  # of the training images, held out
 COMMON = ("dataset", "preset", "precision", "depth")
+Factors = float | tuple[float, ...]  # of all of a method's weights, or one for each
+USUAL: dict[str, Factors] = {"lwf": 1.0, "csd": 1.0}
 
 
 def common(config: TrainConfig) -> dict[str, Any]:
@@ -100,6 +102,32 @@ def found(
 def best(reached: Mapping[Any, float]) -> Any:
     """Return what reaches most; of equal ones the smallest."""
     return max(sorted(reached), key=reached.__getitem__)
+
+
+def pair_tries(config: TrainConfig) -> list[Record]:
+    """Return tries with a factor for each of CSD's weights, in fp32 if not as asked for."""
+    if not (PAIRS / config.dataset).is_dir():
+        return []
+    either = (load_tries(c, PAIRS) for c in (config, replace(config, precision="fp32")))
+    return next(filter(None, either), [])
+
+
+def chosen_factors(config: TrainConfig) -> dict[str, Factors]:
+    """Return the factors that a search has chosen for LwF and CSD."""
+    reached = found(load_tries(config))
+    return {method: best(reached[method]) for method in USUAL}
+
+
+def chosen_pair(config: TrainConfig) -> dict[str, Factors]:
+    """Return the same, but CSD's two weights have a factor each."""
+    pairs = found(pair_tries(config), pair_of)["csd"]
+    return chosen_factors(config) | {"csd": best(pairs)}
+
+
+def all_factors(config: TrainConfig) -> list[dict[str, Factors]]:
+    """Return the usual factors, those that were chosen and, if it was tried, a pair of CSD's."""
+    pair = [chosen_pair(config)] if pair_tries(config) else []
+    return [USUAL, chosen_factors(config), *pair]
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:

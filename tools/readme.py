@@ -63,15 +63,11 @@ import tuned  # so that the rule by which weights are chosen is written once
 ROOT = Path(__file__).resolve().parent.parent
 LOOKS = {"features": ("features", "o", "-"), "softmax": ("softmax of the head", "^", "--")}
 
-# The factor of all of a method's weights, or one for each.
-Factors = float | tuple[float, ...]
 # An experiment: its title, the factors of each method's weights, and each method's runs.
-Lead = tuple[str, dict[str, Factors], dict[str, list[Record]]]
+Lead = tuple[str, dict[str, tuned.Factors], dict[str, list[Record]]]
 
-# The factors of the usual weights; SEARCHES: where others were chosen for each method.
-USUAL: dict[str, Factors] = {"lwf": 1.0, "csd": 1.0}
 LARGE, SMALL = (f"CIFAR-100, ResNet-{depth}, 25 + 8 epochs" for depth in (32, 8))
-SEARCHES = {
+SEARCHES = {  # where weights were chosen for each method
     LARGE: TrainConfig(dataset="cifar100", preset="class", precision="amp"),
     SMALL: TrainConfig(dataset="cifar100", preset="class", depth=8, precision="amp"),
     "digits": TrainConfig(dataset="digits"),
@@ -205,8 +201,8 @@ def forgetting_figure(records: Sequence[Record]) -> Figure:
 
 def headline_of(found: Sequence[Table]) -> list[str]:
     """Say all that one must know of the runs that these tables of a group have."""
-    shown = {id(r): r for table in found for row in table.rows for r in row}
-    return headline(replace(found[0].group, records=[*shown.values()]))
+    shown = dict.fromkeys(r for table in found for row in table.rows for r in row)
+    return headline(replace(found[0].group, records=[*shown]))
 
 
 def terms_page(groups: list[Group]) -> str:
@@ -262,13 +258,7 @@ def choice_table(name: str) -> str:
 
 
 def both_sides(name: str, experiment: str, raw: Sequence[float] = ()) -> str:
-    """Both sides of every method on a data set of two tasks, as a Markdown table.
-
-    Args:
-        name: of the data set.
-        experiment: whose differences from CSD are shown.
-        raw: numbers for a last row: of raw pixels.
-    """
+    """Both sides of every method on a data set of two tasks; ``raw``: of raw pixels, a last row."""
     plain = plain_runs(runs_in(f"results/{name}"), name, "clean")
     (group,) = grouped([r for row in plain.values() for r in row.values()], "method", "seed")
     header = ["method", "n", *(f"{k}: {t}" for k in ("own", "all") for t in ("old", "new", "both"))]
@@ -344,23 +334,17 @@ HEAD_PAIRS = (
     (f"CSD{MEANS}", f"LwF{MEANS}"),
     (f"MMD + KD{MEANS}", f"CSD{MEANS}"),
 )
-
-
-FROM_CSD = "Differences from CSD, own classes; in points"
 COLUMNS = ["old", "new", "average", "average, all", "old gallery"]
 
 
 def ends_of(records: Sequence[Record]) -> dict[tuple[int, str, str], list[float]]:
     """What COLUMNS say of runs of two tasks, by seed, precision and data; as shares."""
-    return {
-        (r.config.seed, r.config.precision, r.data): [
-            *(own := r.matrix.own[-1]),
-            own.mean(),
-            r.matrix.seen[-1].mean(),
-            r.matrix.in_first_gallery(),
-        ]
-        for r in records
-    }
+    found = {}
+    for r in records:
+        *own, old_gallery = seeds.last_values(r, "own")
+        ends = [*own, float(average(r.matrix.seen)), old_gallery]
+        found[r.config.seed, r.config.precision, r.data] = ends
+    return found
 
 
 def differences(first: Sequence[Record], second: Sequence[Record]) -> list[list[float]]:
@@ -413,7 +397,7 @@ def protocol_table(table: Table) -> str:
 
 def steps_table() -> str:
     """Milliseconds of a training step on a GPU, step by step and as a CUDA graph."""
-    found = [f for f in lines_of("step_anatomy") if f["complete"]][-1]
+    found = newest("step_anatomy", complete=True)
     tasks = ("first task", "later task (CSD)")
     ways = ("eager", "captured")
     header = ["task", "precision", "kernels a step", *ways, "ratio"]
@@ -455,7 +439,7 @@ def learned_table(found: dict[str, Table]) -> str:
                 shown = without_spread([averages for _, _, *averages, _ in gaps])
                 lines.append([title, get_method(method).title, str(len(gaps)), *shown])
     search = SEARCHES[SMALL]
-    chosen = chosen_factors(search)
+    chosen = tuned.chosen_factors(search)
     for method, row in rows_with(search, chosen).items():  # against each run's own first model
         row.sort(key=lambda r: r.config.precision == search.precision)  # each seed counts once
         ends = [r.matrix.own.mean(axis=1) for r in {r.config.seed: r for r in row}.values()]
@@ -466,19 +450,7 @@ def learned_table(found: dict[str, Table]) -> str:
     return markdown(header, lines)
 
 
-def chosen_factors(config: TrainConfig) -> dict[str, float]:
-    """The factors that a search has chosen for LwF and CSD."""
-    reached = tuned.found(tuned.load_tries(config))
-    return {method: tuned.best(reached[method]) for method in USUAL}
-
-
-def chosen_pair(config: TrainConfig) -> dict[str, Factors]:
-    """The same, but CSD's two weights have a factor each."""
-    pairs = tuned.found(pair_tries(config), tuned.pair_of)["csd"]
-    return chosen_factors(config) | {"csd": tuned.best(pairs)}
-
-
-def said(factors: Factors) -> str:
+def said(factors: tuned.Factors) -> str:
     """Name the factors of a method's weights."""
     if isinstance(factors, tuple):
         return "× {:g} (KD), × {:g} (CSD term)".format(*factors)
@@ -486,36 +458,33 @@ def said(factors: Factors) -> str:
 
 
 def rows_with(
-    config: TrainConfig, factors: Mapping[str, Factors], folder: str = "results"
+    config: TrainConfig,
+    factors: Mapping[str, tuned.Factors],
+    folder: str = "results",
+    precision: bool = False,
 ) -> dict[str, list[Record]]:
-    """The runs of each method, in any precision, that change no more than weights, by factors.
+    """The runs of each method with its weights times its factors, and else as the config.
 
-    In the folder ``orders`` the order of the classes is another one, too.
+    Seeds may differ and, unless asked for, the precision; in the folder ``orders`` the order too.
     """
-    found: dict[str, list[Record]] = {method: [] for method in factors}
-    for record in runs_in(f"{folder}/{config.dataset}"):
-        its, method = record.config, record.config.method
-        if folder == "orders":
-            its = replace(its, class_order_seed=None)
-        alike = tuned.common(replace(its, precision=config.precision))
-        if method not in factors or alike != tuned.common(config):
-            continue
-        if tuned.is_times(its, *np.atleast_1d(factors[method])):
-            found[method].append(record)
+    without = ["seed"] + ([] if precision else ["precision"])
+    without += ["class_order_seed"] if folder == "orders" else []
+    found = {}
+    for method, factor in factors.items():
+        asked = tuned.times(replace(config, method=method), *np.atleast_1d(factor))
+        runs, wanted = runs_in(f"{folder}/{config.dataset}"), key(asked, *without)
+        found[method] = [r for r in runs if key(r.config, *without) == wanted]
     return found
 
 
 def leads(protocol: Table) -> list[Lead]:
     """The main experiments of two tasks with LwF and CSD."""
-    studies = []
-    for title, config in SEARCHES.items():
-        studies.append((title, replace(config, precision="fp32"), USUAL))
-        studies.append((title, config, chosen_factors(config)))
-        if pair_tries(config):
-            studies.append((title, config, chosen_pair(config)))
-    found = [(title, factors, rows_with(config, factors)) for title, config, factors in studies]
     long = {row[0].config.method: row for row in protocol.rows}
-    return [("CIFAR-100, ResNet-32, 230 + 230 epochs", USUAL, long), *found]
+    found: list[Lead] = [("CIFAR-100, ResNet-32, 230 + 230 epochs", tuned.USUAL, long)]
+    for title, config in SEARCHES.items():
+        for factors in tuned.all_factors(config):
+            found.append((title, factors, rows_with(config, factors)))
+    return found
 
 
 def leads_table(found: Sequence[Lead]) -> str:
@@ -531,10 +500,10 @@ def orders_table() -> str:
     """CSD minus fine-tuning and LwF where each seed has an order of the classes of its own."""
     pairs = []
     for title, config in SEARCHES.items():
-        base = rows_with(config, {"fine-tuning": 1.0} | USUAL, "orders")
+        base = rows_with(config, {"fine-tuning": 1.0} | tuned.USUAL, "orders")
         if base["csd"]:
             pairs.append(([title, "fine-tuning", "", "× 1"], base["csd"], base["fine-tuning"]))
-            for factors in (USUAL, chosen_factors(config), chosen_pair(config)):
+            for factors in tuned.all_factors(config):
                 rows = rows_with(config, factors, "orders")
                 weights = map(said, factors.values())
                 pairs.append(([title, "LwF", *weights], rows["csd"], rows["lwf"]))
@@ -546,23 +515,23 @@ FIRST_LENGTHS = {"clothes": ((5, 20, 80), 5), SMALL: ((25, 100), 8)}
 
 
 @functools.cache
-def after_first_task_of(where: str, epochs: int) -> list[dict[str, tuple[float, list[Record]]]]:
-    """Factor and runs by method after a first task of so long: usual weights, and chosen ones."""
-    search = SEARCHES[where]
+def after_first_task_of(where: str, epochs: int) -> list[tuple[dict, dict[str, list[Record]]]]:
+    """Factors and runs by method after a first task of so long: usual weights, and chosen ones."""
     (*_, longest), later_epochs = FIRST_LENGTHS[where]
-    records = runs_in(f"results/{search.dataset}")
+    config = replace(SEARCHES[where], precision="fp32", later_epochs=later_epochs)
     found = []
-    for factors in ({"initial": 1.0, "fine-tuning": 1.0, **USUAL}, chosen_factors(search)):
-        rows = {}
-        for method, factor in factors.items():
-            config = replace(search, method=method, precision="fp32", later_epochs=later_epochs)
-            config = tuned.times(config, factor)
-            long, wanted = (key(replace(config, epochs=e), "seed") for e in (longest, epochs))
-            learned_long = {r.config.seed for r in records if key(r.config, "seed") == long}
-            alike = [r for r in records if key(r.config, "seed") == wanted]
-            rows[method] = factor, [r for r in alike if r.config.seed in learned_long]
-        found.append(rows)
+    usual = {"initial": 1.0, "fine-tuning": 1.0, **tuned.USUAL}
+    for factors in (usual, tuned.chosen_factors(SEARCHES[where])):
+        long = rows_with(replace(config, epochs=longest), factors, precision=True)
+        rows = rows_with(replace(config, epochs=epochs), factors, precision=True)
+        found.append((factors, {name: of_seeds(long[name], rows[name]) for name in rows}))
     return found
+
+
+def of_seeds(others: Sequence[Record], records: Sequence[Record]) -> list[Record]:
+    """Those of the records whose seeds others have, too."""
+    seeds_of_others = {r.config.seed for r in others}
+    return [r for r in records if r.config.seed in seeds_of_others]
 
 
 def first_length_table(where: str) -> str:
@@ -570,33 +539,30 @@ def first_length_table(where: str) -> str:
     pairs = []
     lengths, _ = FIRST_LENGTHS[where]
     for epochs in lengths:
-        for rows in after_first_task_of(where, epochs):
-            (lwf, of_lwf), (csd, of_csd) = rows["lwf"], rows["csd"]
-            weights = f"× {lwf:g}", f"× {csd:g}"
-            pairs.append(([str(epochs), *weights], of_csd, of_lwf))
-            if len(of_csd) == 8 and epochs == lengths[-1] and lwf == 1:  # what half would have said
-                few = [r for r in of_csd if r.config.seed < 4]
-                pairs.append(([f"{epochs}, seeds 0 to 3 only", *weights], few, of_lwf))
+        for factors, rows in after_first_task_of(where, epochs):
+            lwf, csd = rows["lwf"], rows["csd"]
+            weights = said(factors["lwf"]), said(factors["csd"])
+            pairs.append(([str(epochs), *weights], csd, lwf))
+            if len(csd) == 8 and epochs == lengths[-1] and factors["lwf"] == 1:
+                few = [r for r in csd if r.config.seed < 4]  # what half would have said
+                pairs.append(([f"{epochs}, seeds 0 to 3 only", *weights], few, lwf))
     return minus_table(["CSD minus LwF: first task's epochs", "LwF's weights", "CSD's"], pairs)
 
 
 def second_length_table() -> str:
     """What changes with a longer second task, on CIFAR-100 with a ResNet-8; same seeds."""
     config = replace(SEARCHES[SMALL], precision="fp32")
-    records = runs_in("results/cifar100")
-
-    def runs(method: str, epochs: int, rate: float) -> list[Record]:
-        longer = replace(config, method=method, later_epochs=epochs, later_learning_rate=rate)
-        return [r for r in records if key(r.config, "seed") == key(longer, "seed")]
-
     usual = config.later_learning_rate
-    seeds_of_long = {record.config.seed for record in runs("csd", 40, usual)}
+    found = {}
+    for epochs, rate in ((8, usual), (40, usual), (40, 6e-5)):
+        longer = replace(config, later_epochs=epochs, later_learning_rate=rate)
+        found[epochs, rate] = rows_with(longer, tuned.USUAL | {"initial": 1.0}, precision=True)
     pairs = []
-    for method, other in (("csd", "lwf"), ("csd", "initial")):
-        title = f"{get_method(method).title} minus {get_method(other).title}"
-        for epochs, rate in ((8, usual), (40, usual), (40, 6e-5)):
-            first = [r for r in runs(method, epochs, rate) if r.config.seed in seeds_of_long]
-            pairs.append(([title, str(epochs), f"{rate:g}"], first, runs(other, epochs, rate)))
+    for other in ("lwf", "initial"):
+        title = f"CSD minus {get_method(other).title}"
+        for (epochs, rate), rows in found.items():
+            first = of_seeds(found[40, usual]["csd"], rows["csd"])
+            pairs.append(([title, str(epochs), f"{rate:g}"], first, rows[other]))
     return minus_table(["runs", "second task's epochs", "rate"], pairs)
 
 
@@ -606,10 +572,10 @@ def first_length_figure(where: str) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.8))
     shown: dict[tuple[str, float], list[np.ndarray]] = {}  # [runs, columns] for each length
     for epochs in lengths:
-        for rows in after_first_task_of(where, epochs):
-            for method, (factor, row) in rows.items():
+        for factors, rows in after_first_task_of(where, epochs):
+            for method, row in rows.items():
                 ends = 100 * np.array(list(ends_of(row).values()))
-                shown.setdefault((method, factor), []).append(ends)
+                shown.setdefault((method, factors[method]), []).append(ends)
     styles = figures.method_styles(method for method, _ in shown)
     for (method, factor), ends in shown.items():
         style = styles[method] | ({} if factor == 1 else dict(linestyle=":", mfc="white", mew=2))
@@ -634,8 +600,7 @@ def tuned_table(config: TrainConfig) -> str:
     factors = sorted({factor for each in reached.values() for factor in each})
     lines = []
     for method, each in reached.items():
-        shown = {factor: f"{value:.1f}" for factor, value in each.items()}
-        shown[tuned.best(each)] = f"**{shown[tuned.best(each)]}**"
+        shown = best_in_bold(each)
         values = [shown.get(factor, "–") for factor in factors]
         lines.append([get_method(method).title, get_method(method).recipe, *values])
     header = ["method", "recipe", *(f"× {factor:g}" for factor in factors)]
@@ -644,8 +609,8 @@ def tuned_table(config: TrainConfig) -> str:
     csd = rows.pop("csd")
     names = {m: f"{get_method(m).title}, {said(factor)}" for m, factor in chosen.items()}
     pairs = [([names["csd"], names[method]], csd, row) for method, row in rows.items()]
-    if pair_tries(config):
-        pair = chosen_pair(config)
+    if tuned.pair_tries(config):
+        pair = tuned.chosen_pair(config)
         title, its = f"CSD, {said(pair['csd'])}", rows_with(config, pair)["csd"]
         pairs.append(([title, names["lwf"]], its, rows["lwf"]))
         pairs.append(([title, names["csd"]], its, csd))
@@ -653,27 +618,23 @@ def tuned_table(config: TrainConfig) -> str:
     return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{differences}"
 
 
-def pair_tries(config: TrainConfig) -> list[Record]:
-    """What has been tried with a factor for each of CSD's weights, in fp32 if not as asked for."""
-    if not (tuned.PAIRS / config.dataset).is_dir():
-        return []
-    either = (tuned.load_tries(c, tuned.PAIRS) for c in (config, replace(config, precision="fp32")))
-    return next(filter(None, either), [])
-
-
 def pair_tables() -> str:
     """What each pair of CSD's weights reaches on held-out images."""
     parts = []
     for title, config in SEARCHES.items():
-        if tries := pair_tries(config):
-            reached = tuned.found(tries, tuned.pair_of)["csd"]
-            best = tuned.best(reached)
-            shown = {p: f"**{v:.1f}**" if p == best else f"{v:.1f}" for p, v in reached.items()}
-            of_kd, of_csd = (sorted(set(factors)) for factors in zip(*reached, strict=True))
+        if tries := tuned.pair_tries(config):
+            shown = best_in_bold(tuned.found(tries, tuned.pair_of)["csd"])
+            of_kd, of_csd = (sorted(set(factors)) for factors in zip(*shown, strict=True))
             lines = [[f"KD {said(kd)}"] + [shown.get((kd, c), "–") for c in of_csd] for kd in of_kd]
             header = ["", *(f"CSD term {said(factor)}" for factor in of_csd)]
             parts.append(f"{title} {said_of_tries(tries)}:\n\n{markdown(header, lines)}")
     return "\n\n".join(parts)
+
+
+def best_in_bold(reached: Mapping[Any, float]) -> dict[Any, str]:
+    """What each factor, or pair of factors, reaches, as text."""
+    best = tuned.best(reached)
+    return {f: f"**{value:.1f}**" if f == best else f"{value:.1f}" for f, value in reached.items()}
 
 
 def said_of_tries(tries: Sequence[Record]) -> str:
@@ -687,7 +648,7 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     """The table of leads as a picture: old classes, average, old gallery, with 95 % intervals."""
     shown = {"old classes": "old", "old and new, average": "average", "old gallery": "old gallery"}
     names = [
-        title if f == USUAL else f"LwF {said(f['lwf'])}, CSD {said(f['csd'])}"
+        title if f == tuned.USUAL else f"LwF {said(f['lwf'])}, CSD {said(f['csd'])}"
         for title, f, _ in found
     ]
     figure, axes, places = figures.panels_of_rows(
@@ -695,7 +656,7 @@ def leads_figure(found: Sequence[Lead]) -> Figure:
     )
     labels = {True: (figures.BLUE, "usual weights"), False: (figures.ORANGE, "chosen weights")}
     for place, (_, factors, rows) in zip(places, found, strict=True):
-        usual = factors == USUAL
+        usual = factors == tuned.USUAL
         style = dict(marker="o" if usual else "D", ls="", color=labels[usual][0])
         gaps = differences(rows["csd"], rows["lwf"])
         for axis, column in zip(axes, shown.values(), strict=True):
@@ -769,7 +730,8 @@ def curves_page(found: Sequence[Table]) -> str:
             kept = [i for i, name in enumerate(header) if name not in left_out]
             header, *rows = [[row[i] for i in kept] for row in (header, *rows)]
             lines += titled(f"Recall@1 in % on task 1, {title}", (header, rows), True)
-        lines += titled(FROM_CSD, difference_rows(table, "own"), True)
+        about = "Differences from CSD, own classes; in points"
+        lines += titled(about, difference_rows(table, "own"), True)
     return "\n".join(lines)
 
 

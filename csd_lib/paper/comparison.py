@@ -141,10 +141,10 @@ def paper_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in table.rows:
         values = [seeds.last_values(record, gallery) for record in row]
+        *columns, old = zip(*values, strict=True)
         name, cells, gaps = row[0].config.method, [], []
         published_row = table.published.get(name, (None,) * 3)
-        for place, published in enumerate(published_row):
-            ours = [value[place] for value in values]
+        for published, ours in zip(published_row, columns, strict=True):
             if published is None:
                 cells += ["–", mean_and_sd(ours), "–"]
                 continue
@@ -153,9 +153,8 @@ def paper_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
             cells += [f"{published:.1f}", mean_and_sd(ours), f"{gap:+.1f}"]
         largest = max(gaps, default=math.nan)
         verdict = "agrees" if largest <= 1 else "near" if largest <= 3 else "differs"
-        old = mean_and_sd([value[3] for value in values])
         method = get_method(name)
-        found = [*cells, verdict if gaps else "–", old, row[0].fingerprint or "–"]
+        found = [*cells, verdict if gaps else "–", mean_and_sd(old), row[0].fingerprint or "–"]
         rows.append([method.title, method.recipe, str(len(row)), *found])
     return [*header, "verdict", "old gallery", "fingerprint"], rows
 
@@ -185,17 +184,14 @@ def claim_rows(table: Table, gallery: str) -> tuple[list[str], list[list[str]]]:
     (Student's t) lies above, or below, zero. One seed has no interval and decides nothing.
     """
     _check_table_1(table, gallery)
-    by_method: dict[str, dict[int, list[float]]] = {}
-    for record in (record for row in table.rows for record in row):
-        by_seed = by_method.setdefault(record.config.method, {})
-        by_seed[record.config.seed] = seeds.last_values(record, gallery)
+    by_method = {row[0].config.method: row for row in table.rows}
     rows = []
     for text, better, worse, column in _CLAIMS + (_OLD_GALLERY if gallery == "own" else []):
         published = "–"
         if column < 3 and {better, worse} <= table.published.keys():
             gap = table.published[better][column] - table.published[worse][column]
             published = f"{gap:+.1f}"
-        gaps = seeds.minus(by_method.get(better, {}), by_method.get(worse, {}))
+        gaps = seeds.by_seed(by_method.get(better, ()), by_method.get(worse, ()), gallery)
         ours = [values[column] for values in gaps.values()]
         if ours and math.isfinite(sum(ours)):
             rows.append([text, published, str(len(ours)), *paired(ours)])
@@ -295,24 +291,20 @@ def render_table(table: Table, markdown: bool = False) -> list[str]:
     checks.instance("table", table, Table, "one of tables")
     checks.flag("markdown", markdown)
     lines = [f"**{table.title}**" if markdown else table.title, ""]
+    parts = []
     if table.published:
-        for gallery, title in GALLERIES.items():
-            about = f"Recall@1 in % after the last task, {title}"
-            lines += titled(about, paper_rows(table, gallery), markdown)
+        parts.append(("Recall@1 in % after the last task, {}", paper_rows))
         methods = {row[0].config.method for row in table.rows}
-        for gallery, title in GALLERIES.items():
-            if len(methods) == len(table.rows):  # else rows of several older codes
-                about = f"The claims as differences in points, {title}"
-                lines += titled(about, claim_rows(table, gallery), markdown)
+        if len(methods) == len(table.rows):  # else rows of several older codes
+            parts.append(("The claims as differences in points, {}", claim_rows))
     else:
         lines += render_rows(table.rows, markdown, table.columns)
-        for gallery, title in GALLERIES.items():
-            if table.name == "figure5":
-                about = f"What a term changes, {title}; in points"
-                lines += titled(about, term_rows(table, gallery), markdown)
-            elif table.name:
-                about = f"Differences from CSD, {title}; in points"
-                lines += titled(about, difference_rows(table, gallery), markdown)
+        if table.name == "figure5":
+            parts.append(("What a term changes, {}; in points", term_rows))
+        elif table.name:
+            parts.append(("Differences from CSD, {}; in points", difference_rows))
+    for (about, rows_in), (gallery, title) in itertools.product(parts, GALLERIES.items()):
+        lines += titled(about.format(title), rows_in(table, gallery), markdown)
     if table.missing:
         lines += [f"not run: {'; '.join(map(table.label, table.missing))}", ""]
     return lines

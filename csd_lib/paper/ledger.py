@@ -350,12 +350,11 @@ def hours_left(cells: Sequence[Cell], again: bool = False) -> float | None:
 
 def render_plan(cells: Sequence[Cell], again: bool = False) -> str:
     """List the cells and how far they are, and how long the rest takes."""
-    lines = []
-    for number, cell in enumerate(cells, start=1):
-        lines.append(
-            f"[{number}/{len(cells)}] {describe(cell.config)}, {cell.config.tasks} tasks, seed "
-            f"{cell.config.seed}: {cell.state(again)}"
-        )
+    lines = [
+        f"[{number}/{len(cells)}] {describe(cell.config)}, {cell.config.tasks} tasks, seed "
+        f"{cell.config.seed}: {cell.state(again)}"
+        for number, cell in enumerate(cells, start=1)
+    ]
     hours = hours_left(cells, again)
     open_cells = sum(not cell.is_done(again) for cell in cells)
     unknown = "unknown, nothing like it was measured here"

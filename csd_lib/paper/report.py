@@ -25,12 +25,7 @@ from csd_lib.output import printable
 from csd_lib.paper.seeds import GALLERIES, by_seed, difference_rows, mean_and_sd
 from csd_lib.paths import runs_folder
 from csd_lib.record import Record, read_records
-from csd_lib.retrieval import (
-    RetrievalMatrix,
-    average,
-    backward_transfer,
-    forgetting,
-)
+from csd_lib.retrieval import RetrievalMatrix, average, backward_transfer, forgetting
 
 OLDER = (
     "Made by code that computes other numbers than this one, or before records said what theirs "
@@ -168,15 +163,13 @@ def variants(records: Sequence[Record]) -> list[list[Record]]:
     def place(row: list[Record]) -> tuple[Any, ...]:
         method = row[0].config.method
         place = named.index(method) if method in METHODS else len(named)
-        changed = changed_settings(row[0].config).items()
-        return place, method, [(name, *_in_order(value)) for name, value in changed]
+        changed = [  # numbers before anything else
+            (name, value if isinstance(value, int | float) else math.inf, str(value))
+            for name, value in changed_settings(row[0].config).items()
+        ]
+        return place, method, changed
 
     return sorted(rows.values(), key=place)
-
-
-def _in_order(value: Any) -> tuple[float, str]:
-    """Return what numbers, and anything else, can be sorted by."""
-    return (value if isinstance(value, int | float) else math.inf), str(value)
 
 
 def plain_runs(
@@ -200,11 +193,11 @@ def plain_runs(
         if found == usual:
             by_precision.setdefault(config.precision, []).append(record)
     chosen = max(by_precision.values(), key=_how_many_and_new, default=[])
-    newest: dict[str, list[Record]] = {}
-    for row in sorted(variants(chosen), key=lambda row: (max(r.date for r in row), len(row))):
-        newest[row[0].config.method] = row
-    order = [row[0].config.method for row in variants(chosen)]
-    return {name: {r.config.seed: r for r in newest[name]} for name in dict.fromkeys(order)}
+    rows = variants(chosen)
+    newest_last = sorted(rows, key=lambda row: (max(r.date for r in row), len(row)))
+    newest = {row[0].config.method: row for row in newest_last}
+    order = dict.fromkeys(row[0].config.method for row in rows)
+    return {name: {r.config.seed: r for r in newest[name]} for name in order}
 
 
 def _how_many_and_new(records: Sequence[Record]) -> tuple[int, str]:
@@ -301,13 +294,10 @@ def average_multi_model(old_gallery: np.ndarray) -> float:
 def _old_gallery(row: Sequence[Record]) -> dict[str, str]:
     """Columns on searches in galleries that older models have indexed."""
     tables = [t for record in row if (t := record.matrix.old_gallery) is not None and len(t) > 1]
-    if len(tables) < len(row):
-        names = ["old gallery"] + (["AC", "AA"] if row[0].config.tasks > 2 else [])
-        return dict.fromkeys(names, "–")
     found = {"old gallery": mean_and_sd([record.matrix.in_first_gallery() for record in row])}
     if row[0].config.tasks > 2:
-        found["AC"] = mean_and_sd([average_compatibility(t) for t in tables])
-        found["AA"] = mean_and_sd([average_multi_model(t) for t in tables])
+        for name, of in {"AC": average_compatibility, "AA": average_multi_model}.items():
+            found[name] = mean_and_sd(list(map(of, tables))) if len(tables) == len(row) else "–"
     return found
 
 
