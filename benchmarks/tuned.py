@@ -14,7 +14,7 @@ python benchmarks/tuned.py kinds --held-out-seeds 100 --seeds 0 1 2
 python benchmarks/tuned.py kinds --held-out-seeds 100 --seeds 0 1 2 --pairs --factors 3 10 30 100 \
     --csd-factors 0.1 0.3 1 3
 python benchmarks/tuned.py cifar100 --preset class --precision amp --held-out-seeds 100 \
-    --methods lwf csd --factors 1 3 10 30
+    --methods lwf csd --factors 1 3 10 30  # and --methods mmd-kd --factors 0.3 1 3 10
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --precision amp --held-out-seeds 100
 python benchmarks/tuned.py cifar100 --preset class --depth 8 --held-out-seeds 100 --pairs \
     --factors 3 10 30 100 --csd-factors 0.3 1 3 10 --seeds 3 4
