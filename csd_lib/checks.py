@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
@@ -142,6 +144,18 @@ def instance(name: str, value: Any, kind: Any, what: str) -> None:
     """Refuse what is not of a kind, as of ``isinstance``; ``what`` says in words what is wanted."""
     if not isinstance(value, kind):
         raise InputError(f"{name}={shown(value)}: give {what}")
+
+
+def path(name: str, value: Any, what: str) -> None:
+    """Refuse what no file could be called; whether there is one of that name does not matter."""
+    instance(name, value, (str, Path), what)
+    try:
+        os.stat(value)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # too long, or with a null character
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}={shown(value)} cannot be a path ({why}): give {what}") from None
 
 
 def sequence(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:

@@ -144,7 +144,7 @@ def load_run(folder: str | Path, dataset: Dataset | None = None) -> FinishedRun:
         InputError: if there is no finished run, these are other images, or a model is missing or
             not the one that was measured.
     """
-    checks.instance("folder", folder, (str, Path), "the folder of a run")
+    checks.path("folder", folder, "the folder of a run")
     folder = Path(folder)
     if not (folder / "results.json").exists():
         has_begun = (folder / "config.json").exists()

@@ -43,7 +43,7 @@ def load_exported(what: str | Path) -> tuple[Network, Record]:
     ``what`` is its folder, or that of a record below the ``record_folders()``. InputError if there
     is none, or it kept no model.
     """
-    checks.instance("what", what, (str, Path), "the folder of a run or of a record")
+    checks.path("what", what, "the folder of a run or of a record")
     places = [Path(what), *(folder / what for folder in record_folders())]
     for place in places:
         if (place / "results.json").is_file():

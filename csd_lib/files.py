@@ -81,6 +81,7 @@ def make_folder(folder: str | Path) -> Path:
     """Return a folder, made if missing; InputError if files cannot be written into it."""
     if not str(folder):
         raise InputError("the folder's name is empty: give one, or leave --folder out")
+    checks.path("folder", folder, "the name of a folder")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -140,7 +140,7 @@ def find_own_images(path: str | Path, image_size: int | None = None) -> OwnImage
         InputError: if there are too few images or classes, files that are no images (they are
             named), images of several sizes, or arrays of wrong shapes.
     """
-    checks.instance("path", path, (str, Path), "a folder of images, or an .npz file")
+    checks.path("path", path, "a folder of images, or an .npz file")
     if image_size is not None:
         checks.whole("image_size", image_size, 1, MAX_SIDE)
     path = Path(path)

@@ -14,6 +14,10 @@ from disturbed import hold
 from warm import PROCESSES
 
 from csd_lib import InputError, download, files
+from csd_lib.experiment import load_run
+from csd_lib.export import load_exported
+from csd_lib.files import make_folder
+from csd_lib.own_images import find_own_images
 
 # --- writing -------------------------------------------------------------------------------------
 
@@ -45,6 +49,13 @@ def holder(tmp_path):
     if process.is_alive():  # to set an event that a killed process waited for would never end
         leave.set()
     process.join()
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/\0b"], ids=["too long", "null"])
+@pytest.mark.parametrize("takes", [make_folder, find_own_images, load_run, load_exported])
+def test_a_name_that_no_file_can_have_is_refused(takes, name):
+    with pytest.raises(InputError, match=r"cannot be a path .*: give "):
+        takes(name)
 
 
 def test_another_process_is_waited_for_with_one_line(holder, tmp_path, capsys):
