@@ -9,6 +9,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from csd_lib import InputError, checks, identity, runs
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.engine import pick_device
-from csd_lib.files import make_folder, only_one, read_json_lines
+from csd_lib.files import make_folder, only_one, read_json, read_json_lines
 from csd_lib.fingerprint import fingerprint
 from csd_lib.model import Network
 from csd_lib.networks import network_from_state, read_state, state_sha256
@@ -64,6 +65,20 @@ def run_folder(config: TrainConfig, dataset: Dataset) -> Path:
     return runs_folder() / run_name(config, decided["data"], decided["fingerprint"])
 
 
+def _note_other_code(folder: Path, wanted: dict[str, Any]) -> None:
+    """Say that this run has been begun, but not ended, by code that computed other numbers."""
+    for path in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*/config.json"):
+        if (path.parent / "results.json").exists():
+            continue  # it lost nothing
+        with suppress(InputError):  # of a damaged file, which belongs to another run
+            if identity.difference(read_json(path), wanted).startswith("code that"):
+                warnings.warn(
+                    f"{path.parent} holds a part of this run by code that computed other "
+                    f"numbers: it stays, and training begins anew in {folder.name}",
+                    stacklevel=3,
+                )
+
+
 def run_experiment(
     config: TrainConfig,
     dataset: Dataset | None = None,
@@ -99,6 +114,7 @@ def run_experiment(
         name = run_name(config, wanted["data"], wanted["fingerprint"])
         folder = make_folder(runs_folder() / name)
         if not runs.has_begun(folder):
+            _note_other_code(folder, wanted)
             prefix = runs.find_prefix(runs_folder(), config, dataset)
     first_task = identity.first_task(config) if share_first_task else None
     if first_task and not prefix and not runs.has_begun(folder):

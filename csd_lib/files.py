@@ -81,14 +81,14 @@ def make_folder(folder: str | Path) -> Path:
     """Return a folder, made if missing; InputError if files cannot be written into it."""
     if not str(folder):
         raise InputError("the folder's name is empty: give one, or leave --folder out")
-    checks.path("folder", folder, "the name of a folder")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try_writing(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in its name
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot write to {folder} ({error.strerror or error}): choose another folder with "
+            f"cannot write to {folder} ({why}): choose another folder with "
             f"--folder or CSD_RUNS, or copy the kit to one of your own"
         ) from error
     return folder

@@ -54,7 +54,7 @@ def holder(tmp_path):
 @pytest.mark.parametrize("name", ["a" * 5000, "a/\0b"], ids=["too long", "null"])
 @pytest.mark.parametrize("takes", [make_folder, find_own_images, load_run, load_exported])
 def test_a_name_that_no_file_can_have_is_refused(takes, name):
-    with pytest.raises(InputError, match=r"cannot be a path .*: give "):
+    with pytest.raises(InputError, match=r"cannot be a path .*: give |cannot write to .*: choose "):
         takes(name)
 
 

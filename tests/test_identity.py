@@ -244,9 +244,11 @@ def test_code_that_computes_other_numbers_begins_in_a_folder_of_its_own(
         return run_experiment(QUICK, digits, share_first_task=True, progress=False)
 
     older = run()
+    (older.folder / "results.json").unlink()  # as if it was killed
     with monkeypatch.context() as changed:
         patched(changed, *CHANGES["a loss"])
-        newer = run()
+        with pytest.warns(UserWarning, match=f"{older.folder} holds a part of this run by code"):
+            newer = run()
     assert newer.folder != older.folder and newer.record.fingerprint != older.record.fingerprint
     assert trained == [(5, False), (5, True), (5, True)]
     again = run()  # with the code of then

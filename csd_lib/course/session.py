@@ -170,7 +170,10 @@ def start(keep_in_drive: bool = False) -> Session:
     device = "cuda" if has_gpu and mode != "smoke" else "cpu"
     print(f"Mode {mode}, because {reason}: {MODES[mode]}. Device: {device}.")
     if mode == "smoke":
-        print("The numbers in the text are of this mode.")
+        print(
+            "The numbers in the text are of this mode; single runs differ by some points between "
+            "computers."
+        )
     else:
         print("The numbers in the text are of mode smoke; yours will differ.")
         print(mode_forecast(mode, device, seconds=0.3))

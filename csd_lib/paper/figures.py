@@ -293,6 +293,7 @@ def paper_figures(groups: Sequence[Group], folder: str | Path) -> list[Path]:
     checks.instance("groups", groups, (list, tuple), "what comparison.paper_groups returns")
     for group in groups:
         checks.instance("groups", group, Group, "what comparison.paper_groups returns")
+    checks.instance("folder", folder, (str, Path), "a folder")
     folder = make_folder(folder)
     use_style()
     paths = []

@@ -194,9 +194,9 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             log_below = left.exp().sum(dim=1, keepdim=True).log()
         return -_mean(cosines - log_below, masks.members).mean()
 
-    def supcon(f: Tensor, y: Tensor, temp: float) -> Tensor:
+    def supcon(f: Tensor, y: Tensor, temp: float, each: Callable[..., Tensor] = _mean) -> Tensor:
         others = ~torch.eye(len(y), dtype=torch.bool)
-        return _contrast(f, f, (y[:, None] == y) & others, others, temp)
+        return _contrast(f, f, (y[:, None] == y) & others, others, temp, each=each)
 
     def equation_8(s: Tensor, t: Tensor, y: Tensor, temp: float) -> Tensor:
         return _contrast(t, s, y[:, None] == y, ~torch.eye(len(y), dtype=torch.bool), temp)
@@ -231,11 +231,18 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         "You count the anchor among its positives when you divide by their number.": partial(
             _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
         ),
+        "You add up the probabilities of the positives and then take the logarithm of the sum. It "
+        "belongs to each positive; then take the mean.": partial(
+            _csd, each=lambda log_p, positive: log_p.masked_fill(~positive, -torch.inf).logsumexp(1)
+        ),
         "You add up over the batch. Take the mean over the anchors.": (
             lambda s, t, y, temp: losses.csd_loss(s, t, y, temp) * len(y)
         ),
         "Only the anchor's own teacher is your positive (InfoNCE). All students and teachers "
-        "of the anchor's class are.": partial(_csd, positive=lambda m: m.own_teacher),
+        "of the anchor's class are.": [
+            partial(_csd, positive=lambda m: m.own_teacher, below=below)
+            for below in (lambda m: ~m.itself, lambda m: m.teachers)
+        ],
         "Your positives are teachers only. The other students of the class are positives, too.": (
             partial(_csd, positive=lambda m: m.same_class & m.teachers)
         ),
@@ -248,7 +255,10 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
             partial(_csd, positive=lambda m: m.same_class & m.teachers, below=lambda m: m.teachers)
         ),
         "You compare with students only, in numerator and denominator. The teachers belong to "
-        "the comparison.": lambda s, t, y, temp: supcon(s, y, temp),
+        "the comparison.": [
+            lambda s, t, y, temp, each=each: supcon(s, y, temp, each)
+            for each in (_mean, _mean_or_zero)
+        ],
         "Your denominator leaves the anchor's own teacher out. Only the anchor itself "
         "is left out.": partial(_csd, below=lambda m: ~m.itself & ~m.own_teacher),
         "Your anchors are students *and* teachers, as in SupCon with two views. Only the "
@@ -277,8 +287,9 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         ),
     }
     hints = {
-        "T = 0.01": "At a low temperature `exp` overflows. Use `logsumexp`, or subtract the "
-        "largest similarity of each row first.",
+        "T = 0.01": "At a low temperature `exp` overflows, and a small number added inside the "
+        "logarithm caps the loss. Use `logsumexp`, or subtract the largest similarity of each row "
+        "first and add nothing.",
     }
     compare(csd_loss, losses.csd_loss, cases, {**_CSD_MISTAKES, **mistakes}, hints=hints)
     compare_gradients(csd_loss, losses.csd_loss, (*random, 0.1))

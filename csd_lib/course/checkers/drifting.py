@@ -93,9 +93,11 @@ def check_neighborhood_overlap(overlap: Callable[[Tensor, Tensor, int], float]) 
         "8 features in 3 dimensions, k = 5": (*few, 5),
     }
     mistakes: Mistakes = {
-        "Every image counts itself as a neighbour, which is always kept.": (
-            partial(share, itself=True)
-        ),
+        "Every image counts itself as a neighbour, which is always kept.": [
+            partial(share, itself=True),
+            lambda a, b, k: share(a, b, k + 1, itself=True) * (k + 1) / k,
+            lambda a, b, k: share(a, b, k + 1, itself=True),
+        ],
         ZERO_FOR_LEFT_OUT: partial(share, left_out=0.0),
         "You compare rank by rank. A neighbour that moved from third to fourth place was kept.": (
             lambda a, b, k: (neighbors(a, k) == neighbors(b, k)).double().mean().item()

@@ -113,6 +113,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         power: float = 0,
         zeros: Sequence[str] = (),
         lonely: bool = False,
+        floor: float = 0,
     ) -> Tensor:
         f = unit_length(features) if normalize else features
         similarity, same = f @ f.T, labels[:, None] == labels
@@ -130,7 +131,7 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
 
         p = extreme("positives", positive, not hardest_positive)
         n = extreme("negatives", ~same, hardest_negative)
-        loss = F.relu(sign * (n - p) + margin)
+        loss = (sign * (n - p) + margin).clamp(min=floor)
         return reduce(loss if lonely else loss[positive.any(dim=1) & ~same.all(dim=1)])
 
     pencil = (on_circle(0, 60, 90, 180), torch.tensor([0, 0, 1, 1]))
@@ -182,6 +183,10 @@ def check_triplet_loss(triplet_loss: Callable[[Tensor, Tensor, float], Tensor]) 
         "You take the mean over all anchors. Those with loss 0 are left out of the mean.": (
             partial(variant, reduce=torch.mean)
         ),
+        "Some of your anchors have a loss below 0. Cut each off at 0, as max(0, …) says, before "
+        "the mean.": [
+            partial(variant, floor=-torch.inf, reduce=reduce) for reduce in (above_0, torch.mean)
+        ],
         "You divide by the size of the batch. Anchors with loss 0, and images that are no "
         "anchor, are left out of the mean.": (
             lambda f, y, m: variant(f, y, m, reduce=torch.sum) / len(y)

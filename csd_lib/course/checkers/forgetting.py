@@ -174,7 +174,7 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> None:
         "You add up over the tasks. Take the mean.": "sum",
         "This is in percent. Keep the unit of the matrix.": "percent",
     }
-    mistakes = {
+    mistakes: dict[str, Any] = {
         "This is backward transfer.": retrieval.backward_transfer,
         "You put 0 in the place of a negative value. If more is gained than lost, forgetting "
         "is negative.": lambda m: max(0.0, right(m)),
@@ -184,6 +184,13 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> None:
         "The sign of each task's value is lost. What a task has gained counts as negative.": (
             lambda m: np.mean([abs(m[j:-1, j].max() - m[-1, j]) for j in range(len(m) - 1)])
         ),
+    }
+    mistakes |= {
+        "You take the best of the whole column, and of every task. Only the rows from the one in "
+        "which a task was learned to the last but one count, and the last task does not.": [
+            lambda m: (m.max(axis=0) - m[-1]).mean(),
+            lambda m: (m.max(axis=0) - m[-1]).sum() / (len(m) - 1),
+        ]
     }
     mistakes |= {sentence: partial(variant, [flaw]) for sentence, flaw in flaws.items()}
     mistakes |= {
@@ -216,6 +223,12 @@ def check_recall_in_gallery(
         similarity = -torch.cdist(f, f) if distance else f @ f.T
         found = similarity.fill_diagonal_(-torch.inf).argmax(dim=1)
         return (y[found] == y)[is_query[in_gallery]].double().mean().item()
+
+    def rectangle(f: Tensor, y: Tensor, first: int, end: int, seen: int) -> float:
+        is_query, arrived = (y >= first) & (y < end), y < seen
+        similarity = unit_length(f[is_query]) @ unit_length(f[arrived]).T
+        found = y[arrived][similarity.fill_diagonal_(-torch.inf).argmax(dim=1)]
+        return (found == y[is_query]).double().mean().item()
 
     def answer(*case: Any) -> float:
         try:
@@ -254,6 +267,8 @@ def check_recall_in_gallery(
         NOT_SCALED_DISTANCE: partial(variant, scale=False, distance=True),
         "Every query finds itself: it is part of the gallery and must be left out of its own "
         "search.": lambda *a: 1.0,
+        "Query i is not the i-th image of the gallery, so `fill_diagonal_` leaves out the wrong "
+        "ones. Search with everybody first, and pick the queries' rows afterwards.": (rectangle),
         "Ends are not included: `first <= label < end` and `label < seen`.": (
             lambda f, y, first, end, seen: variant(f, y, first, end + 1, seen + 1)
         ),

@@ -65,6 +65,10 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> N
         if isinstance(groups, list | tuple) and any(
             isinstance(group, int | np.integer) for group in groups
         ):
+            if len(groups) == len(order) != tasks:
+                raise Mistake(
+                    "You return one flat list of classes. Return a tuple of classes for each task."
+                )
             raise Mistake(
                 "You return how many classes each task has. Return the classes themselves, one "
                 "tuple for each task."
@@ -89,6 +93,11 @@ def check_split_classes(split_classes: Callable[[Sequence[int], int], Any]) -> N
         "one class, the first ones being larger.": (
             lambda o, t: [*chunks(o, len(o) // t)[: t - 1], o[(t - 1) * (len(o) // t) :]]
         ),
+        "The first task gets all the classes that are left over. Give one to each of the first "
+        "tasks.": lambda o, t: [
+            o[: len(o) - (t - 1) * (len(o) // t)],
+            *chunks(o[len(o) - (t - 1) * (len(o) // t) :], len(o) // t),
+        ],
         "Your last tasks are the larger ones. The first ones get the classes that are left "
         "over.": lambda o, t: [g[::-1] for g in right(o[::-1], t)[::-1]],  # right, but from the end
         "Your tasks are as large as possible, so the last one is too small, or missing. They "
