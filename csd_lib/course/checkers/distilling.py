@@ -231,8 +231,8 @@ def check_csd_loss(csd_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]) 
         "You count the anchor among its positives when you divide by their number.": partial(
             _csd, each=lambda log_p, positive: (log_p * positive).sum(1) / (positive.sum(1) + 1)
         ),
-        "You add up the probabilities of the positives and then take the logarithm of the sum. It "
-        "belongs to each positive; then take the mean.": partial(
+        "You add up the probabilities of the positives and then take the logarithm of the sum. "
+        "Take the logarithm for each positive, and then the mean.": partial(
             _csd, each=lambda log_p, positive: log_p.masked_fill(~positive, -torch.inf).logsumexp(1)
         ),
         "You add up over the batch. Take the mean over the anchors.": (

@@ -184,13 +184,11 @@ def check_forgetting(forgetting: Callable[[np.ndarray], float]) -> None:
         "The sign of each task's value is lost. What a task has gained counts as negative.": (
             lambda m: np.mean([abs(m[j:-1, j].max() - m[-1, j]) for j in range(len(m) - 1)])
         ),
-    }
-    mistakes |= {
         "You take the best of the whole column, and of every task. Only the rows from the one in "
         "which a task was learned to the last but one count, and the last task does not.": [
             lambda m: (m.max(axis=0) - m[-1]).mean(),
             lambda m: (m.max(axis=0) - m[-1]).sum() / (len(m) - 1),
-        ]
+        ],
     }
     mistakes |= {sentence: partial(variant, [flaw]) for sentence, flaw in flaws.items()}
     mistakes |= {
