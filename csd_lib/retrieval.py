@@ -47,7 +47,7 @@ def _features_and_logits(
     checks.images("images", images)
     checks.finite("images", images, "correct them, or leave them out")
     checks.whole("batch_size", batch_size, 1, 1_000_000)
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device  # pixels as features have none
     outputs = []
     for batch in images.split(batch_size):
         with evaluating(model), true_float32(device.type):

@@ -91,12 +91,12 @@ def test_it_says_what_one_learns_and_ends_with_questions(path):
     assert re.search(r"## Questions\n.*\n1\. .*\n2\. .*\n3\. ", text, flags=re.DOTALL)
 
 
-@each_chapter
+@each([path for path in NOTEBOOKS if path.stem[:2] != "00"])
 def test_a_chapter_is_remembered(path):
     """It begins with a question on an earlier one, and ends with five lines and a quiz."""
     before, *_ = (cell.source for cell in cells(path, "markdown")[1:])
     earlier = r"\*\*From (the last chapter|chapter \d)\.\*\* .*\?"
-    assert path == CHAPTERS[0] or re.match(earlier, before, re.DOTALL)
+    assert path.stem[:2] == "01" or re.match(earlier, before, re.DOTALL)
     text = "\n\n".join(cell.source for cell in cells(path, "markdown"))
     lines = re.search(r"## Take away\n\n(.+?)\n\n", text + "\n\n", re.DOTALL)[1]
     assert len(re.findall(r"^\* ", lines, re.MULTILINE)) == 5
@@ -149,7 +149,7 @@ def test_one_sitting(path):
     notebook = nbformat.read(path, as_version=4)
     lines = [len(code_lines(cell)) for cell in cells(path, "code")]
     if path in SHORT:
-        assert len(notebook.cells) <= 19
+        assert len(notebook.cells) <= 20
     else:
         assert 25 <= len(notebook.cells) <= (62 if path in CHAPTERS else 50)
         assert statistics.median(lines) <= 6

@@ -138,6 +138,15 @@ def test_embed_leaves_each_module_in_its_mode_also_where_it_fails(digits):
     assert model.training and not frozen.training
 
 
+def test_embed_takes_a_network_that_has_no_weights():
+    class Pixels(torch.nn.Module):
+        def forward(self, images):
+            return images.flatten(1).float(), images.new_zeros(len(images), 2)
+
+    images = torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2)
+    assert embed(Pixels(), images).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_embed_refuses_what_is_not_a_batch_of_images(digits):
     with pytest.raises(InputError, match="N > 0, C, H, W"):
         embed(ResNet(8, 3, 1), digits.test_images[0])
