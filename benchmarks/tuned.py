@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ import numpy as np
 from choose import held_out_as_test
 
 from csd_lib.config import TrainConfig
+from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
 from csd_lib.identity import key
 from csd_lib.methods import TERMS, get_method
@@ -130,22 +131,37 @@ def all_factors(config: TrainConfig) -> list[dict[str, Factors]]:
     return [USUAL, chosen_factors(config), *pair]
 
 
-def parser_of(doc: str) -> argparse.ArgumentParser:
-    """Return a parser of what all runs have in common, and of their seeds."""
+def search(
+    tries: list[TrainConfig],
+    folder: Path,
+    dataset: Dataset,
+    tried: Callable[[TrainConfig], Any] = factor_of,
+) -> dict[str, dict[Any, float]]:
+    """Train on all but the held-out images, and print and return what is found of those."""
+    reproduce(tries, folder, dataset=held_out_as_test(dataset, SHARE), progress=False)
+    reached = found(load_tries(tries[0], folder), tried)
+    for method, each in reached.items():
+        print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
+    return reached
+
+
+def parser_of(doc: str, methods: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return a parser of what all runs have in common, of their seeds and of a search's methods."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("dataset")
     parser.add_argument("--preset", default="clean")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--depth", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    if methods:
+        parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
+        parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     return parser
 
 
 def main() -> None:
     """Try all factors on held-out images, then train with the best of each method."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--held-out-seeds", type=int, nargs="+", default=[100, 101, 102])
-    parser.add_argument("--methods", nargs="+", choices=RECIPES, default=RECIPES)
+    parser = parser_of(__doc__, RECIPES)
     parser.add_argument("--pairs", action="store_true", help="CSD only, a factor for each weight")
     parser.add_argument("--factors", type=float, nargs="+", choices=FACTORS, default=FACTORS)
     parser.add_argument("--csd-factors", type=float, nargs="+", choices=FACTORS, default=FACTORS)
@@ -162,10 +178,7 @@ def main() -> None:
         for recipe in recipes
     ]
     dataset = load_dataset(arguments.dataset)
-    reproduce(tries, folder, dataset=held_out_as_test(dataset, SHARE), progress=False)
-    reached = found(load_tries(tries[0], folder), pair_of if arguments.pairs else factor_of)
-    for method, each in reached.items():
-        print(method, {f: round(value, 1) for f, value in each.items()}, "takes", best(each))
+    reached = search(tries, folder, dataset, pair_of if arguments.pairs else factor_of)
     chosen = [
         times(
             TrainConfig(**settings, method=recipe, seed=seed), *np.atleast_1d(best(reached[recipe]))

@@ -1,0 +1,61 @@
+"""Who keeps most, if each method may choose how fast it learns the later task?
+
+The later learning rate is taken times one factor; all weights stay the usual ones. Tried and chosen
+as in tuned.py: on held-out images, with seeds that no table of results has. Several processes may
+run this at the same time; each takes free cells.
+
+python benchmarks/rates.py digits --seeds 0 1 2 3 4 5 6 7
+python benchmarks/rates.py fashion --seeds 0 1 2 3 4 5 6 7
+python benchmarks/rates.py kinds --held-out-seeds 100 --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import tuned
+
+from csd_lib.config import TrainConfig
+from csd_lib.datasets import load_dataset
+from csd_lib.paper.ledger import reproduce
+
+FOLDER = tuned.FOLDER.with_name("rates")
+METHODS = ("fine-tuning", "lwf", "mmd-kd", "csd")
+FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def times(config: TrainConfig, factor: float) -> TrainConfig:
+    """Return the config with the usual later learning rate times a factor."""
+    usual = TrainConfig(**tuned.common(config)).later_learning_rate
+    return replace(config, later_learning_rate=factor * usual)
+
+
+def factor_of(config: TrainConfig) -> float:
+    """Return the factor that ``times`` was called with."""
+    return next(f for f in FACTORS if times(config, f) == config)
+
+
+def main() -> None:
+    """Try all factors on held-out images, then train with the best of each method."""
+    parser = tuned.parser_of(__doc__, METHODS)
+    parser.add_argument("--factors", type=float, nargs="+", choices=FACTORS, default=FACTORS)
+    arguments = parser.parse_args()
+    settings = {name: getattr(arguments, name) for name in tuned.COMMON}
+    tries = [
+        times(TrainConfig(**settings, method=method, seed=seed), factor)
+        for seed in arguments.held_out_seeds
+        for factor in arguments.factors
+        for method in arguments.methods
+    ]
+    dataset = load_dataset(arguments.dataset)
+    reached = tuned.search(tries, FOLDER, dataset, factor_of)
+    chosen = [
+        times(TrainConfig(**settings, method=method, seed=seed), tuned.best(reached[method]))
+        for seed in arguments.seeds
+        for method in arguments.methods
+    ]
+    reproduce(chosen, dataset=dataset, progress=False)
+
+
+if __name__ == "__main__":
+    main()
