@@ -21,7 +21,7 @@ from csd_lib.paper.ledger import reproduce
 
 FOLDER = tuned.FOLDER.with_name("rates")
 METHODS = ("fine-tuning", "lwf", "mmd-kd", "csd")
-FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 def times(config: TrainConfig, factor: float) -> TrainConfig:

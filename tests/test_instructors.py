@@ -210,6 +210,11 @@ def test_csd_keeps_more_than_fine_tuning_wherever_there_are_three_seeds_as_the_p
         records, gains = ledger.load_records(ROOT / "data" / folder), {}
         old = {r.key(): r.matrix.own[-1, 0] for r in records}  # on the old classes, at the end
         for run in (r for r in records if usual <= vars(r.config).items()):
+            if report.changed_settings(run.config).keys() & {
+                "learning_rate",
+                "later_learning_rate",
+            }:
+                continue  # the pages name each preset's rates
             rival = replace(run, config=replace(run.config, method="fine-tuning")).key()
             if rival in old:
                 gains.setdefault(run.key(*names), []).append(old[run.key()] - old[rival])
@@ -219,6 +224,16 @@ def test_csd_keeps_more_than_fine_tuning_wherever_there_are_three_seeds_as_the_p
     for page in ("README.md", "docs/results.md"):
         text = (ROOT / page).read_text("utf-8")
         assert "CSD keeps more of the old classes than fine-tuning" in text, page
+
+
+def test_with_chosen_rates_nobody_is_told_apart_on_average_as_the_pages_say():
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    table = re.search(r"<!-- rates -->(.+?)<!-- end of rates -->", page, re.DOTALL)[1]
+    average = r"(?:[^|]+\|){3} \S+ \[(\S+) to (\S+)\]"  # after n, old and new
+    average = r"^\| ([^|]+) \| CSD, [^|]+\| (?:Fine-tuning|LwF), [^|]+\|" + average
+    found = re.findall(average, table, re.MULTILINE)
+    assert len(found) == 2 * len({where for where, *_ in found}) >= 6
+    assert all(float(low) < 0 < float(high) for *_, low, high in found)
 
 
 def test_measured_numbers_are_those_of_the_records():

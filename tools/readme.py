@@ -58,6 +58,7 @@ from csd_lib.retrieval import average, recall_at_k, wrong_before_right
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import bench
+import rates
 import tuned  # so that the rule by which weights are chosen is written once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,14 +113,14 @@ def speed_table() -> str:
     found = newest("common_practice")
     machine = found["machine"]
     header, rows = ["", "baseline", "images/s", "this kit, fp32", "this kit, amp"], []
-    for title, rates in found.items():
-        if isinstance(rates, dict) and "this kit, fp32" in rates:
-            baseline, *ours = rates
+    for title, speeds in found.items():
+        if isinstance(speeds, dict) and "this kit, fp32" in speeds:
+            baseline, *ours = speeds
             cells = [
-                f"{rates[name]['images_per_second']} ({rates[name]['ratio']:.2f} ×)"
+                f"{speeds[name]['images_per_second']} ({speeds[name]['ratio']:.2f} ×)"
                 for name in ours
             ]
-            rows.append([title, baseline, str(rates[baseline]["images_per_second"]), *cells])
+            rows.append([title, baseline, str(speeds[baseline]["images_per_second"]), *cells])
     versions = f"torch {machine['torch']}, Avalanche {machine['avalanche']}"
     where = f"({machine['device']}, {versions}, {machine['date']}.)"
     return f"{markdown(header, rows)}\n\n{where} {recall_line(10_000)}."
@@ -469,12 +470,16 @@ def rows_with(
     """
     without = ["seed"] + ([] if precision else ["precision"])
     without += ["class_order_seed"] if folder == "orders" else []
-    found = {}
-    for method, factor in factors.items():
-        asked = tuned.times(replace(config, method=method), *np.atleast_1d(factor))
-        runs, wanted = runs_in(f"{folder}/{config.dataset}"), key(asked, *without)
-        found[method] = [r for r in runs if key(r.config, *without) == wanted]
-    return found
+    return {
+        m: runs_like(tuned.times(replace(config, method=m), *np.atleast_1d(f)), folder, *without)
+        for m, f in factors.items()
+    }
+
+
+def runs_like(asked: TrainConfig, folder: str, *without: str) -> list[Record]:
+    """The runs in a folder that differ from a config at most in the settings named."""
+    wanted = key(asked, *without)
+    return [r for r in runs_in(f"{folder}/{asked.dataset}") if key(r.config, *without) == wanted]
 
 
 def leads(protocol: Table) -> list[Lead]:
@@ -618,6 +623,37 @@ def tuned_table(config: TrainConfig) -> str:
     return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{differences}"
 
 
+def rate_tries() -> dict[str, list[Record]]:
+    """The tries of later rates, by experiment."""
+    names = {path.name for path in rates.FOLDER.iterdir()}
+    found = {
+        title: tuned.load_tries(config, rates.FOLDER)
+        for title, config in SEARCHES.items()
+        if config.dataset in names
+    }
+    return {title: tries for title, tries in found.items() if tries}
+
+
+def rates_page() -> str:
+    """What methods reach with a later rate chosen for them: on held-out images, and against CSD."""
+    lines, pairs = [], []
+    for title, tries in (searches := rate_tries()).items():
+        config, rows = SEARCHES[title], {}
+        for method, each in tuned.found(tries, rates.factor_of).items():
+            shown, best = best_in_bold(each), tuned.best(each)
+            values = [shown.get(factor, "–") for factor in rates.FACTORS]
+            lines.append([title, get_method(method).title, *values])
+            asked = rates.times(replace(config, method=method), best)
+            name = f"{get_method(method).title}, {said(best)}"
+            rows[method] = name, runs_like(asked, "results", "seed", "precision")
+        name, csd = rows.pop("csd")
+        pairs += [([title, name, other], csd, row) for other, row in rows.values() if row]
+    header = ["later rate", "method", *map(said, rates.FACTORS)]
+    all_tries = [record for tries in searches.values() for record in tries]
+    differences = minus_table(["later rate", "CSD's runs", "minus"], pairs)
+    return f"{markdown(header, lines)}\n\n{said_of_tries(all_tries)}\n\n{differences}"
+
+
 def pair_tables() -> str:
     """What each pair of CSD's weights reaches on held-out images."""
     parts = []
@@ -702,6 +738,32 @@ def factors_figure() -> Figure:
         axis.set_xticks([0.1, 1, 10, 100], ["× 0.1", "× 1", "× 10", "× 100"])
         axis.set_title(title.replace(", 25", ",\n25"))
     axes[0].set_ylabel("old and new, mean (%)")
+    axes[-1].legend(**figures.BESIDE)
+    return figure
+
+
+def rates_figure() -> Figure:
+    """What each later rate finds of old and of new classes, on held-out images."""
+    shown = rate_tries()
+    size = (4.2 * len(shown) + 2, 4.6)
+    figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained")
+    styles = figures.method_styles(rates.METHODS)
+    for axis, (title, tries) in zip(axes, shown.items(), strict=True):
+        for method in rates.METHODS:
+            ends: dict[float, list[np.ndarray]] = {}
+            for r in (r for r in tries if r.config.method == method):
+                ends.setdefault(rates.factor_of(r.config), []).append(100 * r.matrix.own[-1])
+            if not ends:
+                continue
+            factors = sorted(ends)
+            old, new = np.transpose([np.mean(ends[factor], axis=0) for factor in factors])
+            axis.plot(new, old, label=get_method(method).title, **styles[method])
+            usual = factors.index(1.0)
+            ring = axis.plot(new[usual], old[usual], "o", ms=17, mfc="none", mec="black", mew=2)
+        ring[0].set_label("usual rate")
+        axis.set_xlabel("new classes (%)")
+        axis.set_title(title.replace(", 25", ",\n25"))
+    axes[0].set_ylabel("old classes (%)")
     axes[-1].legend(**figures.BESIDE)
     return figure
 
@@ -866,6 +928,7 @@ def main() -> None:
             "tuned": tuned_table(SEARCHES["digits"]),
             "tuned large": tuned_table(SEARCHES[LARGE]),
             "tuned small": tuned_table(SEARCHES[SMALL]),
+            "rates": rates_page(),
             "first length": first_length_table(SMALL),
             "second length": second_length_table(),
             "first task": first_task_page(lines_of("first_task")),
@@ -920,6 +983,7 @@ def main() -> None:
         "leads": leads_figure(leading),
         "first-length": first_length_figure("clothes"),
         "factors": factors_figure(),
+        "rates": rates_figure(),
     }
     for table in (five, *kinds):
         name = f"{table.name}-{table.group.config.tasks}-tasks"
