@@ -10,7 +10,7 @@ from typing import Any
 
 from csd_lib import InputError, checks, identity
 from csd_lib.config import TrainConfig
-from csd_lib.paper.published import Experiment, get_experiment
+from csd_lib.paper.published import EXPERIMENTS, Experiment
 
 GRID = Experiment("A grid of settings", ("csd",))
 # All cells of a sweep have the same images, and say in the same words where to compute.
@@ -29,17 +29,17 @@ def make_configs(
         settings: of ``read_settings``: all combinations, in place of the experiment's own values.
     """
     given: dict[str, Sequence[Any]] = dict(settings)
-    if experiment == "grid":
-        known = GRID
-    else:
-        known = get_experiment(experiment)
+    known = {**EXPERIMENTS, "grid": GRID}
+    checks.one_of("experiment", experiment, known)
+    asked = known[experiment]
+    if experiment != "grid":
         given = {"dataset": ["cifar100"], "preset": ["reference"], **given}
-    methods = tuple(given.pop("method", known.methods))
-    tasks = tuple(given.pop("tasks", known.tasks))
+    methods = tuple(given.pop("method", asked.methods))
+    tasks = tuple(given.pop("tasks", asked.tasks))
     shared = {"dataset": given.pop("dataset")[0]} if "dataset" in given else {}
     changes = [dict(zip(given, v, strict=True)) for v in itertools.product(*given.values())]
-    variants = tuple({**own, **change} for own in known.variants for change in changes)
-    chosen = replace(known, methods=methods, tasks=tasks, variants=variants)
+    variants = tuple({**own, **change} for own in asked.variants for change in changes)
+    chosen = replace(asked, methods=methods, tasks=tasks, variants=variants)
     found = chosen.configs(seeds, **shared)
     # LwF at two temperatures of CSD is one run: the second job would wait for the first.
     return list({frozenset(identity.key(c).items()): c for c in found}.values())

@@ -55,7 +55,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a loss."""
+    """One term of a loss: its function gets ``Outputs`` of a batch and the loss settings."""
 
     title: str  # in legends
     compute: Callable[[Outputs, LossSettings], Tensor]  # a scalar, not yet weighted

@@ -36,7 +36,9 @@ def shorten_warnings(stream: str) -> None:
     """From now on, show each warning as a note of one line on ``stderr`` or ``stdout``."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"note: {printable(str(message))}", file=getattr(sys, stream))
+        bars = sys.modules.get("tqdm")  # a note beside a progress bar would be overlooked
+        write = bars.tqdm.write if bars else print
+        write(f"note: {printable(str(message))}", file=getattr(sys, stream))
 
     warnings.showwarning = show
 

@@ -332,7 +332,7 @@ def _opened(file: Path) -> Iterator[Any]:
     except Exception as error:  # what some of 40 parsers raise for bytes of another kind
         words = checks.first_line(error, 80)
         reason = "no known kind of image" if "cannot identify" in words else words
-        raise InputError(f"{file.name} ({reason})") from error
+        raise InputError(f"{file.parent.name}/{file.name} ({reason})") from error
 
 
 def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:

@@ -411,6 +411,7 @@ def _comparable(against: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return settings in which rows of one table can differ."""
     checks.instance("against", against, (Mapping, type(None)), "a dictionary of settings, or None")
     checks.setting_names(TrainConfig, against or (), "against: ")
+    get_method((against or {}).get("method", "csd"))  # refuses a misspelled one
     parts = {part.name: part.metadata["decides"] for part in fields(TrainConfig)}
     for name in against or ():
         if name in (*_BLOCK, "preset", "seed") or parts[name] in ("data", "machine"):
