@@ -107,7 +107,7 @@ def test_help_lists_every_field_of_the_config():
         (["report", "--against", "method=csd", "--json"], ["--against", "no runs of yours"]),
         (["reproduce", "table9"], ["'table9'", "table1", "figure3"]),
         (["reproduce", "table1", "--preset", "quick"], ["'quick'", "reference", "clean"]),
-        (["sweep", "table9"], ["'table9'", "table1", "figure3"]),
+        (["sweep", "table9"], ["'table9'", "table1", "figure3", "grid"]),
         (["sweep", "grid", "--settings", "lamda_kd=1"], ["'lamda_kd'", "lambda_kd"]),
         (["sweep", "grid", "--settings", "tasks=11"], ["tasks=11", "10 classes"]),
         (["sweep", "grid", "--slurm", "partition=gpu"], ["partition=gpu", "--engine slurm"]),

@@ -257,6 +257,8 @@ def test_differences_come_for_programs_too_one_for_each_gallery_and_seed():
     np.testing.assert_allclose(shown, [(0.03, n, (0.03 + n) / 2) for n in new], atol=1e-12)
     rows = from_csv(report.render_csv([*lwf, *csd], {"method": "lwf"}))
     assert [row["seed"] for row in rows] == [0, 1, 0, 1]
+    with pytest.raises(InputError, match="'lfw'"):
+        differences([made("csd")], method="lfw")
     with pytest.raises(InputError, match="no two runs of one seed"):
         report.render_csv(lwf, {"method": "lwf"})
 

@@ -625,11 +625,10 @@ def tuned_table(config: TrainConfig) -> str:
 
 def rate_tries() -> dict[str, list[Record]]:
     """The tries of later rates, by experiment."""
-    names = {path.name for path in rates.FOLDER.iterdir()}
     found = {
         title: tuned.load_tries(config, rates.FOLDER)
         for title, config in SEARCHES.items()
-        if config.dataset in names
+        if (rates.FOLDER / config.dataset).is_dir()
     }
     return {title: tries for title, tries in found.items() if tries}
 
