@@ -17,10 +17,10 @@ import torch
 from pretend_gpu import OnGpu, pretend_gpu
 from stopped import same_bits, stop_after
 
-from csd_lib import InputError, TrainingError, drift, engine, networks, runs, steps
+from csd_lib import InputError, TrainingError, drift, engine, fingerprint, networks, runs, steps
 from csd_lib import train as training
 from csd_lib.config import TrainConfig
-from csd_lib.data import Dataset, class_incremental_split
+from csd_lib.data import class_incremental_split
 from csd_lib.experiment import run_experiment
 from csd_lib.losses import csd_loss
 from csd_lib.methods import METHODS, TERMS
@@ -37,14 +37,7 @@ STEPS = 2 * 3  # of an epoch of each task: batches of 10, 10 and 4
 @pytest.fixture(scope="module")
 def images():
     """Six classes of made-up colour images."""
-    generator, parts = torch.Generator().manual_seed(0), {}
-    for part, count in (("train", 8), ("test", 3)):
-        labels = torch.arange(6).repeat_interleave(count)
-        noise = torch.randint(0, 128, (len(labels), 3, 16, 16), generator=generator)
-        parts[f"{part}_labels"] = labels
-        parts[f"{part}_images"] = (noise + 20 * labels[:, None, None, None]).to(torch.uint8)
-    stats = {"mean": (0.4,) * 3, "std": (0.2,) * 3}
-    return Dataset(name="made up", class_names=tuple("abcdef"), **stats, **parts)
+    return fingerprint._made_up_images(3, 16)
 
 
 @pytest.fixture(scope="module")

@@ -113,12 +113,6 @@ def test_a_driver_without_a_gpu_in_torch_is_noted(monkeypatch):
     assert found["gpus"] == ["cuda:0, K80, compute capability 3.7, 10.0 of 12.0 GB free"]
 
 
-def test_a_notebook_gets_one_line(monkeypatch):
-    monkeypatch.setattr(doctor, "measure", lambda *_: Rates(0.02, 0.03, 0, 0))
-    line = doctor.mode_forecast("class", "cpu")
-    assert "\n" not in line and "min" in line and "mode class" in line
-
-
 def table_1(preset):
     settings = dict(dataset="cifar100", preset=preset, device="cpu")
     return EXPERIMENTS["table1"].configs((0,), **settings)

@@ -24,7 +24,7 @@ from jupyter_client.provisioning import local_provisioner
 from stopped import outcome, stop_after
 from warm import PROCESSES
 
-from csd_lib import InputError, course, files, runs
+from csd_lib import InputError, files, runs
 from csd_lib.config import TrainConfig
 from csd_lib.experiment import run_experiment
 
@@ -291,18 +291,3 @@ def test_mistakes_ctrl_c_and_a_restarted_kernel_are_one_line_and_lose_no_epoch(
         assert re.findall("own.*", again) == re.findall("own.*", undisturbed) != []
     finally:
         kernel.stop()
-
-
-def test_an_interrupted_session_leaves_its_folder_free_for_the_next_try(monkeypatch, tmp_path):
-    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
-    session = course.Session("smoke", "cpu", (0,))
-    monkeypatch.setattr(course.session, "run_experiment", stopped_experiment(3))
-    with pytest.raises(course.Stopped, match="run this cell again"):
-        session.run("csd", **SETTINGS)
-    monkeypatch.undo()
-    monkeypatch.setenv("CSD_RUNS", str(tmp_path))
-    assert len(session.run("csd", **SETTINGS).history) == 4
-
-
-def stopped_experiment(epochs):
-    return lambda config, **options: run_experiment(config, on_epoch=stop_after(epochs), **options)

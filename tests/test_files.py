@@ -216,8 +216,8 @@ def test_random_bytes_are_damaged(kind):
         assert refused_in_one_line(path, read)
 
 
-def npy(header, body=b"12345678"):
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"12345678"
 
 
 @pytest.mark.parametrize(

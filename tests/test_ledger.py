@@ -5,7 +5,6 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from unittest.mock import patch
 
 import numpy as np
@@ -318,11 +317,8 @@ def test_reproduce_in_two_processes_shares_the_cells(own_folders, digits):
 
 
 def test_recorded_configs_are_of_this_kit():
-    records, problems = ledger.read_ledger()
-    known = {field.name for field in fields(TrainConfig)}
+    records, problems = ledger.read_ledger()  # a setting that does not exist is a problem
     assert records and not problems
-    for found in records:
-        assert set(files.read_json(found.folder / "results.json")["config"]) <= known
 
 
 def kept():

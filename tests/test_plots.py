@@ -17,8 +17,7 @@ from csd_lib.model import ResNet
 from csd_lib.paper import figures, ledger, report
 from csd_lib.paper.comparison import paper_groups, tables
 
-CIRCLE = torch.tensor([0.0, 60, 120, 180]).deg2rad()
-POINTS = torch.stack([CIRCLE.cos(), CIRCLE.sin()], dim=1)
+POINTS = made_up.on_circle(0, 60, 120, 180)
 LABELS = torch.tensor([0, 0, 1, 1])
 NAMES = [str(digit) for digit in range(10)]
 HISTORY = [

@@ -320,12 +320,12 @@ def _verdict(difference: str, interval: str, verdict: str) -> str:
 MEANS = ", head_init=class_means"
 WEIGHT_PAIRS = (
     ("MMD + KD", "CSD"),
-    ("CSD, lambda_csd=10.0", "MMD + KD"),
-    ("CSD, lambda_kd=10.0, lambda_csd=10.0", "MMD + KD"),
-    ("CSD, lambda_kd=10.0, lambda_csd=0.1", "LwF"),
-    ("CSD, lambda_kd=10.0, lambda_csd=10.0", "LwF, lambda_kd=3.0"),
-    ("CSD, lambda_kd=10.0, lambda_csd=10.0", "LwF, lambda_kd=10.0"),
-    ("CSD, lambda_kd=10.0", "CSD, lambda_kd=10.0, lambda_csd=0.1"),
+    ("CSD, lambda_csd=10", "MMD + KD"),
+    ("CSD, lambda_kd=10, lambda_csd=10", "MMD + KD"),
+    ("CSD, lambda_kd=10, lambda_csd=0.1", "LwF"),
+    ("CSD, lambda_kd=10, lambda_csd=10", "LwF, lambda_kd=3"),
+    ("CSD, lambda_kd=10, lambda_csd=10", "LwF, lambda_kd=10"),
+    ("CSD, lambda_kd=10", "CSD, lambda_kd=10, lambda_csd=0.1"),
 )
 HEAD_PAIRS = (
     (f"Fine-tuning{MEANS}", "Fine-tuning"),

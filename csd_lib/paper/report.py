@@ -230,9 +230,13 @@ def _read(config: TrainConfig) -> dict[str, Any]:
 
 def describe(config: TrainConfig, without: Iterable[str] = ()) -> str:
     """Name what a row is: the method, and what is changed from the preset."""
-    changed = changed_settings(config)
-    named = [f"{name}={value}" for name, value in changed.items() if name not in set(without)]
-    return ", ".join([get_method(config.method).title, *named])
+    named = {n: value for n, value in changed_settings(config).items() if n not in set(without)}
+    return ", ".join([get_method(config.method).title, *_said(named)])
+
+
+def _said(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings as name=value, 10.0 as 10 and a product of rates without its last bits."""
+    return [f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}" for n, v in settings.items()]
 
 
 def table_rows(
@@ -336,8 +340,7 @@ def headline(group: Group) -> list[str]:
     ]
     lines = [", ".join(facts)]
     if shared:
-        changes = ", ".join(f"{name}={value}" for name, value in shared.items())
-        lines.append(f"changed from the preset: {changes}")
+        lines.append(f"changed from the preset: {', '.join(_said(shared))}")
     if group.repeated:
         lines.append(f"left out: {group.repeated} older records of the same runs")
     if config.preset == "class":
@@ -427,7 +430,7 @@ def _differences(
     columns: Callable[[TrainConfig], dict[str, str]],
 ) -> list[str]:
     """Return the lines of two tables: each row minus the one that only has other settings."""
-    named = ", ".join(f"{name}={value}" for name, value in against.items())
+    named = ", ".join(_said(against))
     pairs, lines = [], []
     for row, others in _fitting(rows, against):
         if len(others) == 1:

@@ -9,26 +9,18 @@ import torch
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners, reducers
 from pytorch_metric_learning.distances import LpDistance
+from test_losses import golden, value_and_gradient
 
 from csd_lib import InputError, losses
 from csd_lib.integrations.metric_learning import CSDLoss, FECDLoss, KDLoss, MMDLoss
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
-golden = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 
 
 def batch(n=128, dim=64, classes=10, seed=0):
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, n, dim, generator=generator)
     return student, teacher, torch.randint(classes, (n,), generator=generator)
-
-
-def value_and_gradient(loss, x):
-    x = x.detach().clone().requires_grad_()
-    value = loss(x)
-    value.backward()
-    return value.detach(), x.grad
 
 
 def supcon_over_student_and_teacher(student, teacher, labels):
