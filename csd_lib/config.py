@@ -49,7 +49,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LossSettings):
-    """Everything that decides a run. It is stored with the run's results."""
+    """Everything that decides a run. It is stored with the run's results.
+
+    ``csd train --help`` says of each setting what it means and what it is if it is left out.
+    """
 
     dataset: str = setting("digits", lambda name, value: get_spec(value))
     """Data set: one of datasets.DATASETS, or the path of a folder of images or an .npz file."""
