@@ -40,13 +40,8 @@ def times(config: TrainConfig, factor: float, weight: float = 1.0) -> TrainConfi
 
 def both_of(config: TrainConfig) -> tuple[float, float]:
     """Return the factors that ``times`` was called with; the weights' is 1 if there are none."""
-    pairs = itertools.product(FACTORS, (1.0, *tuned.FACTORS))
-    return next(pair for pair in pairs if times(config, *pair) == config)
-
-
-def factor_of(config: TrainConfig) -> float:
-    """Return the rate's factor alone."""
-    return both_of(config)[0]
+    rate = config.later_learning_rate / times(config, 1.0).later_learning_rate
+    return float(f"{rate:g}"), tuned.factor_of(config) if tuned.weights_of(config) else 1.0
 
 
 def main() -> None:

@@ -35,7 +35,6 @@ from choose import held_out_as_test
 from csd_lib.config import TrainConfig
 from csd_lib.data import Dataset
 from csd_lib.datasets import load_dataset
-from csd_lib.identity import key
 from csd_lib.methods import TERMS, get_method
 from csd_lib.paper.ledger import reproduce
 from csd_lib.paper.report import load_runs
@@ -56,28 +55,30 @@ def common(config: TrainConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in COMMON}
 
 
+def weights_of(config: TrainConfig) -> list[str]:
+    """Return the names of the weights of its method's distillation terms."""
+    terms = [TERMS[name].weight for name in get_method(config.method).recipe.split("+")]
+    return [*filter(None, terms)]
+
+
 def times(config: TrainConfig, *factors: float) -> TrainConfig:
     """Return the config with the weights of its distillation terms times one factor, or each."""
-    terms = [TERMS[name].weight for name in get_method(config.method).recipe.split("+")]
     usual = TrainConfig(dataset=config.dataset, preset=config.preset)
-    weights = zip(filter(None, terms), itertools.cycle(factors), strict=False)
+    weights = zip(weights_of(config), itertools.cycle(factors), strict=False)
     return replace(config, **{name: factor * getattr(usual, name) for name, factor in weights})
 
 
-def is_times(config: TrainConfig, *factors: float) -> bool:
-    """Say whether a config is the preset's, but for weights that are times these factors."""
-    alike = TrainConfig(**common(config), method=config.method)
-    return key(times(alike, *factors), "seed") == key(config, "seed")
+def pair_of(config: TrainConfig) -> tuple[float, ...]:
+    """Return the factors that ``times`` was called with, of each weight: KD's first."""
+    usual = TrainConfig(dataset=config.dataset, preset=config.preset)
+    pairs = [(getattr(config, name), getattr(usual, name)) for name in weights_of(config)]
+    return tuple(float(f"{weight / as_usual:g}") for weight, as_usual in pairs)
 
 
 def factor_of(config: TrainConfig) -> float:
-    """Return the factor that ``times`` was called with."""
-    return next(factor for factor in FACTORS if is_times(config, factor))
-
-
-def pair_of(config: TrainConfig) -> tuple[float, float]:
-    """Return the two factors that ``times`` was called with: KD's and the CSD term's."""
-    return next(pair for pair in itertools.product(FACTORS, FACTORS) if is_times(config, *pair))
+    """Return the one factor that ``times`` was called with."""
+    (factor,) = {*pair_of(config)}
+    return factor
 
 
 def load_tries(config: TrainConfig, folder: Path = FOLDER) -> list[Record]:

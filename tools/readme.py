@@ -430,7 +430,7 @@ def pairs_table(group: Group, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def learned_table(found: dict[str, Table]) -> str:
-    """What learning the second task gives over the frozen first model, on average, in points."""
+    """What learning the second task gives over the initial model, on average, in points."""
     lines = []
     for title, table in found.items():
         rows = {row[0].config.method: row for row in table.rows}
@@ -623,12 +623,12 @@ def tuned_table(config: TrainConfig) -> str:
     return f"{markdown(header, lines)}\n\n{said_of_tries(tries)}\n\n{differences}"
 
 
-def rate_tries() -> dict[str, list[Record]]:
+def tries_in(folder: Path) -> dict[str, list[Record]]:
     """The tries of later rates, by experiment."""
     found = {
-        title: tuned.load_tries(config, rates.FOLDER)
+        title: tuned.load_tries(config, folder)
         for title, config in SEARCHES.items()
-        if (rates.FOLDER / config.dataset).is_dir()
+        if (folder / config.dataset).is_dir()
     }
     return {title: tries for title, tries in found.items() if tries}
 
@@ -636,21 +636,49 @@ def rate_tries() -> dict[str, list[Record]]:
 def rates_page() -> str:
     """What methods reach with a later rate chosen for them: on held-out images, and against CSD."""
     lines, pairs = [], []
-    for title, tries in (searches := rate_tries()).items():
-        config, rows = SEARCHES[title], {}
-        for method, each in tuned.found(tries, rates.factor_of).items():
-            shown, best = best_in_bold(each), tuned.best(each)
-            values = [shown.get(factor, "–") for factor in rates.FACTORS]
+    for title, tries in (searches := tries_in(rates.FOLDER)).items():
+        reached = tuned.found(tries, rates.both_of)
+        for method, each in reached.items():
+            shown = best_in_bold(each)
+            values = [shown.get((factor, 1.0), "–") for factor in rates.FACTORS]
             lines.append([title, get_method(method).title, *values])
-            asked = rates.times(replace(config, method=method), best)
-            name = f"{get_method(method).title}, {said(best)}"
-            rows[method] = name, runs_like(asked, "results", "seed", "precision")
-        name, csd = rows.pop("csd")
-        pairs += [([title, name, other], csd, row) for other, row in rows.values() if row]
+        pairs += against_csd(title, reached, 1)
     header = ["later rate", "method", *map(said, rates.FACTORS)]
-    all_tries = [record for tries in searches.values() for record in tries]
+    where = said_of_tries([*itertools.chain(*searches.values())])
     differences = minus_table(["later rate", "CSD's runs", "minus"], pairs)
-    return f"{markdown(header, lines)}\n\n{said_of_tries(all_tries)}\n\n{differences}"
+    return f"{markdown(header, lines)}\n\n{where}\n\n{differences}"
+
+
+def both_page() -> str:
+    """The same with weights chosen as well; fine-tuning has none, so its tries are those above."""
+    lines, pairs = [], []
+    of_rates = tries_in(rates.FOLDER)
+    for title, tries in (searches := tries_in(rates.BOTH)).items():
+        without_weights = [r for r in of_rates[title] if r.config.method == "fine-tuning"]
+        reached = tuned.found([*tries, *without_weights], rates.both_of)
+        for method, each in reached.items():
+            best = tuned.best(each)
+            found = [*map(said, best), f"{each[best]:.1f}", str(len(each))]
+            lines.append([title, get_method(method).title, *found])
+        pairs += against_csd(title, reached, 2)
+    header = ["rate and weights", "method", "later rate", "weights", "average", "tried"]
+    where = said_of_tries([*itertools.chain(*searches.values())])
+    differences = minus_table(["rate and weights", "CSD's runs", "minus"], pairs)
+    return f"{markdown(header, lines)}\n\n{where}\n\n{differences}"
+
+
+def against_csd(
+    title: str, reached: Mapping[str, Mapping[tuple[float, float], float]], named: int
+) -> list[tuple[list[str], list[Record], list[Record]]]:
+    """The runs tested with what was chosen: CSD's beside another's, named by so many factors."""
+    config, rows = SEARCHES[title], {}
+    for method, each in reached.items():
+        best = tuned.best(each)
+        asked = rates.times(replace(config, method=method), *best)
+        runs = runs_like(asked, "results", "seed", "precision")
+        rows[method] = ", ".join([get_method(method).title, *map(said, best[:named])]), runs
+    name, csd = rows.pop("csd")
+    return [([title, name, other], csd, row) for other, row in rows.values() if row]
 
 
 def pair_tables() -> str:
@@ -743,7 +771,7 @@ def factors_figure() -> Figure:
 
 def rates_figure() -> Figure:
     """What each later rate finds of old and of new classes, on held-out images."""
-    shown = rate_tries()
+    shown = tries_in(rates.FOLDER)
     size = (4.2 * len(shown) + 2, 4.6)
     figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained")
     styles = figures.method_styles(rates.METHODS)
@@ -751,7 +779,7 @@ def rates_figure() -> Figure:
         for method in rates.METHODS:
             ends: dict[float, list[np.ndarray]] = {}
             for r in (r for r in tries if r.config.method == method):
-                ends.setdefault(rates.factor_of(r.config), []).append(100 * r.matrix.own[-1])
+                ends.setdefault(rates.both_of(r.config)[0], []).append(100 * r.matrix.own[-1])
             if not ends:
                 continue
             factors = sorted(ends)
@@ -928,6 +956,7 @@ def main() -> None:
             "tuned large": tuned_table(SEARCHES[LARGE]),
             "tuned small": tuned_table(SEARCHES[SMALL]),
             "rates": rates_page(),
+            "both": both_page(),
             "first length": first_length_table(SMALL),
             "second length": second_length_table(),
             "first task": first_task_page(lines_of("first_task")),
